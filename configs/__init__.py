@@ -1,0 +1,1 @@
+"""Recipes: each file has one `get_config()`."""

@@ -1,0 +1,109 @@
+"""Every option of a recipe, once, with its default. A recipe starts from here and changes what it needs."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """A recipe without stages; the sizes of its model are CLIP ViT-L/14 at 336 pixels and LLaMA-2-7B."""
+    c = ConfigDict()
+
+    c.model = ConfigDict()
+    c.model.vision = ConfigDict()
+    c.model.vision.image_size = 336  # pixels along each side
+    c.model.vision.patch_size = 14
+    c.model.vision.embed_dim = 1024
+    c.model.vision.mlp_dim = 4096
+    c.model.vision.num_layers = 24
+    c.model.vision.num_heads = 16
+    c.model.vision.norm_epsilon = 1e-5
+    c.model.vision.feature_layer = -2  # whose output is used: -1 the last block, -2 the one before it
+    c.model.projector = ConfigDict()
+    c.model.projector.kind = "mlp2x_gelu"  # linear, mlp2x_gelu, mlp3x_gelu, ...
+    c.model.language = ConfigDict()
+    c.model.language.vocab_size = 32000
+    c.model.language.embed_dim = 4096
+    c.model.language.mlp_dim = 11008
+    c.model.language.num_layers = 32
+    c.model.language.num_heads = 32
+    c.model.language.num_kv_heads = 32  # fewer than num_heads: grouped-query attention
+    c.model.language.head_dim = 128
+    c.model.language.norm_epsilon = 1e-5
+    c.model.language.rope_theta = 10000.0
+    c.model.language.rope_scaling = None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions)
+    c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
+    c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
+    c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/models/layers.py
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.source = "train"  # "train": a BPE made from the recipe's own training text; else a folder or hub name
+    c.tokenizer.vocab_size = 1024  # of a trained one
+
+    c.mesh = ConfigDict()  # devices along each axis; one may be -1, all that are left
+    c.mesh.data = 1  # copies of the weights, between slices
+    c.mesh.fsdp = -1  # weights split, rows split
+    c.mesh.tensor = 1  # heads and mlp split
+    c.mesh.sequence = 1
+
+    c.init = ""  # folder of an earlier run whose weights this one starts from; "": random
+    c.stages = ()  # the names of the stages, in order
+    c.stage = ConfigDict()  # name -> stage()
+
+    c.evaluation = ConfigDict()  # after the last stage
+    c.evaluation.source = ""  # as stage.data.source; "": no test
+    c.evaluation.image_folder = ""
+    c.evaluation.max_new_tokens = 64
+    c.evaluation.batch_size = 32  # questions answered at once
+
+    c.seed = 42
+    c.steps = placeholder(int)  # at most so many steps in each stage, for a quick try
+    return c
+
+
+def stage() -> ConfigDict:
+    """One stage: everything trains, LLaVA-1.5's optimizer."""
+    c = ConfigDict()
+    c.parts = ConfigDict()  # "frozen" or "full"
+    c.parts.vision = "full"
+    c.parts.projector = "full"
+    c.parts.language = "full"
+    c.frozen_dtype = "bfloat16"  # in which frozen weights are kept
+
+    c.data = ConfigDict()
+    c.data.source = ""  # a LLaVA .json or .jsonl file, or "easy_vqa:train"
+    c.data.image_folder = ""  # what relative image paths of the file are relative to; "": the file's own folder
+    c.data.heldout = 0.0  # share of the records (by a hash of their id) that is not trained on but evaluated
+    c.data.template = "vicuna_v1"  # plain, vicuna_v1, llama2, chatml, or tokenizer: its own chat template
+    c.data.system = placeholder(str)  # None: the template's own system message; "": no message
+    c.data.aspect = "pad"  # pad: to a square with the mean colour; square: centre crop
+    c.data.tokens = 2048  # T, of a row
+    c.data.images = 1  # I, of a row
+    c.data.pack = True  # several samples in a row, where they fit
+    c.data.augment = ConfigDict()
+    c.data.augment.flip = False  # mirror images at random; only where left and right mean nothing
+    c.data.augment.shift = 0  # move images by up to so many pixels
+    c.data.augment.shuffle_turns = False  # new order of the rounds in each epoch, where they do not build on each other
+    c.data.on_bad = "fail"  # a record that breaks a rule: "fail" stops with all of them named, "reject" counts it
+    c.data.workers = 0  # processes that decode images; 0: threads of this one
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 2e-5
+    c.optimizer.schedule = "cosine"  # cosine or linear to 0, or constant
+    c.optimizer.warmup = 0.03  # share of the steps
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.no_weight_decay = (r".*/(scale|bias)",)  # patterns of parameters that are never decayed
+    c.optimizer.groups = ()  # ((pattern, {"learning_rate": ..., "weight_decay": ...}), ...); the first match counts
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.epsilon = 1e-8
+    c.optimizer.clip_norm = 1.0  # of the gradient, over all trained parameters
+
+    c.epochs = 1.0
+    c.global_batch_size = 128  # rows of one step
+    c.micro_batches = 1  # pieces in which a step goes through its rows, to save memory
+    c.log_every = 1  # steps
+    c.eval_every = 0  # steps; 0: never
+    c.eval_records = 64  # of the held-out ones, for loss and for answers
+    c.checkpoint_every = 1000  # steps; the last step is always saved
+    c.keep_checkpoints = 2
+    return c

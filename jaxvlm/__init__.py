@@ -1,0 +1,1 @@
+"""jaxvlm: LLaVA-style vision-language models on TPUs, in JAX."""

@@ -1,0 +1,29 @@
+"""`jaxvlm COMMAND ...` is the same as `python -m jaxvlm.COMMAND ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from jaxvlm.command import run
+
+COMMANDS = {
+    "train": "train a recipe's stages, then test the result",
+    "evaluate": "exact match of a run's answers on a data set",
+    "generate": "answer questions about images, or hold a conversation",
+}
+
+
+def main() -> None:
+    """Dispatches to the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        listing = "\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items())
+        print(f"usage: jaxvlm COMMAND ...\n\n{listing}\n\n`jaxvlm COMMAND --help` explains each.")
+        sys.exit(0 if name in ("--help", "-h") else 2)
+    module = importlib.import_module(f"jaxvlm.{name}")
+    sys.exit(run(module.main, sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    main()

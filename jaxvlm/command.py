@@ -1,0 +1,129 @@
+"""What the commands share: recipes with overrides, help, and errors a person can read."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxvlm.config import Config, build_config
+from jaxvlm.errors import UserError
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of a command's docstring and shows defaults."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser of a command: its module's docstring is its help; mistakes are a `UserError`."""
+
+    def __init__(self, name: str, doc: str | None):
+        super().__init__(f"python -m jaxvlm.{name}", description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
+        self.add_argument("--json", action="store_true", help="print one machine-readable last line")
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raises `UserError` in place of argparse's exit, so that all mistakes look the same."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+    def add_config(self, *, required: bool = True) -> None:
+        """Adds `--config FILE` and, in the help, its overrides."""
+        self.add_argument("--config", required=required, metavar="FILE", help="recipe, such as configs/quickstart.py")
+        self.epilog = "Any value of the recipe can be set with --config.a.b=value; configs/base.py lists them all."
+
+    def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parses and also returns the arguments of the form `--config.a.b=value` (or `--config.a.b value`)."""
+        args, rest = self.parse_known_args(argv)
+        strange = [arg for i, arg in enumerate(rest) if not _is_override(arg, rest[i - 1] if i else "")]
+        if strange:
+            self.error(f"unknown arguments: {' '.join(strange)}")
+        return args, rest
+
+
+def _is_override(arg: str, before: str) -> bool:
+    return arg.startswith("--config.") or (before.startswith("--config.") and "=" not in before)
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs a recipe file and sets the overrides.
+
+    Raises:
+      UserError: no such file, an override of an unknown key (with the nearest one) or of the wrong type.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no recipe at {path}; the ones that come with jaxvlm are in configs/")
+    recipe = _read_flags([f"--config={path}"], path)
+    keys = list(_leaf_keys(recipe))
+    unknown = [arg for arg in overrides if arg.startswith("--") and _name(arg) not in keys]
+    if unknown:
+        raise UserError("; ".join(_unknown_override(_name(arg), keys) for arg in unknown))
+    return _read_flags([f"--config={path}", *overrides], path)
+
+
+def _read_flags(arguments: list[str], path: str) -> ConfigDict:
+    argv, values = ["jaxvlm", *arguments], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+        values.config.to_dict()  # a recipe that failed is only found out when it is used
+    except flags.IllegalFlagValueError as error:
+        raise UserError(f"a value of the wrong type: {error}") from error
+    except Exception as error:  # a recipe is a program, and may fail in any way
+        raise UserError(f"the recipe {path} cannot be read: {type(error).__name__}: {error}") from error
+    return values.config
+
+
+def _name(argument: str) -> str:
+    return argument.removeprefix("--config.").split("=")[0]
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The resolved recipe; see `load_recipe` and `jaxvlm.config.build_config` for what it raises."""
+    config = build_config(Config, load_recipe(path, overrides).to_dict())
+    undefined = [name for name in config.stages if name not in config.stage]
+    if undefined or not config.stages:
+        raise UserError(f"config.stages = {config.stages}, but config.stage has {', '.join(config.stage) or 'none'}")
+    return config
+
+
+def _leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, ConfigDict):
+            yield from _leaf_keys(value, f"{prefix}{key}.")
+
+
+def _unknown_override(name: str, keys: list[str]) -> str:
+    last = name.split(".")[-1]
+    nearest = difflib.get_close_matches(name, keys, 1) or [key for key in keys if key.split(".")[-1] == last]
+    hint = f"did you mean config.{nearest[0]}?" if nearest else "configs/base.py lists all keys"
+    return f"unknown key config.{name} ({hint})"
+
+
+def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0, 2 after a `UserError` (one line), 130 after Ctrl-C.
+
+    Args:
+      main: gets the arguments; what it returns is printed as the last line, in JSON, if `--json` is among them.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        result = main(argv)
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    if "--json" in argv and result is not None:
+        print(json.dumps(result))
+    return 0

@@ -1,0 +1,265 @@
+"""Recipes become frozen dataclasses here, one for each component.
+
+A recipe is a Python file with one `get_config() -> ConfigDict`. Every key has its default and its explanation in
+`configs/base.py`; here are only names and types, so a key that is unknown or missing raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from jaxvlm.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """CLIP vision encoder. Sizes in pixels where they are of images."""
+
+    image_size: int
+    patch_size: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    norm_epsilon: float
+    feature_layer: int  # whose output is the feature: -1 the last block, -2 the one before
+
+    @property
+    def features_per_image(self) -> int:
+        """Number of patch features P of an image, the class token left out."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectorConfig:
+    """From vision features to token embeddings: "linear", "mlp2x_gelu", "mlp3x_gelu", ..."""
+
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretch of the rotary frequencies (HF `rope_type` "llama3")."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """LLaMA decoder."""
+
+    vocab_size: int
+    embed_dim: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_epsilon: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tie_embeddings: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole vision-language model."""
+
+    vision: VisionConfig
+    projector: ProjectorConfig
+    language: DecoderConfig
+    compute_dtype: str
+    remat: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from."""
+
+    source: str
+    vocab_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1 for all that are left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training record, new in every epoch."""
+
+    flip: bool
+    shift: int
+    shuffle_turns: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which records, and how they become rows."""
+
+    source: str
+    image_folder: str
+    heldout: float
+    template: str
+    system: str | None
+    aspect: str
+    tokens: int
+    images: int
+    pack: bool
+    augment: AugmentConfig
+    on_bad: str
+    workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PartsConfig:
+    """What is trained of each part: "frozen" or "full"."""
+
+    vision: str
+    projector: str
+    language: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupConfig:
+    """Parameters that differ from the rest; None keeps the optimizer's value."""
+
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with one schedule for all, scaled by the learning rate of each group."""
+
+    learning_rate: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    no_weight_decay: tuple[str, ...]
+    groups: tuple[tuple[str, GroupConfig], ...]
+    b1: float
+    b2: float
+    epsilon: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One training run over one data set; the next stage starts from its result."""
+
+    parts: PartsConfig
+    frozen_dtype: str
+    data: DataConfig
+    optimizer: OptimizerConfig
+    epochs: float
+    global_batch_size: int
+    micro_batches: int
+    log_every: int
+    eval_every: int
+    eval_records: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The test at the end of the last stage; an empty source means none."""
+
+    source: str
+    image_folder: str
+    max_new_tokens: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A recipe, resolved."""
+
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    mesh: MeshConfig
+    init: str
+    stages: tuple[str, ...]
+    stage: dict[str, StageConfig]
+    evaluation: EvaluationConfig
+    seed: int
+    steps: int | None
+
+
+def build_config(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """Makes the frozen dataclass `cls` out of nested mappings.
+
+    Args:
+      cls: one of the dataclasses of this file.
+      values: `ConfigDict.to_dict()` of a recipe, or what `json` read of a saved one.
+      where: the path of `values` in the recipe, for messages.
+
+    Raises:
+      UserError: every unknown, missing and mistyped key, in one message.
+    """
+    problems: list[str] = []
+    result = _convert(cls, values, where, problems)
+    if problems:
+        raise UserError("the config has " + "; ".join(problems))
+    return result
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested plain dict (JSON-ready) of a dataclass that `build_config` made."""
+    return dataclasses.asdict(config)
+
+
+def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """Converts `value` to the annotation `kind`; appends to `problems` what does not fit."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not types.NoneType), value, where, problems)
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(kind, value, where, problems)
+    if origin is dict and isinstance(value, Mapping):
+        return {k: _convert(arguments[1], v, f"{where}.{k}", problems) for k, v in value.items()}
+    if origin is tuple and isinstance(value, (tuple, list)):
+        kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
+        if len(kinds) == len(value):
+            return tuple(_convert(k, v, f"{where}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    problems.append(f"{where} = {value!r}, expected {getattr(kind, '__name__', kind) if not origin else kind}")
+    return value
+
+
+def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, Mapping):
+        problems.append(f"{where} = {value!r}, expected a dict of {', '.join(f.name for f in dataclasses.fields(kind))}")
+        return None
+    hints = typing.get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            nearest = difflib.get_close_matches(name, hints, 1)
+            hint = f"did you mean {where}.{nearest[0]}?" if nearest else f"known: {', '.join(hints)}"
+            problems.append(f"unknown key {where}.{name} ({hint})")
+    required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    problems.extend(f"missing key {where}.{name}" for name in sorted(required - set(value)))
+    fields = {n: _convert(h, value[n], f"{where}.{n}", problems) for n, h in hints.items() if n in value}
+    return None if problems else kind(**fields)

@@ -1,0 +1,525 @@
+"""From records to batches: an index pass over all records, a plan of rows for each epoch, and rows by random access.
+
+Row r of the endless sequence of epochs is a function of the data, the recipe and the seed. So the position in it is
+one number, any worker can build any row, and a host builds only its share of a batch.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import random as python_random
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from jaxvlm.batch import Batch
+from jaxvlm.config import DataConfig
+from jaxvlm.data.conversation import Renderer, Sample, drop_leading_answer
+from jaxvlm.data.images import ASPECTS, augment, load_image, read_size
+from jaxvlm.data.ledger import Ledger
+from jaxvlm.data.packing import FitError, check_row, empty_batch, expand, expanded_length, fill_row, fit, plan_rows
+from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.sources import Source, is_heldout, load_source
+from jaxvlm.data.tokenizer import image_token_id
+from jaxvlm.errors import UserError
+
+# A conversation in another order of its rounds has other words next to the image and to its start, which may cost a
+# token. So many are planned for on top; an order that takes more is not used.
+_ORDER_SLACK = 2
+_CACHE_BYTES = 2**30  # decoded images are kept if all of them fit into this
+_BATCHES_AHEAD = 4  # of training, built by as many threads
+_PARALLEL_INDEX = 20_000  # records from which on starting worker processes for the index pass pays
+_ENDLESS = 2**40  # batches; grain wants a length
+_NAMED_PROBLEMS = 10
+_PLANNING = threading.Lock()  # of one process: loader threads meet at the start of an epoch, one of them plans it
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the index pass finds out about a record."""
+
+    length: int = 0  # positions it takes in a row; 0 if rejected
+    images: int = 0
+    supervised: int = 0  # tokens
+    heldout: bool = False
+    truncated: bool = False
+    dropped_answer: bool = False  # an assistant turn stood before the first question
+    error: RecordError | None = None
+
+
+class Samples:
+    """Turns records into what stands in a row, by index. Small and picklable: worker processes get a copy."""
+
+    def __init__(
+        self, source: Source, renderer: Renderer, config: DataConfig, image_size: int, features_per_image: int
+    ):
+        self.source, self.renderer, self.config = source, renderer, config
+        self.image_size, self.features_per_image = image_size, features_per_image
+        self.lengths = np.zeros(0, np.int32)  # from the index pass
+        self.keep_images = False
+        self._images: dict[tuple[int, int], np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_images": {}}
+
+    def record(self, index: int) -> Record:
+        """Record `index`, from its first question on."""
+        return drop_leading_answer(self.source[index])
+
+    def inspect(self, index: int) -> Entry:
+        """Checks record `index`: image headers, turns, length. Decodes nothing.
+
+        Raises:
+          UserError: rows are too short for any image.
+        """
+        heldout = False
+        try:
+            original = self.source[index]
+            heldout = is_heldout(original.id, self.config.heldout)
+            record = drop_leading_answer(original)
+            for image in record.images:
+                check_row(self.config.tokens, self.features_per_image)
+                read_size(image, record.origin)
+            whole = self.renderer.render(record)
+            sample = self._fitted(whole, record.origin)
+        except RecordError as error:
+            return Entry(heldout=heldout, error=error)
+        truncated = len(sample.tokens) < len(whole.tokens)
+        length = expanded_length(sample, self.features_per_image)
+        if self.config.augment.shuffle_turns and not heldout and _shuffles(record):
+            length = min(length + _ORDER_SLACK, self.config.tokens)
+        supervised = int(np.count_nonzero(sample.loss_weights[1:]))
+        return Entry(length, len(record.images), supervised, heldout, truncated, record is not original)
+
+    def write_row(self, batch: Batch, row: int, members: Sequence[int], seed: str | None) -> None:
+        """Writes the samples `members` into a row of an empty batch; `seed` None leaves them as they are in the file.
+
+        Raises:
+          RecordError: an image that passed the index pass by its header cannot be decoded.
+        """
+        pieces, pixels = [], []
+        for index in members:
+            record = self.record(index)
+            random = None if seed is None else python_random.Random(f"{seed}/{index}")
+            pieces.append(expand(self._sample(record, index, random), self.features_per_image))
+            for number in range(len(record.images)):
+                image = self._image(record, index, number)
+                if random is not None:
+                    options = self.config.augment
+                    image = augment(image, random, flip=options.flip, shift=options.shift)
+                pixels.append(image)
+        fill_row(batch, row, pieces, pixels, self.features_per_image)
+
+    def _sample(self, record: Record, index: int, random: python_random.Random | None) -> Sample:
+        if random is not None and self.config.augment.shuffle_turns and _shuffles(record):
+            sample = self.renderer.render(shuffle_turns(record, random))
+            if expanded_length(sample, self.features_per_image) <= self.lengths[index]:
+                return sample
+        return self._fitted(self.renderer.render(record), record.origin)
+
+    def _fitted(self, sample: Sample, origin: str) -> Sample:
+        try:
+            return fit(
+                sample,
+                features_per_image=self.features_per_image,
+                tokens=self.config.tokens,
+                images=self.config.images,
+            )
+        except FitError as error:
+            raise RecordError(f"{origin}: {error.problem}", origin, error.reason) from error
+
+    def _image(self, record: Record, index: int, number: int) -> np.ndarray:
+        image = self._images.get((index, number))
+        if image is None:
+            image = load_image(record.images[number], self.image_size, self.config.aspect, record.origin)
+            if self.keep_images:
+                self._images[index, number] = image
+        return image
+
+
+class Plan:
+    """Which samples share which row, for every epoch: one endless sequence of rows."""
+
+    def __init__(self, lengths: np.ndarray, images: np.ndarray, trained: np.ndarray, config: DataConfig, seed: int):
+        self._lengths, self._images, self._trained = lengths, images, trained
+        self._tokens, self._slots, self._pack = config.tokens, config.images, config.pack
+        self._seed = seed
+        self._ends: list[int] = []  # the row after the last one of each epoch
+        self._epochs: dict[int, list[tuple[int, ...]]] = {}
+
+    def rows(self, samples: np.ndarray) -> list[tuple[int, ...]]:
+        """Rows of the given samples in the given order."""
+        return plan_rows(self._lengths, self._images, samples, tokens=self._tokens, images=self._slots, pack=self._pack)
+
+    def epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        """The rows of an epoch, a function of the seed and the epoch."""
+        with _PLANNING:
+            return self._epoch(epoch)
+
+    def end(self, epoch: int) -> int:
+        """How many rows there are up to the end of an epoch."""
+        with _PLANNING:
+            return self._end(epoch)
+
+    def find(self, row: int) -> tuple[int, tuple[int, ...]]:
+        """The epoch of a row of the endless sequence, and its samples."""
+        with _PLANNING:
+            epoch = 0
+            while self._end(epoch) <= row:
+                epoch += 1
+            start = self._end(epoch - 1) if epoch else 0
+            return epoch, self._epoch(epoch)[row - start]
+
+    def _end(self, epoch: int) -> int:
+        while len(self._ends) <= epoch:
+            self._ends.append(len(self._epoch(len(self._ends))) + (self._ends[-1] if self._ends else 0))
+        return self._ends[epoch]
+
+    def _epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        if epoch not in self._epochs:
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._trained)
+            # Loader threads are in two epochs at most; one more for a caller that looks at the first.
+            kept = sorted(self._epochs)[-2:]
+            self._epochs = {e: self._epochs[e] for e in kept} | {epoch: self.rows(order)}
+        return self._epochs[epoch]
+
+
+class _BatchSource:
+    """The host's share of batch b of the endless sequence."""
+
+    def __init__(self, samples: Samples, plan: Plan, rows: int, seed: int, process_index: int, process_count: int):
+        self._samples, self._plan, self._seed = samples, plan, seed
+        self._rows, self._share = rows, rows // process_count
+        self._first = process_index * self._share
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> Batch:
+        batch = _empty(self._samples, self._share)
+        first = int(index) * self._rows + self._first
+        for row in range(self._share):
+            epoch, members = self._plan.find(first + row)
+            self._samples.write_row(batch, row, members, f"{self._seed}/{epoch}")
+        return batch
+
+
+class Batches:
+    """An endless iterator of this host's share of each batch, with a position that can be saved.
+
+    The position is the number of batches given out, so it may be restored with another number of workers or hosts.
+    """
+
+    def __init__(self, source: _BatchSource, workers: int, fingerprint: str):
+        self._dataset = grain.MapDataset.source(source)
+        self._workers, self._fingerprint = workers, fingerprint
+        self._next = 0
+        self._iterator: Any = None
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          RecordError: an image that cannot be decoded; it names the file and the record.
+        """
+        if self._iterator is None:
+            self._iterator = iter(self._start())
+        batch = next(self._iterator)
+        self._next += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, ready for JSON."""
+        return {"batch": self._next, "data": self._fingerprint}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a position that `get_state` gave: the next batch is the one that would have followed.
+
+        Raises:
+          UserError: the position is one in other data, or of another seed, row size or batch size.
+        """
+        if state["data"] != self._fingerprint:
+            raise UserError(
+                f"the saved position (batch {state['batch']}) is one in other rows than these: the records, the "
+                "tokenizer, config.seed, global_batch_size or a setting of data (tokens, images, pack, heldout, "
+                "shuffle_turns) has changed since; undo that, or start a new run"
+            )
+        self.close()
+        self._next = int(state["batch"])
+
+    def close(self) -> None:
+        """Stops workers and threads; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self) -> grain.IterDataset:
+        rest = self._dataset[self._next :]
+        if not self._workers:
+            ahead = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
+            return rest.to_iter_dataset(ahead)
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain asks absl's flags, which a program without absl never parses
+        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+        return rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
+
+
+class Pipeline:
+    """The data of one training stage.
+
+    Attributes:
+      spec: abstract batch of all hosts; a host gets `rows / process_count` rows of it.
+      records: number of records read.
+      supervised_tokens: tokens that are supervised in an epoch.
+    """
+
+    def __init__(self, samples: Samples, entries: list[Entry], rows: int, seed: int, process: tuple[int, int]):
+        self._samples, self._entries, self._rows, self._process = samples, entries, rows, process
+        self._seed = seed
+        config = samples.config
+        self.records = len(entries)
+        good = [i for i, entry in enumerate(entries) if entry.error is None]
+        trained = np.array([i for i in good if not entries[i].heldout], np.int64)
+        self._heldout = np.array([i for i in good if entries[i].heldout], np.int64)
+        if not len(trained):
+            raise UserError(
+                f"data.source = {config.source!r} leaves no record to train on: {self.records} read, "
+                f"{self.records - len(good)} rejected, {len(self._heldout)} held out (data.heldout = {config.heldout})"
+            )
+        images = np.array([entry.images for entry in entries], np.int32)
+        samples.lengths = np.array([entry.length for entry in entries], np.int32)
+        # Each worker process keeps its own.
+        needed = int(images.sum()) * samples.image_size**2 * 3 * max(1, config.workers)
+        samples.keep_images = needed <= _CACHE_BYTES
+        self.supervised_tokens = sum(entries[i].supervised for i in trained)
+        self._plan = Plan(samples.lengths, images, trained, config, seed)
+        self.spec = Batch.spec(rows=rows, tokens=config.tokens, images=config.images, image_size=samples.image_size)
+        self._fingerprint = _fingerprint(samples, images, trained, rows, seed)
+
+    def num_rows(self, epochs: float) -> int:
+        """Rows of so many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
+        whole = int(epochs)
+        before = self._plan.end(whole - 1) if whole else 0
+        part = epochs - whole
+        return before + (math.ceil(part * (self._plan.end(whole) - before)) if part else 0)
+
+    def batches(self) -> Batches:
+        """This host's share of the training batches, from the first on."""
+        source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
+        return Batches(source, self._samples.config.workers, self._fingerprint)
+
+    def heldout_batches(self, rows: int, limit: int | None = None) -> Iterator[Batch]:
+        """This host's share of batches of the held-out records, in the file's order, without augmentation.
+
+        Args:
+          rows: of a batch, over all hosts; the last batch ends in rows of padding.
+          limit: only so many records.
+
+        Raises:
+          UserError: the rows do not divide over the hosts.
+        """
+        index, count = self._process
+        share = _share(rows, count)
+        planned = self._plan.rows(self._heldout[:limit])
+        for start in range(0, len(planned), rows):
+            batch = _empty(self._samples, share)
+            mine = planned[start : start + rows][index * share : (index + 1) * share]
+            for row, members in enumerate(mine):
+                self._samples.write_row(batch, row, members, None)
+            yield batch
+
+    def heldout_questions(self, limit: int | None = None) -> list[Record]:
+        """One question of each held-out record, to be answered: of the first its first, of the second its second...
+
+        So kinds of questions that come in the same order in every record are all asked.
+        """
+        questions = []
+        for number, index in enumerate(self._heldout[:limit]):
+            asked = self._samples.source.questions(self._samples.record(int(index)))
+            questions.append(asked[number % len(asked)])
+        return questions
+
+    def ledger(self, rows_used: int) -> Ledger:
+        """What became of every record when training has used the first `rows_used` rows (of all hosts)."""
+        reached = {i: row for row in self._plan.epoch(0)[:rows_used] for i in row}
+        return Ledger.of([_fate(entry, reached.get(i)) for i, entry in enumerate(self._entries)])
+
+
+def build_pipeline(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    image_size: int,
+    features_per_image: int,
+    rows: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Pipeline:
+    """Reads and checks every record, and plans the rows.
+
+    Args:
+      config: which records, and how they become rows.
+      tokenizer: from `load_tokenizer`.
+      image_size: pixels along each side.
+      features_per_image: P, positions that an image takes in a row.
+      rows: B, of a global batch.
+      seed: of the order of records and of augmentation.
+      process_index: this host.
+      process_count: number of hosts.
+
+    Raises:
+      UserError: settings that cannot work; with `config.on_bad` "fail", all records that break a rule, in one message.
+    """
+    _check_config(config, image_size)
+    _share(rows, process_count)
+    source = load_source(config.source, config.image_folder)
+    renderer = Renderer(tokenizer, config.template, image_token_id=image_token_id(tokenizer), system=config.system)
+    samples = Samples(source, renderer, config, image_size, features_per_image)
+    entries = _inspect_all(samples, quiet=process_index > 0)
+    errors = [entry.error for entry in entries if entry.error is not None]
+    if errors and config.on_bad == "fail":
+        raise UserError(_summary(errors, len(entries)))
+    return Pipeline(samples, entries, rows, seed, (process_index, process_count))
+
+
+def shuffle_turns(record: Record, random: python_random.Random) -> Record:
+    """The record with its rounds (question and answer) in a new order; its image stays in the first question."""
+    start = int(record.turns[0].role == "system")
+    rounds = [record.turns[i : i + 2] for i in range(start, len(record.turns), 2)]
+    has_image = IMAGE in rounds[0][0].text
+    if has_image:
+        question, answer = rounds[0]
+        rounds[0] = (Turn("user", question.text.replace(IMAGE, "").strip()), answer)
+    random.shuffle(rounds)
+    if has_image:
+        question, answer = rounds[0]
+        rounds[0] = (Turn("user", f"{IMAGE}\n{question.text}"), answer)
+    turns = record.turns[:start] + tuple(turn for both in rounds for turn in both)
+    return dataclasses.replace(record, turns=turns)
+
+
+def _shuffles(record: Record) -> bool:
+    """Whether the rounds have a meaning in another order: not where several images stand between the words."""
+    users = [turn.text for turn in record.turns if turn.role == "user"]
+    placeholders = [text.count(IMAGE) for text in users]
+    only_image = users[0].strip() == IMAGE  # without it the question would be empty
+    return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and not only_image
+
+
+def _inspect_all(samples: Samples, *, quiet: bool) -> list[Entry]:
+    """The index pass, in worker processes if there are many records and the recipe allows any."""
+    total = len(samples.source)
+    with tqdm(total=total, desc="checking records", unit="record", delay=1.0, disable=quiet or None) as bar:
+        entries: list[Entry] = []
+        if samples.config.workers and total >= _PARALLEL_INDEX:
+            chunks = [range(start, min(start + 1000, total)) for start in range(0, total, 1000)]
+            # Not forked: the runtimes of jax and tokenizers have threads by now.
+            spawn = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(
+                samples.config.workers, spawn, initializer=_set_samples, initargs=(samples,)
+            ) as pool:
+                for found in pool.map(_inspect_chunk, chunks):
+                    entries.extend(found)
+                    bar.update(len(found))
+            return entries
+        for index in range(total):
+            entries.append(samples.inspect(index))
+            bar.update()
+        return entries
+
+
+_samples_of_process: Samples | None = None
+
+
+def _set_samples(samples: Samples) -> None:
+    global _samples_of_process
+    _samples_of_process = samples
+
+
+def _inspect_chunk(chunk: range) -> list[Entry]:
+    assert _samples_of_process is not None
+    return [_samples_of_process.inspect(index) for index in chunk]
+
+
+def _check_config(config: DataConfig, image_size: int) -> None:
+    problems = []
+    if config.on_bad not in ("fail", "reject"):
+        problems.append(f'data.on_bad = {config.on_bad!r}, expected "fail" or "reject"')
+    if config.aspect not in ASPECTS:
+        problems.append(f"data.aspect = {config.aspect!r}, expected {' or '.join(ASPECTS)}")
+    if not 0 <= config.heldout < 1:
+        problems.append(f"data.heldout = {config.heldout}, expected a share from 0 to below 1")
+    least = {"tokens": 2, "images": 0, "workers": 0, "augment.shift": 0}
+    values = {"tokens": config.tokens, "images": config.images, "workers": config.workers}
+    values["augment.shift"] = config.augment.shift
+    problems.extend(f"data.{k} = {v}, expected {least[k]} or more" for k, v in values.items() if v < least[k])
+    if config.augment.shift >= image_size:
+        problems.append(
+            f"data.augment.shift = {config.augment.shift}, expected less than the {image_size} pixels there are"
+        )
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _share(rows: int, process_count: int) -> int:
+    if rows < 1 or rows % process_count:
+        raise UserError(
+            f"a batch of {rows} rows does not divide over {process_count} hosts; use a multiple of {process_count}"
+        )
+    return rows // process_count
+
+
+def _empty(samples: Samples, rows: int) -> Batch:
+    config = samples.config
+    return empty_batch(Batch.spec(rows=rows, tokens=config.tokens, images=config.images, image_size=samples.image_size))
+
+
+def _fingerprint(samples: Samples, images: np.ndarray, trained: np.ndarray, rows: int, seed: int) -> str:
+    """A hash of all on which the plan of rows depends."""
+    config = samples.config
+    settings = json.dumps([rows, seed, config.tokens, config.images, config.pack])
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
+    for array in (samples.lengths, images, trained):
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _fate(entry: Entry, row: tuple[int, ...] | None) -> tuple[str, str]:
+    """(fate, reason) of a record that stands in `row`, if training got that far."""
+    if entry.error is not None:
+        return "rejected", entry.error.reason
+    whole = "without the answer before its first question" if entry.dropped_answer else "whole"
+    if entry.heldout:
+        return "heldout", whole
+    if row is None:
+        return "unreached", "training ended before"
+    if entry.truncated:
+        return "truncated", "text after its last image cut at data.tokens"
+    return ("used" if len(row) == 1 else "packed"), whole
+
+
+def _summary(errors: list[RecordError], total: int) -> str:
+    """One message of all records that break a rule: how many for each reason, and the first ten in full."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(e.reason for e in errors).most_common())
+    lines = [f"{len(errors)} of {total} records break a rule ({reasons}):"]
+    lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
+    if len(errors) > _NAMED_PROBLEMS:
+        lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
+    lines.append('Mend them, or train without them: data.on_bad = "reject" counts them in the ledger.')
+    return "\n".join(lines)

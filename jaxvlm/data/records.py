@@ -1,0 +1,43 @@
+"""The in-memory record: a conversation, its images, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxvlm.errors import UserError
+
+IMAGE = "<image>"  # stands in a user turn where an image belongs
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says."""
+
+    role: str  # "system", "user" or "assistant"
+    text: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation about its images."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[str | bytes, ...]  # paths, or the bytes of an image file; the k-th `<image>` of the turns is the k-th
+    origin: str  # "file.json[12]": where to look when something is wrong with it
+    group: str = ""  # what evaluation groups by
+
+
+class RecordError(UserError):
+    """A record that breaks a rule.
+
+    Attributes:
+      origin: `Record.origin` of the record.
+      reason: short name of the rule, under which the ledger counts it.
+    """
+
+    # Both have defaults because unpickling (errors of worker processes) calls the class with the message alone.
+    def __init__(self, message: str, origin: str = "", reason: str = ""):
+        super().__init__(message)
+        self.origin = origin
+        self.reason = reason

@@ -1,0 +1,145 @@
+"""CLIP's vision encoder.
+
+Source: CLIP (arXiv:2103.00020); HF models/clip/modeling_clip.py. LLaVA reads the patches behind a block before the last
+one and drops the class token (arXiv:2310.03744).
+
+Axis letters:
+  B images   Y, X pixels   C channels   P patches   Q values of a patch (rows, columns, channels)
+  T tokens (class token, then patches)   S key tokens   D embed   F mlp   N heads   H head_dim
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvlm.batch import Array
+from jaxvlm.config import VisionConfig
+from jaxvlm.errors import UserError
+from jaxvlm.models.attention import attend
+from jaxvlm.models.layers import Einsum, LayerNorm, make_stack, make_weight, run_stack
+
+# Mean and deviation of a channel (RGB) that CLIP was trained with, of pixels in 0..1.
+# Source: HF image_utils.py, OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Attention(nnx.Module):
+    """Full self-attention with biases."""
+
+    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, N, H = c.embed_dim, c.num_heads, c.embed_dim // c.num_heads
+        gain = (2 * c.num_layers) ** -0.5
+        options = {"bias": True, "dtype": dtype, "rngs": rngs}
+        self.q = Einsum("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
+        self.k = Einsum("BSD,DNH->BSNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
+        self.v = Einsum("BSD,DNH->BSNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
+        self.out = Einsum("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), gain=gain, **options)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """Every token looks at every token of its image."""
+        return self.out(attend(self.q(x_BTD), self.k(x_BTD), self.v(x_BTD), causal=False))
+
+
+class MLP(nnx.Module):
+    """Two projections round CLIP's quick GELU, x * sigmoid(1.702 x)."""
+
+    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, F = c.embed_dim, c.mlp_dim
+        gain = (2 * c.num_layers) ** -0.5
+        self.up = Einsum("BTD,DF->BTF", (D, F), ("embed", "mlp"), bias=True, dtype=dtype, rngs=rngs)
+        self.down = Einsum("BTF,FD->BTD", (F, D), ("mlp", "embed"), bias=True, gain=gain, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """float[B, T, D] -> float[B, T, D]."""
+        x_BTF = self.up(x_BTD)
+        return self.down(x_BTF * jax.nn.sigmoid(1.702 * x_BTF))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention_norm = LayerNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
+        self.attention = Attention(c, dtype=dtype, rngs=rngs)
+        self.mlp_norm = LayerNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
+        self.mlp = MLP(c, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """float[B, T, D] -> float[B, T, D]."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Vision(nnx.Module):
+    """From pixels to patch features.
+
+    All weights of the Hugging Face model exist, so that a checkpoint goes in and comes out whole. Those that the
+    features do not depend on (the blocks behind `feature_layer`, `post_norm`) are not computed with; their gradient is
+    zero.
+    """
+
+    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
+        """Makes the weights.
+
+        Raises:
+          UserError: the feature layer does not exist, or sizes do not fit each other.
+        """
+        if not -c.num_layers <= c.feature_layer <= -1:
+            raise UserError(
+                f"config.model.vision.feature_layer = {c.feature_layer}, expected -{c.num_layers} (the first of "
+                f"{c.num_layers} blocks) to -1 (the last)"
+            )
+        if c.embed_dim % c.num_heads:
+            raise UserError(f"config.model.vision: embed_dim {c.embed_dim} does not divide into {c.num_heads} heads")
+        if c.patch_size > c.image_size:
+            raise UserError(f"config.model.vision: patch_size {c.patch_size} is over image_size {c.image_size}")
+        D, P, Q = c.embed_dim, c.features_per_image, 3 * c.patch_size**2
+        self.config, self.dtype, self.remat = c, dtype, remat
+        self.patch = Einsum("BPQ,QD->BPD", (Q, D), (None, "embed"), dtype=dtype, rngs=rngs)
+        self.class_token = make_weight((D,), ("embed",), 1 / math.sqrt(D), rngs=rngs)
+        self.positions = make_weight((1 + P, D), ("patches", "embed"), 1 / math.sqrt(D), rngs=rngs)
+        self.pre_norm = LayerNorm(D, c.norm_epsilon, dtype=dtype)
+        self.blocks = make_stack(lambda rngs: Block(c, dtype=dtype, rngs=rngs), c.num_layers, rngs=rngs)
+        self.post_norm = LayerNorm(D, c.norm_epsilon, dtype=dtype)  # of CLIP's pooled output only
+
+    def embed(self, pixels_BYXC: Array) -> Array:
+        """The stream that enters the first block.
+
+        Args:
+          pixels_BYXC: uint8[B, Y, X, 3], RGB.
+
+        Returns:
+          float[B, 1 + P, D].
+        """
+        side, size = self.config.image_size // self.config.patch_size, self.config.patch_size
+        B = pixels_BYXC.shape[0]
+        pixels_BYXC = pixels_BYXC[:, : side * size, : side * size]  # what is over, HF's convolution leaves out too
+        patches = pixels_BYXC.reshape(B, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = (patches.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+        x_BPD = self.patch(patches.reshape(B, side**2, size**2 * 3))
+        first_B1D = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (B, 1, x_BPD.shape[-1]))
+        x_BTD = jnp.concatenate([first_B1D, x_BPD], axis=1)
+        return self.pre_norm(x_BTD + self.positions[...].astype(self.dtype))
+
+    def __call__(self, pixels_BYXC: Array) -> Array:
+        """Patch features of the feature layer, class token left out.
+
+        Args:
+          pixels_BYXC: uint8[B, Y, X, 3], RGB.
+
+        Returns:
+          float[B, P, D].
+        """
+        x_BTD, _ = run_stack(
+            self.blocks,
+            lambda block, x_BTD, _: (block(x_BTD), None),
+            self.embed(pixels_BYXC),
+            length=self.config.num_layers + 1 + self.config.feature_layer,
+            remat=self.remat,
+        )
+        return x_BTD[:, 1:]

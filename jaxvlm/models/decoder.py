@@ -1,0 +1,210 @@
+"""LLaMA decoder, with a key/value cache for inference.
+
+Source: LLaMA (arXiv:2302.13971), Llama 2 (arXiv:2307.09288), GQA (arXiv:2305.13245); HF models/llama/modeling_llama.py.
+
+Axis letters:
+  B rows   T token (query) position   S key position   D embed   F mlp
+  N heads   K key/value heads         H head_dim       V vocab   L layers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvlm.batch import Array
+from jaxvlm.config import DecoderConfig
+from jaxvlm.errors import UserError
+from jaxvlm.models.attention import attend
+from jaxvlm.models.layers import Einsum, RMSNorm, make_stack, make_weight, rope, rope_table, run_stack
+
+Pair = tuple[Array, Array]  # cosines and sines, or keys and values
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens so far, for rows of different lengths in one array.
+
+    After a prefill with T = 4 and two steps, S = 7 (p padding, # a step's token, . free)::
+
+        row 0   [ 5 6 7 p # # . ]   segments [ 1 1 1 0 1 1 0 ]
+        row 1   [ 5 6 p p # # . ]   segments [ 1 1 0 0 1 1 0 ]   next 6
+
+    Every step writes the same slot in all rows; what counts is told by `segments`, order by the positions that
+    are already rotated into the keys.
+    """
+
+    keys: Array  # float[L, B, S, K, H] in the compute dtype, rotated
+    values: Array  # float[L, B, S, K, H]
+    segments: Array  # int32[B, S]; 0 at padding and at free slots
+    next: Array  # int32[]; the slot of the next token
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query self-attention with rotary positions."""
+
+    def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
+        gain = (2 * c.num_layers) ** -0.5
+        self.q = Einsum("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", "head_dim"), dtype=dtype, rngs=rngs)
+        self.k = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), dtype=dtype, rngs=rngs)
+        self.v = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), dtype=dtype, rngs=rngs)
+        self.out = Einsum("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), gain=gain, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Array, table: Pair, segments_BT: Array) -> tuple[Array, Pair]:
+        """Attention within the row; also returns the keys and values, for a cache."""
+        k_BSKH, v_BSKH = rope(self.k(x_BTD), table), self.v(x_BTD)
+        y_BTNH = attend(rope(self.q(x_BTD), table), k_BSKH, v_BSKH, (segments_BT, segments_BT), causal=True)
+        return self.out(y_BTNH), (k_BSKH, v_BSKH)
+
+    def extend(self, x_B1D: Array, table: Pair, cache: Cache, layer: Array) -> tuple[Array, Pair]:
+        """Attention of one new token to the cache, into whose `next` slot of `layer` its key and value are written."""
+        start = (layer, 0, cache.next, 0, 0)
+        k_LBSKH = jax.lax.dynamic_update_slice(cache.keys, rope(self.k(x_B1D), table)[None], start)
+        v_LBSKH = jax.lax.dynamic_update_slice(cache.values, self.v(x_B1D)[None], start)
+        segments_B1 = jax.lax.dynamic_slice_in_dim(cache.segments, cache.next, 1, axis=1)
+        k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, layer, keepdims=False)
+        v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, layer, keepdims=False)
+        q_B1NH = rope(self.q(x_B1D), table)
+        # Not `causal`: slots behind this one are free, hence of no segment.
+        y_B1NH = attend(q_B1NH, k_BSKH, v_BSKH, (segments_B1, cache.segments), causal=False)
+        return self.out(y_B1NH), (k_LBSKH, v_LBSKH)
+
+
+class MLP(nnx.Module):
+    """SwiGLU. Source: arXiv:2002.05202."""
+
+    def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D, F = c.embed_dim, c.mlp_dim
+        gain = (2 * c.num_layers) ** -0.5
+        self.gate = Einsum("BTD,DF->BTF", (D, F), ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.up = Einsum("BTD,DF->BTF", (D, F), ("embed", "mlp"), dtype=dtype, rngs=rngs)
+        self.down = Einsum("BTF,FD->BTD", (F, D), ("mlp", "embed"), gain=gain, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """float[B, T, D] -> float[B, T, D]."""
+        return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
+        self.attention = Attention(c, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
+        self.mlp = MLP(c, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BTD: Array, table: Pair, segments_BT: Array) -> tuple[Array, Pair]:
+        """The stream behind this block, and the block's keys and values."""
+        y_BTD, keys_values = self.attention(self.attention_norm(x_BTD), table, segments_BT)
+        x_BTD = x_BTD + y_BTD
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD)), keys_values
+
+    def extend(self, x_B1D: Array, table: Pair, cache: Cache, layer: Array) -> tuple[Array, Pair]:
+        """The same for one new token, with the keys and values of the whole cache."""
+        y_B1D, keys_values = self.attention.extend(self.attention_norm(x_B1D), table, cache, layer)
+        x_B1D = x_B1D + y_B1D
+        return x_B1D + self.mlp(self.mlp_norm(x_B1D)), keys_values
+
+
+class Embedding(nnx.Module):
+    """Token embeddings; with tied ones also the output projection."""
+
+    def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        # 1 / sqrt(D): logits of unit variance when tied, and LLaMA's 0.02 at the widths of LLaMA.
+        self.w = make_weight((c.vocab_size, c.embed_dim), ("vocab", "embed"), 1 / math.sqrt(c.embed_dim), rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, tokens_BT: Array) -> Array:
+        """int32[B, T] -> float[B, T, D]."""
+        return self.w[...].astype(self.dtype)[tokens_BT]
+
+    def logits(self, x: Array) -> Array:
+        """float[..., D] -> float32[..., V]."""
+        w = self.w[...].astype(self.dtype)
+        return jnp.einsum("...D,VD->...V", x, w, preferred_element_type=jnp.float32)
+
+
+class Decoder(nnx.Module):
+    """From the embeddings of a row to its final hidden states, and from those to logits."""
+
+    def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
+        """Makes the weights.
+
+        Raises:
+          UserError: sizes do not fit each other.
+        """
+        if c.num_heads % c.num_kv_heads or c.head_dim % 2:
+            raise UserError(
+                f"config.model.language: num_heads {c.num_heads} must be a multiple of num_kv_heads {c.num_kv_heads}, "
+                f"and head_dim {c.head_dim} even"
+            )
+        self.config, self.dtype, self.remat = c, dtype, remat
+        self.embed = Embedding(c, dtype=dtype, rngs=rngs)
+        self.blocks = make_stack(lambda rngs: Block(c, dtype=dtype, rngs=rngs), c.num_layers, rngs=rngs)
+        self.norm = RMSNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
+        # Of the shape of the embedding in both cases: one form of product, whichever weight it is.
+        self.head = None if c.tie_embeddings else Embedding(c, dtype=dtype, rngs=rngs)
+
+    def _table(self, positions_BT: Array) -> tuple[Array, Array]:
+        return rope_table(positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+
+    def __call__(self, x_BTD: Array, positions_BT: Array, segments_BT: Array) -> Array:
+        """Final-normed hidden states.
+
+        Args:
+          x_BTD: float[B, T, D], embeddings.
+          positions_BT: int32[B, T].
+          segments_BT: int32[B, T]; positions of different segments do not see each other, 0 is padding.
+
+        Returns:
+          float[B, T, D].
+        """
+        table = self._table(positions_BT)
+        x_BTD, _ = run_stack(
+            self.blocks,
+            lambda block, x_BTD, _: (block(x_BTD, table, segments_BT)[0], None),
+            x_BTD,
+            remat=self.remat,
+        )
+        return self.norm(x_BTD)
+
+    def logits(self, x: Array) -> Array:
+        """float[..., D], final-normed hidden states -> float32[..., V]."""
+        return (self.embed if self.head is None else self.head).logits(x)
+
+    def prefill(self, x_BTD: Array, positions_BT: Array, segments_BT: Array, max_length: int) -> tuple[Array, Cache]:
+        """Final-normed hidden states, and a cache of `max_length` slots of which the first T are written."""
+        table, T = self._table(positions_BT), x_BTD.shape[1]
+        x_BTD, keys_values = run_stack(self.blocks, lambda block, x_BTD, _: block(x_BTD, table, segments_BT), x_BTD)
+        free = [(0, 0), (0, 0), (0, max_length - T), (0, 0), (0, 0)]
+        k_LBSKH, v_LBSKH = (jnp.pad(x, free) for x in keys_values)
+        cache = Cache(k_LBSKH, v_LBSKH, jnp.pad(segments_BT, free[1:3]), jnp.int32(T))
+        return self.norm(x_BTD), cache
+
+    def extend(self, x_B1D: Array, positions_B1: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Final-normed hidden state of one more token in each row, and the cache with it."""
+        table = self._table(positions_B1)
+        # A token belongs to the last segment of its row: 1 in rows of one sample, 0 in rows that are all padding.
+        segments_B1 = jnp.max(cache.segments, axis=1, keepdims=True)
+        segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments_B1, cache.next, axis=1)
+        cache = dataclasses.replace(cache, segments=segments_BS)
+
+        # The whole cache is the carry, because XLA updates a carry in place; as xs and ys each step would copy it.
+        def apply(
+            block: Block, carry: tuple[Array, Array, Array], layer: Array
+        ) -> tuple[tuple[Array, Array, Array], None]:
+            x_B1D, k_LBSKH, v_LBSKH = carry
+            now = dataclasses.replace(cache, keys=k_LBSKH, values=v_LBSKH)
+            x_B1D, (k_LBSKH, v_LBSKH) = block.extend(x_B1D, table, now, layer)
+            return (x_B1D, k_LBSKH, v_LBSKH), None
+
+        carry = (x_B1D, cache.keys, cache.values)
+        (x_B1D, k_LBSKH, v_LBSKH), _ = run_stack(self.blocks, apply, carry, jnp.arange(self.config.num_layers))
+        return self.norm(x_B1D), Cache(k_LBSKH, v_LBSKH, segments_BS, cache.next + 1)

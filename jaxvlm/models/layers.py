@@ -1,0 +1,209 @@
+"""The pieces that every part is made of: projections, norms, rotary positions, stacks of equal blocks.
+
+Every weight is made in float32 and names its logical axes (the fields of `sharding.Rules`) where it is made. Arithmetic
+runs in the module's compute dtype, statistics and angles in float32.
+
+Axis letters:
+  B rows   T token position   N heads   H head_dim   R half of the head_dim (rotated pairs)
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_policies
+
+from jaxvlm.batch import Array
+from jaxvlm.config import RopeScaling
+from jaxvlm.errors import UserError
+
+Block = TypeVar("Block", bound=nnx.Module)
+Carry = TypeVar("Carry")
+
+# What the backward pass of a block recomputes (`config.model.remat`), from the fastest to the smallest in memory.
+# `run_stack` applies the policy to each block, so the inputs of all blocks are always kept.
+POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": checkpoint_policies.everything_saveable,  # nothing: every intermediate result is kept
+    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,  # all but the products with weights: those are kept
+    "full": checkpoint_policies.nothing_saveable,  # everything: only the block's input is kept
+}
+
+
+def remat_policy(name: str) -> Callable[..., Any] | None:
+    """The policy called `name`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in POLICIES:
+        nearest = difflib.get_close_matches(name, POLICIES, 1)
+        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
+        raise UserError(f'config.model.remat = "{name}"{hint}; known: {", ".join(POLICIES)}')
+    return POLICIES[name]
+
+
+def make_weight(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], stddev: float, *, rngs: nnx.Rngs
+) -> nnx.Param[Array]:
+    """A float32 weight, normal with `stddev` cut at two of its deviations; `axes` are its logical axes."""
+    assert len(shape) == len(axes), (shape, axes)
+    # A normal cut at +-2 has 0.88 of its deviation.
+    value = stddev / 0.87962566 * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
+    return nnx.Param(value, out_sharding=axes, eager_sharding=False)
+
+
+def make_constant(shape: tuple[int, ...], axes: tuple[str | None, ...], value: float) -> nnx.Param[Array]:
+    """A float32 weight filled with `value`: biases and the scales of norms."""
+    assert len(shape) == len(axes), (shape, axes)
+    return nnx.Param(jnp.full(shape, value, jnp.float32), out_sharding=axes, eager_sharding=False)
+
+
+class Einsum(nnx.Module):
+    """A projection `equation(x, w) + bias`: the one place where a weight meets an activation.
+
+    The initial deviation is gain / sqrt(fan in), so that an input of unit variance gives an output of unit variance at
+    every width; projections whose result is added to the residual stream pass a gain of 1 / sqrt(2 layers), which keeps
+    the variance of the sum over all blocks near one (GPT-2). Biases start at zero.
+    """
+
+    def __init__(
+        self,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...],
+        *,
+        bias: bool = False,
+        gain: float = 1.0,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Makes the weight.
+
+        Args:
+          equation: "BTD,DNH->BTNH": activation, weight -> result; a bias has the letters that the last two share.
+          shape: of the weight.
+          axes: logical axes of the weight.
+          dtype: in which the product is computed, and of the result.
+        """
+        letters, result = equation.split(",")[1].split("->")
+        fan_in = math.prod(size for letter, size in zip(letters, shape, strict=True) if letter not in result)
+        self.equation, self.dtype = equation, dtype
+        self.w = make_weight(shape, axes, gain / math.sqrt(fan_in), rngs=rngs)
+        if bias:
+            kept = [letters.index(letter) for letter in result if letter in letters]
+            self.bias = make_constant(tuple(shape[i] for i in kept), tuple(axes[i] for i in kept), 0.0)
+        else:
+            self.bias = None
+
+    def __call__(self, x: Array) -> Array:
+        """The projection of `x` in the compute dtype. An adapter's low-rank term would be added to `y` here."""
+        y = jnp.einsum(self.equation, x.astype(self.dtype), self.w[...].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Divides by the root mean square over the last axis. Source: arXiv:1910.07467."""
+
+    def __init__(self, embed_dim: int, epsilon: float, *, dtype: jnp.dtype):
+        self.scale = make_constant((embed_dim,), ("embed",), 1.0)
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: Array) -> Array:
+        """Normalised `x[..., D]`."""
+        x = x.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...].astype(jnp.float32)).astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Subtracts the mean and divides by the deviation over the last axis. Source: arXiv:1607.06450."""
+
+    def __init__(self, embed_dim: int, epsilon: float, *, dtype: jnp.dtype):
+        self.scale = make_constant((embed_dim,), ("embed",), 1.0)
+        self.bias = make_constant((embed_dim,), ("embed",), 0.0)
+        self.epsilon, self.dtype = epsilon, dtype
+
+    def __call__(self, x: Array) -> Array:
+        """Normalised `x[..., D]`."""
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(self.dtype)
+
+
+def rope_table(positions_BT: Array, head_dim: int, theta: float, scaling: RopeScaling | None) -> tuple[Array, Array]:
+    """Cosines and sines of the rotary angles, made once for all layers.
+
+    Args:
+      positions_BT: int32[B, T].
+      head_dim: H, even.
+      theta: base of the frequencies.
+      scaling: Llama 3's stretch of the low frequencies, or None.
+
+    Returns:
+      float32[B, T, 1, H / 2] twice; angles in float32 because bfloat16 cannot tell position 257 from 258.
+
+    Source: RoFormer (arXiv:2104.09864); HF modeling_rope_utils.py, `_compute_llama3_parameters`, for the scaling.
+    """
+    frequency_R = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        # Turns over the original context. Many: kept as they are; few: slowed by `factor`; between: a linear blend.
+        turns_R = scaling.original_max_positions * frequency_R / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept_R = jnp.clip((turns_R - low) / (high - low), 0.0, 1.0)
+        frequency_R = frequency_R * (kept_R + (1 - kept_R) / scaling.factor)
+    angle_BT1R = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_R
+    return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
+
+
+def rope(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
+    """Rotates pair (r, r + H/2) of each head by its position's angle; HF's halves, not the paper's neighbours."""
+    cos, sin = table
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
+
+
+def make_stack(make: Callable[[nnx.Rngs], Block], length: int, *, rngs: nnx.Rngs) -> Block:
+    """`length` equal blocks as one module, whose weights share a leading "layers" axis; `run_stack` applies them."""
+    build = nnx.vmap(make, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    return build(rngs.fork(split=length))
+
+
+def run_stack(
+    blocks: nnx.Module,
+    apply: Callable[..., tuple[Carry, Any]],
+    carry: Carry,
+    xs: Any = None,
+    *,
+    length: int | None = None,
+    remat: str = "none",
+) -> tuple[Carry, Any]:
+    """Scans over the blocks of `make_stack`.
+
+    Args:
+      apply: (block, carry, x) -> (carry, y), for one block.
+      carry: goes from block to block.
+      xs: arrays with the leading axis of the blocks, one slice for each, or None.
+      length: how many of the first blocks are applied; None: all. The weights of the others get zero gradients.
+      remat: what the backward pass recomputes, a name of `POLICIES`.
+
+    Returns:
+      The last carry and the stacked ys.
+    """
+    graph, weights = nnx.split(blocks)
+
+    def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
+        w, x = inputs
+        return apply(nnx.merge(graph, w), carry, x)
+
+    if remat != "none":
+        body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
+    if length is not None:
+        weights = jax.tree.map(lambda w: w[:length], weights)
+    return jax.lax.scan(body, carry, (weights, xs))

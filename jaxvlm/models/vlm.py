@@ -1,0 +1,152 @@
+"""The vision-language model, and its functional face for everything outside `models/`.
+
+Source: LLaVA-1.5 (arXiv:2310.03744); HF models/llava/modeling_llava.py.
+
+Axis letters:
+  B rows   T token position   I images of a row   Y, X pixels   C channels   P features of an image
+  E embed of the vision encoder   D embed of the decoder   V vocab
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvlm.batch import Array, Batch
+from jaxvlm.config import ModelConfig
+from jaxvlm.errors import UserError
+from jaxvlm.models.clip import Vision
+from jaxvlm.models.decoder import Cache, Decoder
+from jaxvlm.models.layers import remat_policy
+from jaxvlm.models.projector import Projector
+
+
+def merge_image_features(embeds_BTD: Array, features_BPD: Array, image_index_BT: Array) -> Array:
+    """Puts image features in the places of their row that ask for them.
+
+        embeds [ e5  e0  e0  e7 ]   image_index [ -1  0  1  -1 ]   features [ a  b ]   result [ e5  a  b  e7 ]
+
+    Args:
+      embeds_BTD: float[B, T, D], token embeddings.
+      features_BPD: float[B, I * P, D], features of a row's images, one image after another.
+      image_index_BT: int32[B, T], which feature stands here, -1 at text.
+
+    Returns:
+      float[B, T, D].
+    """
+    gathered_BTD = jax.vmap(lambda features, index: features[index])(features_BPD, jnp.maximum(image_index_BT, 0))
+    return jnp.where(image_index_BT[:, :, None] >= 0, gathered_BTD, embeds_BTD)
+
+
+class VLM(nnx.Module):
+    """An image encoder, a projector and a language decoder, joined by one sequence."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        """Makes the weights.
+
+        Raises:
+          UserError: the config has a value that no model can be built with.
+        """
+        remat_policy(config.remat)
+        if config.compute_dtype not in ("bfloat16", "float32"):
+            raise UserError(f'config.model.compute_dtype = "{config.compute_dtype}", expected "bfloat16" or "float32"')
+        dtype = jnp.dtype(config.compute_dtype)
+        vision_dim, embed_dim = config.vision.embed_dim, config.language.embed_dim
+        self.vision = Vision(config.vision, dtype=dtype, remat=config.remat, rngs=rngs)
+        self.projector = Projector(config.projector, vision_dim, embed_dim, dtype=dtype, rngs=rngs)
+        self.language = Decoder(config.language, dtype=dtype, remat=config.remat, rngs=rngs)
+
+    def embed(self, batch: Batch) -> Array:
+        """What enters the decoder: token embeddings, and image features in their places; float[B, T, D]."""
+        x_BTD = self.language.embed(batch.tokens)
+        B, I, Y, X, C = batch.images.pixels.shape  # noqa: E741
+        if I == 0:  # a batch without image slots: the encoder is not run at all
+            return x_BTD
+        features_PE = self.vision(batch.images.pixels.reshape(B * I, Y, X, C))
+        features_BPD = self.projector(features_PE).reshape(B, -1, x_BTD.shape[-1])
+        return merge_image_features(x_BTD, features_BPD, batch.image_index)
+
+    def hidden(self, batch: Batch) -> Array:
+        """Final-normed hidden states, float[B, T, D]; `logits` makes logits of all or some of them."""
+        return self.language(self.embed(batch), batch.positions, batch.segments)
+
+    def logits(self, x: Array) -> Array:
+        """float[..., D], final-normed hidden states -> float32[..., V]."""
+        return self.language.logits(x)
+
+    def prefill(self, batch: Batch, max_length: int) -> tuple[Array, Cache]:
+        """Reads prompts.
+
+        Args:
+          batch: rows that begin with their prompt and end in padding (segment 0).
+          max_length: slots of the cache; T and one for each token that is to come.
+
+        Returns:
+          float32[B, V], logits behind the last token of each row, and the cache.
+
+        Raises:
+          ValueError: T does not fit into `max_length`.
+        """
+        if max_length < batch.tokens.shape[1]:
+            raise ValueError(
+                f"prefill: max_length {max_length} is less than the {batch.tokens.shape[1]} tokens of a row"
+            )
+        x_BTD, cache = self.language.prefill(self.embed(batch), batch.positions, batch.segments, max_length)
+        last_B = jnp.maximum(jnp.sum(batch.segments != 0, axis=1) - 1, 0)
+        return self.logits(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]), cache
+
+    def extend(self, tokens_B1: Array, positions_B1: Array, cache: Cache) -> tuple[Array, Cache]:
+        """Reads one more token in each row.
+
+        Args:
+          tokens_B1: int32[B, 1].
+          positions_B1: int32[B, 1], of the token in its own sample: the length of the prompt, then one more each step.
+          cache: of `prefill` or of an earlier step. More steps than it has free slots overwrite the last one.
+
+        Returns:
+          float32[B, V], logits behind the token, and the new cache; usable as the carry of `jax.lax.while_loop`.
+        """
+        x_B1D, cache = self.language.extend(self.language.embed(tokens_B1), positions_B1, cache)
+        return self.logits(x_B1D[:, 0]), cache
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model without weights: how they look, how they start, and how they are used.
+
+    Weights are nested dicts of arrays, `{"language": {"blocks": {"attention": {"q": {"w": ...}}}}}`; blocks of a part
+    are stacked, with a leading axis "layers".
+    """
+
+    config: ModelConfig
+    graph: nnx.GraphDef[VLM]
+    abstract: dict[str, Any]  # jax.ShapeDtypeStruct (float32) at each leaf
+    axes: dict[str, Any]  # a tuple of logical axis names (or None) at each leaf, one for each dimension
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Random weights. Pure: under `jax.jit` with `out_shardings` each device makes its own share."""
+        return nnx.to_pure_dict(nnx.state(VLM(self.config, nnx.Rngs(params=key))))
+
+    def bind(self, params: dict[str, Any]) -> VLM:
+        """The module with `params` (of any dtype) in it; costs nothing under `jax.jit`."""
+        return nnx.merge(self.graph, nnx.State(params))
+
+
+def build_model(config: ModelConfig) -> Model:
+    """The model of a config; only shapes are computed.
+
+    Raises:
+      UserError: the config has a value that no model can be built with.
+    """
+    module = nnx.eval_shape(lambda: VLM(config, nnx.Rngs(params=0)))
+    graph, state = nnx.split(module)
+    axes = jax.tree.map(
+        lambda variable: tuple(variable.get_metadata("out_sharding")),
+        nnx.to_pure_dict(state, extract_fn=lambda variable: variable),
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+    return Model(config, graph, nnx.to_pure_dict(state), axes)

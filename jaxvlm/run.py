@@ -1,0 +1,128 @@
+"""A run's folder: what `train` leaves and the other commands open.
+
+    config.json       the resolved recipe            metrics.jsonl, tensorboard/, loss.png   curves
+    tokenizer/        as transformers saves one      ledger.json       what became of every record, by stage
+    checkpoints/STAGE/STEP/                          evaluation.json, samples.png            the final test
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxvlm.config import Config, StageConfig, build_config, to_dict
+from jaxvlm.data.tokenizer import load_tokenizer
+from jaxvlm.errors import UserError
+from jaxvlm.models.vlm import Model, build_model
+from jaxvlm.sharding import Rules, make_mesh
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.state import merge, state_layout
+
+# What a resumed run may change without becoming another run.
+_FREE_KEYS = {"mesh", "evaluation", "workers", "log_every", "eval_every", "eval_records"}
+_FREE_KEYS |= {"checkpoint_every", "keep_checkpoints"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model, ready to answer."""
+
+    folder: Path
+    config: Config
+    stage: StageConfig  # the stage whose weights these are; its data settings are those to answer with
+    step: int
+    model: Model
+    params: dict  # of jax.Array on `mesh`
+    tokenizer: Any
+    mesh: Mesh
+    rules: Rules
+
+
+def stage_folder(folder: Path, stage: str) -> Path:
+    """Where a stage's checkpoints are."""
+    return folder / "checkpoints" / stage
+
+
+def is_finished(folder: Path, stage: str) -> bool:
+    """Whether a stage has reached its last step."""
+    if not stage_folder(folder, stage).exists():
+        return False
+    checkpoints = Checkpoints(stage_folder(folder, stage))
+    finished = checkpoints.is_finished()
+    checkpoints.close()
+    return finished
+
+
+def save_config(folder: Path, config: Config) -> None:
+    """Writes the resolved recipe."""
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+
+
+def load_saved_config(folder: Path) -> Config:
+    """The resolved recipe of a run.
+
+    Raises:
+      UserError: the folder is no run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not the folder of a run: it has no config.json; pass the --workdir of a train command")
+    return build_config(Config, json.loads(path.read_text()), str(path))
+
+
+def differing_keys(saved: Config, now: Config) -> list[str]:
+    """`key: old -> new` for every value that a resumed run must not change."""
+    old, new = dict(_leaves(to_dict(saved))), dict(_leaves(to_dict(now)))
+    names = sorted(old.keys() | new.keys())
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in names
+        if old.get(name) != new.get(name) and not _FREE_KEYS & set(name.split("."))
+    ]
+
+
+def _leaves(tree: Any, prefix: str = "config"):
+    if isinstance(tree, dict) and tree:
+        for name, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{name}")
+    else:
+        yield prefix, json.loads(json.dumps(tree))
+
+
+def load_params(folder: Path, config: Config, mesh: Mesh, rules: Rules, stage: str = "", step: int = 0) -> tuple[dict, str, int]:
+    """The weights of a run: of `stage` and `step`, or of the last stage that has a checkpoint and its newest.
+
+    Returns:
+      the nested dict of the whole model on `mesh`, the stage and the step it is of.
+
+    Raises:
+      UserError: no such checkpoint, or one of another model than `config.model`.
+    """
+    candidates = [stage] if stage else list(reversed(load_saved_config(folder).stages))
+    for name in candidates:
+        if not stage_folder(folder, name).is_dir():
+            continue
+        checkpoints = Checkpoints(stage_folder(folder, name))
+        found = step or checkpoints.newest()
+        if found is None:
+            checkpoints.close()
+            continue
+        saved_stage = load_saved_config(folder).stage[name]
+        layout = state_layout(build_model(config.model), saved_stage, 1, mesh, rules)
+        trained, frozen = checkpoints.restore_params(layout.state.trained, layout.state.frozen, found)
+        checkpoints.close()
+        return merge(trained, frozen), name, found
+    raise UserError(f"{folder} has no checkpoint yet (looked for the stages {', '.join(candidates)})")
+
+
+def open_run(folder: Path, *, stage: str = "", step: int = 0) -> Run:
+    """Opens the weights that `load_params` finds, on all devices that are here."""
+    config = load_saved_config(folder)
+    mesh, rules = make_mesh(config.mesh), Rules()
+    params, name, found = load_params(folder, config, mesh, rules, stage, step)
+    tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder / "tokenizer")))
+    return Run(folder, config, config.stage[name], found, build_model(config.model), params, tokenizer, mesh, rules)

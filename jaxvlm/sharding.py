@@ -1,0 +1,121 @@
+"""Where arrays live: the mesh, the rules from logical to mesh axes, and batches put on devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxvlm.batch import Array, Batch
+from jaxvlm.config import MeshConfig
+from jaxvlm.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The mesh axes over which each logical axis is split; None keeps it whole."""
+
+    batch: str | tuple[str, ...] | None = ("data", "fsdp")
+    seq: str | tuple[str, ...] | None = None
+    embed: str | tuple[str, ...] | None = "fsdp"
+    heads: str | tuple[str, ...] | None = "tensor"
+    kv_heads: str | tuple[str, ...] | None = "tensor"
+    head_dim: str | tuple[str, ...] | None = None
+    mlp: str | tuple[str, ...] | None = "tensor"
+    vocab: str | tuple[str, ...] | None = "tensor"
+    layers: str | tuple[str, ...] | None = None
+    patches: str | tuple[str, ...] | None = None
+
+    def partition(self, axes: tuple[str | None, ...], where: str) -> PartitionSpec:
+        """The partition of an array whose logical axes are `axes`; `where` is the parameter's path, for messages.
+
+        Raises:
+          ValueError: an axis without a rule, or two axes of the array on one mesh axis.
+        """
+        parts = []
+        for axis in axes:
+            if axis is not None and axis not in _AXES:
+                raise ValueError(
+                    f'no rule for logical axis "{axis}" (param {where}); sharding.Rules has {", ".join(_AXES)}'
+                )
+            parts.append(None if axis is None else getattr(self, axis))
+        used = [name for part in parts for name in ((part,) if isinstance(part, str) else part or ())]
+        if len(used) != len(set(used)):
+            raise ValueError(f"two axes of {where} {axes} share a mesh axis: {parts}; change sharding.Rules")
+        return PartitionSpec(*parts)
+
+
+_AXES = tuple(field.name for field in dataclasses.fields(Rules))
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh over `devices` (default: all) with axes data, fsdp, tensor, sequence.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices, or more than one is -1.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor, config.sequence]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
+        raise UserError(f"config.mesh = {sizes}: axes are positive, at most one of them -1 (all devices that are left)")
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"config.mesh = {dict(zip(MESH_AXES, sizes, strict=True))} is {known} devices, {len(devices)} are here; "
+            "set one axis to -1 to use all that are left"
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def named_shardings(mesh: Mesh, rules: Rules, abstract: Any, axes: Any) -> Any:
+    """Shardings of a nested dict of arrays.
+
+    A logical axis whose size its mesh axes do not divide stays whole: small weights (a norm's scale) are not worth an
+    error, large ones are made of powers of two.
+
+    Args:
+      abstract: nested dict of `jax.ShapeDtypeStruct`.
+      axes: the same dict with a tuple of logical axis names at each leaf.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
+        partition = rules.partition(names, "/".join(key.key for key in path))
+        fitting = [
+            part if size % _devices_along(mesh, part) == 0 else None
+            for size, part in zip(leaf.shape, partition, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*fitting))
+
+    return jax.tree.map_with_path(sharding, abstract, axes)
+
+
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+    """Sharding of every field of a batch: rows over the devices, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(rules.batch))
+
+
+def batch_devices(mesh: Mesh, rules: Rules) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return _devices_along(mesh, rules.batch)
+
+
+def to_devices(batch: Batch, mesh: Mesh, rules: Rules) -> Batch:
+    """Puts this host's rows (NumPy) on the devices as its share of the global batch."""
+    sharding = batch_sharding(mesh, rules)
+
+    def place(x: Array) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(place, batch)
+
+
+def _devices_along(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:
+    return math.prod(mesh.shape[name] for name in ((part,) if isinstance(part, str) else part or ()))

@@ -1,0 +1,243 @@
+"""Trains the stages of a recipe, one after another, then tests the result.
+
+Examples:
+  python -m jaxvlm.train --config configs/quickstart.py
+  python -m jaxvlm.train --config configs/quickstart.py --config.steps=10 --workdir runs/try
+  python -m jaxvlm.train --config configs/quickstart.py --stage finetune --workdir runs/quickstart
+  python -m jaxvlm.train --config configs/quickstart.py --resume
+
+Everything is left in --workdir (default: runs/ and the recipe's name): config.json, checkpoints/STAGE/STEP, metrics.jsonl,
+tensorboard/, loss.png, ledger.json and, if the recipe has a test, evaluation.json and samples.png. A stopped run goes on
+with --resume, step for step as if it had never stopped. --stage runs one stage alone, from the result of the stage
+before it if the workdir has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxvlm.command import Parser, load_config, run
+from jaxvlm.config import Config, DataConfig, StageConfig
+from jaxvlm.data.pipeline import Pipeline, build_pipeline
+from jaxvlm.data.records import Record, RecordError
+from jaxvlm.data.sources import load_source
+from jaxvlm.data.tokenizer import load_tokenizer, training_texts
+from jaxvlm.errors import UserError
+from jaxvlm.evaluate import evaluate_run
+from jaxvlm.inference.chat import answer, score
+from jaxvlm.models.vlm import build_model
+from jaxvlm.run import (
+    differing_keys,
+    is_finished,
+    load_params,
+    load_saved_config,
+    open_run,
+    save_config,
+    stage_folder,
+)
+from jaxvlm.sharding import Rules, batch_devices, make_mesh, to_devices
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.loop import train
+from jaxvlm.training.metrics import Writer, plot_metrics
+from jaxvlm.training.state import Layout, State, initial_state, merge, state_layout, table_of_parts
+from jaxvlm.training.step import compile_eval_step
+
+
+def main(argv: list[str]) -> dict[str, Any] | None:
+    """Runs the command; returns what `--json` prints."""
+    parser = Parser("train", __doc__)
+    parser.add_config()
+    parser.add_argument("--workdir", metavar="DIR", help="where the run is kept (default: runs/RECIPE)")
+    parser.add_argument("--stage", metavar="NAME", help="run only this stage of the recipe")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the workdir")
+    args, overrides = parser.parse_with_overrides(argv)
+    config = load_config(args.config, overrides)
+    if args.stage and args.stage not in config.stages:
+        raise UserError(f'--stage {args.stage}: {args.config} has the stages {", ".join(config.stages)}')
+    stages = (args.stage,) if args.stage else config.stages
+    workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
+    start_run(workdir, config, stages, resume=args.resume)
+
+    began = time.perf_counter()
+    tokenizer = run_tokenizer(workdir, config)
+    for name in stages:
+        if is_finished(workdir, name):
+            say(f"stage {name} is finished already")
+        else:
+            run_stage(workdir, config, name, tokenizer)
+    say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; the run is in {workdir}")
+    if not config.evaluation.source or stages[-1] != config.stages[-1]:
+        return {"workdir": str(workdir)}
+    return evaluate_run(open_run(workdir, stage=stages[-1]), config.evaluation)
+
+
+def start_run(workdir: Path, config: Config, stages: tuple[str, ...], *, resume: bool) -> None:
+    """Makes the workdir, or checks that the run in it may go on.
+
+    Raises:
+      UserError: the workdir holds a run and `resume` is not asked for; nothing to resume; another recipe.
+    """
+    begun = [name for name in stages if stage_folder(workdir, name).exists()]
+    if begun and not resume:
+        raise UserError(
+            f"{workdir} already holds a run (stages begun: {', '.join(begun)}); pass --resume to go on with it, "
+            "or choose another --workdir"
+        )
+    if (workdir / "config.json").exists():
+        differing = differing_keys(load_saved_config(workdir), config)
+        if differing:
+            raise UserError(
+                f"the run in {workdir} was started with another recipe: {'; '.join(differing)}; "
+                "resume with the same values, or choose another --workdir"
+            )
+    elif resume:
+        raise UserError(f"nothing to resume in {workdir}; leave --resume out to start")
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(workdir, config)
+
+
+def run_tokenizer(workdir: Path, config: Config) -> Any:
+    """The run's tokenizer: the one it saved, or the recipe's, which it saves.
+
+    Raises:
+      UserError: the tokenizer has more tokens than the model.
+    """
+    folder = workdir / "tokenizer"
+    if folder.exists():
+        return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder)))
+    data = config.stage[config.stages[0]].data
+    texts = training_texts(_records(data), data.template, data.system) if config.tokenizer.source == "train" else None
+    tokenizer = load_tokenizer(config.tokenizer, texts)
+    if len(tokenizer) > config.model.language.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model room for {config.model.language.vocab_size}; "
+            f"set config.model.language.vocab_size to {len(tokenizer)} or more"
+        )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _records(data: DataConfig) -> Iterator[Record]:
+    """The records that can be read; the index pass of the stage names the others."""
+    source = load_source(data.source, data.image_folder)
+    for index in range(len(source)):
+        with contextlib.suppress(RecordError):
+            yield source[index]
+
+
+def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any) -> None:
+    """Runs one stage from where it stands to its end, and writes curves and ledger."""
+    stage, mesh, rules = config.stage[name], make_mesh(config.mesh), Rules()
+    check_batch_size(stage, name, batch_devices(mesh, rules))
+    model = build_model(config.model)
+    pipeline = build_pipeline(
+        stage.data,
+        tokenizer,
+        image_size=config.model.vision.image_size,
+        features_per_image=config.model.vision.features_per_image,
+        rows=stage.global_batch_size,
+        seed=config.seed,
+    )
+    steps = min(-(-pipeline.num_rows(stage.epochs) // stage.global_batch_size), config.steps or sys.maxsize)
+    layout = state_layout(model, stage, steps, mesh, rules)
+    say(f"stage {name}: {steps} steps of {stage.global_batch_size} rows", table_of_parts(layout, stage))
+
+    checkpoints = Checkpoints(stage_folder(workdir, name), keep=stage.keep_checkpoints)
+    batches, newest = pipeline.batches(), checkpoints.newest()
+    if newest is None:
+        state = initial_state(layout, config.seed, starting_params(workdir, config, name, mesh, rules))
+    else:
+        state, position = checkpoints.restore(layout.state, newest)
+        batches.set_state(position)
+        say(f"resumed at step {newest} of {steps}")
+    writer = Writer(workdir, name, first_step=int(state.step), steps=steps)
+    try:
+        evaluate = make_evaluate(config, stage, layout, pipeline, tokenizer)
+        train(layout, stage, steps, state, batches, checkpoints, writer, evaluate)
+    finally:
+        batches.close()
+        writer.close()
+        checkpoints.close()
+    ledger = pipeline.ledger(steps * stage.global_batch_size)
+    say(ledger.table())
+    save_ledger(workdir / "ledger.json", name, ledger.to_dict())
+    plot_metrics(workdir / "metrics.jsonl", workdir / "loss.png")
+
+
+def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
+    """Raises `UserError` unless the rows of a micro-batch divide over the devices."""
+    pieces = stage.micro_batches * devices
+    if stage.global_batch_size % pieces:
+        raise UserError(
+            f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches "
+            f"and {devices} data devices; use a multiple of {pieces} (config.stage.{name}.global_batch_size)"
+        )
+
+
+def starting_params(workdir: Path, config: Config, name: str, mesh: Mesh, rules: Rules) -> dict | None:
+    """The weights that a stage starts from: of the stage before it, of `config.init`, or None for random ones."""
+    earlier = config.stages[: config.stages.index(name)]
+    done = [stage for stage in earlier if stage_folder(workdir, stage).exists()]
+    if done:
+        params, _, step = load_params(workdir, config, mesh, rules, done[-1])
+        say(f"stage {name} starts from step {step} of {done[-1]}")
+        return params
+    if config.init:
+        params, stage, step = load_params(Path(config.init), config, mesh, rules)
+        say(f"stage {name} starts from step {step} of {stage} in {config.init}")
+        return params
+    return None
+
+
+def make_evaluate(
+    config: Config, stage: StageConfig, layout: Layout, pipeline: Pipeline, tokenizer: Any
+) -> Callable[[State], dict[str, float]]:
+    """The function that says what the held-out records say of a state: loss, and exact match of generated answers."""
+    eval_step = compile_eval_step(layout)
+    questions = pipeline.heldout_questions(stage.eval_records)
+    if stage.eval_every and not questions:
+        raise UserError("eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0")
+
+    def evaluate(state: State) -> dict[str, float]:
+        loss = weight = 0.0
+        for batch in pipeline.heldout_batches(stage.global_batch_size, stage.eval_records):
+            sums = eval_step(state, to_devices(batch, layout.mesh, layout.rules))
+            loss, weight = loss + float(sums.loss), weight + float(sums.weight)
+        answers = answer(
+            layout.model,
+            merge(state.trained, state.frozen),
+            tokenizer,
+            stage.data,
+            questions,
+            mesh=layout.mesh,
+            rules=layout.rules,
+            max_new_tokens=config.evaluation.max_new_tokens,
+            batch_size=config.evaluation.batch_size,
+        )
+        return {"heldout_loss": loss / weight, "heldout_exact_match": score(questions, answers)["exact_match"]}
+
+    return evaluate
+
+
+def save_ledger(path: Path, stage: str, ledger: dict[str, Any]) -> None:
+    """Writes a stage's ledger beside those of the other stages."""
+    ledgers = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(ledgers | {stage: ledger}, indent=1) + "\n")
+
+
+def say(*lines: str) -> None:
+    """Prints for the person who watches; standard output is left to results."""
+    print(*lines, sep="\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

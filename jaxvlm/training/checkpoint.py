@@ -1,0 +1,117 @@
+"""Checkpoints of one stage: weights, optimizer, step, random key and position in the data, written in the background."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from jaxvlm.errors import UserError
+from jaxvlm.training.optimizer import paths
+from jaxvlm.training.state import State
+
+
+class Checkpoints:
+    """The checkpoints of a stage, one folder a step.
+
+    A checkpoint has three items: `params` (trained and frozen leaves, all that answering needs), `training` (step,
+    optimizer state, random key) and `position` (JSON: of the data, and the stage's number of steps).
+    """
+
+    def __init__(self, folder: Path, *, keep: int | None = None):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def newest(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: State, data: dict[str, Any], steps: int) -> None:
+        """Starts to write `state`; returns when the device arrays are copied, so that they may be donated.
+
+        Args:
+          data: JSON-ready position in the data.
+          steps: the stage's length.
+        """
+        step = int(state.step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave({"trained": state.trained, "frozen": state.frozen}),
+                training=ocp.args.StandardSave(_training(state)),
+                position=ocp.args.JsonSave({"data": data, "steps": steps}),
+            ),
+        )
+
+    def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
+        """The state of `step` on the abstract state's shardings, and the position in the data.
+
+        Raises:
+          UserError: the checkpoint is of another model or optimizer.
+        """
+        trained, frozen = self.restore_params(abstract.trained, abstract.frozen, step)
+        restored = self._restore(step, training=ocp.args.StandardRestore(_training(abstract)))
+        position = self._restore(step, position=ocp.args.JsonRestore())
+        return State(trained=trained, frozen=frozen, **restored["training"]), position["position"]["data"]
+
+    def restore_params(self, trained: dict, frozen: dict, step: int) -> tuple[dict, dict]:
+        """The leaves of `step` on the shardings of the abstract `trained` and `frozen`.
+
+        Raises:
+          UserError: the checkpoint is of another model: every leaf that differs, or the first ten.
+        """
+        wanted = {"trained": trained, "frozen": frozen}
+        self._compare(wanted, step)
+        params = self._restore(step, params=ocp.args.StandardRestore(wanted))["params"]
+        return params["trained"], params["frozen"] or {}
+
+    def is_finished(self) -> bool:
+        """Whether the newest checkpoint is that of the stage's last step."""
+        step = self.newest()
+        if step is None:
+            return False
+        return self._restore(step, position=ocp.args.JsonRestore())["position"]["steps"] == step
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self._manager.close()
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _compare(self, wanted: dict, step: int) -> None:
+        metadata = self._restore_metadata(step)
+        saved = {path: tuple(leaf.shape) for path, leaf in paths(metadata).items()}
+        ours = {path: tuple(leaf.shape) for path, leaf in paths(wanted).items()}
+        differing = [
+            f"{path}: {saved.get(path, 'absent')} saved, {ours.get(path, 'absent')} in this recipe"
+            for path in sorted(saved.keys() | ours.keys())
+            if saved.get(path) != ours.get(path)
+        ]
+        if differing:
+            more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
+            raise UserError(
+                f"the checkpoint {self.folder / str(step)} is of another model: {'; '.join(differing[:10])}{more}; "
+                "use the recipe it was made with, or another --workdir"
+            )
+
+    def _restore_metadata(self, step: int) -> dict:
+        with ocp.StandardCheckpointer() as reader:
+            metadata = reader.metadata(self.folder / str(step) / "params")
+        tree = getattr(metadata, "item_metadata", metadata)
+        tree = getattr(tree, "tree", tree)
+        return {name: tree.get(name) or {} for name in ("trained", "frozen")}
+
+
+def _training(state: State) -> dict[str, Any]:
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: fields[name] for name in ("step", "optimizer", "key")}
+
+

@@ -1,0 +1,160 @@
+"""Cross-entropy over the supervised positions, without ever making the logits of a whole batch.
+
+Axis letters:
+  B rows   T token positions   C positions of a row's chunk   N = B * C   D embed   V vocab
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxvlm.batch import Array, Batch
+from jaxvlm.models.vlm import Model
+
+# Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the chunk's
+# logits (this times V float32) stay small beside the model.
+_CHUNK_POSITIONS = 1024
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossSum:
+    """Sums over supervised positions; whoever holds all of them divides once."""
+
+    loss: Array  # float32[], nats
+    correct: Array  # float32[], weight of the positions whose target has the highest logit
+    weight: Array  # float32[], sum of the loss weights
+
+
+def batch_loss(model: Model, params: dict, batch: Batch, *, shards: int = 1) -> LossSum:
+    """Loss sums of a batch.
+
+    Args:
+      params: nested dict of the whole model's weights.
+      shards: over how many devices the rows are split; sizes the chunks.
+    """
+    vlm = model.bind(params)
+    B, T = batch.tokens.shape
+    chunk = max(1, min(T, _CHUNK_POSITIONS * shards // B))
+    x_BTD = vlm.hidden(batch)
+    head = vlm.language.embed if vlm.language.head is None else vlm.language.head
+    loss, correct = cross_entropy(x_BTD, head.w[...].astype(x_BTD.dtype), batch.targets, batch.loss_weights, chunk)
+    return LossSum(loss, correct, batch.loss_weights.sum())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+    x_BTD: Array, head_VD: Array, targets_BT: Array, weights_BT: Array, chunk: int
+) -> tuple[Array, Array]:
+    """Weighted sums of the cross-entropy and of the hits.
+
+    Each row's supervised positions are moved to its front and gone through `chunk` at a time, as many chunks as the row
+    with the most needs: unsupervised positions never meet the head.
+
+    Args:
+      x_BTD: float[B, T, D], final hidden states.
+      head_VD: float[V, D], output projection in the same dtype.
+      targets_BT: int32[B, T].
+      weights_BT: float32[B, T].
+      chunk: positions of a row in one piece.
+
+    Returns:
+      float32[] loss in nats and float32[] hits, both summed with the weights.
+    """
+    zero = jnp.zeros((), jnp.float32)
+    supervised = _Supervised.of(x_BTD, targets_BT, weights_BT, chunk)
+
+    def body(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        loss, hits = _chunk_loss(supervised.x(i), head_VD, supervised.targets(i), supervised.weights(i))
+        return sums[0] + loss, sums[1] + hits
+
+    return jax.lax.fori_loop(0, supervised.num_chunks, body, (zero, zero))
+
+
+def _forward(x_BTD: Array, head_VD: Array, targets_BT: Array, weights_BT: Array, chunk: int) -> tuple:
+    """The sums and, in the same pass over the chunks, their gradients: the logits are computed once."""
+    zero = jnp.zeros((), jnp.float32)
+    supervised = _Supervised.of(x_BTD, targets_BT, weights_BT, chunk)
+    x_grad = jnp.zeros_like(supervised.x_sorted)
+    head_grad = jnp.zeros(head_VD.shape, jnp.float32)
+
+    def body(i: Array, carry: tuple) -> tuple:
+        loss, hits, x_grad, head_grad = carry
+        x_BCD, targets_BC, weights_BC = supervised.x(i), supervised.targets(i), supervised.weights(i)
+        value, pullback, chunk_hits = jax.vjp(
+            lambda x, w: _chunk_loss(x, w, targets_BC, weights_BC), x_BCD, head_VD, has_aux=True
+        )
+        x_part, head_part = pullback(jnp.ones((), jnp.float32))
+        x_grad = jax.lax.dynamic_update_slice_in_dim(x_grad, x_part, i * chunk, axis=1)
+        return loss + value, hits + chunk_hits, x_grad, head_grad + head_part
+
+    init = (zero, zero, x_grad, head_grad)
+    loss, hits, x_grad, head_grad = jax.lax.fori_loop(0, supervised.num_chunks, body, init)
+    return (loss, hits), (supervised.scatter(x_grad, x_BTD.shape[1]), head_grad, jnp.zeros((), head_VD.dtype))
+
+
+def _backward(chunk: int, residuals: tuple, cotangents: tuple[Array, Array]) -> tuple:
+    x_grad, head_grad, like_head = residuals
+    scale = cotangents[0]
+    return (x_grad * scale.astype(x_grad.dtype), (head_grad * scale).astype(like_head.dtype), None, None)
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Supervised:
+    """The rows with their supervised positions first, padded to whole chunks."""
+
+    x_sorted: Array  # float[B, T + padding, D]
+    targets_sorted: Array  # int32[B, T + padding]
+    weights_sorted: Array  # float32[B, T + padding]
+    order: Array  # int32[B, T], where each sorted position comes from
+    num_chunks: Array
+    chunk: int
+
+    @classmethod
+    def of(cls, x_BTD: Array, targets_BT: Array, weights_BT: Array, chunk: int) -> _Supervised:
+        is_supervised_BT = weights_BT > 0
+        order_BT = jnp.argsort(~is_supervised_BT, axis=1, stable=True)
+        pad = ((0, 0), (0, -order_BT.shape[1] % chunk))
+        count = is_supervised_BT.sum(axis=1).max()
+        return cls(
+            x_sorted=jnp.pad(jnp.take_along_axis(x_BTD, order_BT[..., None], axis=1), (*pad, (0, 0))),
+            targets_sorted=jnp.pad(jnp.take_along_axis(targets_BT, order_BT, axis=1), pad),
+            weights_sorted=jnp.pad(jnp.take_along_axis(weights_BT, order_BT, axis=1), pad),
+            order=order_BT,
+            num_chunks=(count + chunk - 1) // chunk,
+            chunk=chunk,
+        )
+
+    def _slice(self, array: Array, i: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(array, i * self.chunk, self.chunk, axis=1)
+
+    def x(self, i: Array) -> Array:
+        return self._slice(self.x_sorted, i)
+
+    def targets(self, i: Array) -> Array:
+        return self._slice(self.targets_sorted, i)
+
+    def weights(self, i: Array) -> Array:
+        return self._slice(self.weights_sorted, i)
+
+    def scatter(self, sorted_BTD: Array, length: int) -> Array:
+        """Moves rows back to the order of the sequence; a gather by the inverse permutation."""
+        inverse_BT = jnp.argsort(self.order, axis=1)
+        return jnp.take_along_axis(sorted_BTD[:, :length], inverse_BT[..., None], axis=1)
+
+
+def _chunk_loss(x_BCD: Array, head_VD: Array, targets_BC: Array, weights_BC: Array) -> tuple[Array, Array]:
+    """Sums of loss and hits of a chunk; logits in float32, since their exponentials are summed over V."""
+    B, C, D = x_BCD.shape
+    logits = jnp.einsum("ND,VD->NV", x_BCD.reshape(B * C, D), head_VD, preferred_element_type=jnp.float32).reshape(B, C, -1)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    at_target = jnp.take_along_axis(logits, targets_BC[..., None], axis=-1)[..., 0]
+    hits = (at_target >= logits.max(axis=-1)) * weights_BC
+    return ((log_z - at_target) * weights_BC).sum(), hits.sum()

@@ -1,0 +1,127 @@
+"""What a run tells: a progress bar, one JSON line a step, TensorBoard files, and a picture of the curves."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+class Writer:
+    """Metrics of one stage.
+
+    Values given to `log` may still be on their way: they are fetched when the next ones are given, so that the device
+    has its next step before anybody waits for the last.
+    """
+
+    def __init__(self, workdir: Path, stage: str, *, first_step: int, steps: int):
+        """Opens the files; lines of `stage` after `first_step`, left by a run that was killed, are dropped."""
+        self._stage = stage
+        self._path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(self._path) if line["stage"] != stage or line["step"] <= first_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=first_step + 1)
+        self._bar = tqdm(total=steps, initial=first_step, desc=stage, unit="step", dynamic_ncols=True)
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._time, self._step = time.perf_counter(), first_step
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Takes the scalars of a train step; writes those taken before."""
+        self.flush()
+        self._pending = step, values
+
+    def flush(self) -> None:
+        """Waits for the values taken last and writes them."""
+        if self._pending is None:
+            return
+        step, values = self._pending
+        self._pending = None
+        scalars = {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+        now = time.perf_counter()
+        seconds = (now - self._time) / max(1, step - self._step)
+        scalars |= {"step_seconds": seconds, "tokens_per_second": scalars["tokens"] / seconds}
+        self.write(step, scalars)
+        self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['tokens_per_second']:,.0f} tokens/s", False)
+        self._bar.update(step - self._step)
+        self._time, self._step = now, step
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes scalars under their names to both files."""
+        self._file.write(json.dumps({"stage": self._stage, "step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes what an evaluation found, also above the bar."""
+        self.flush()
+        self.write(step, scalars)
+        self._bar.write(f"{self._stage} {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
+        self._time = time.perf_counter()  # the next step's rate leaves the evaluation out
+
+    def close(self) -> None:
+        """Writes what is pending and closes the files."""
+        self.flush()
+        self._bar.close()
+        self._board.close()
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a killed run left half written is dropped."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def plot_metrics(metrics: Path, picture: Path) -> None:
+    """Draws loss and held-out results over all stages of a metrics.jsonl, one after another."""
+    lines = read_metrics(metrics)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    offset = 0
+    for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
+        own = [line for line in lines if line["stage"] == stage]
+        train = [(offset + line["step"], line["loss"]) for line in own if "loss" in line]
+        heldout = [line for line in own if "heldout_loss" in line]
+        color = f"C{number}"
+        steps, losses = np.array(train).T if train else np.zeros((2, 0))
+        left.plot(steps, losses, color=color, alpha=0.3, linewidth=0.8)
+        left.plot(steps, _smooth(losses), color=color, label=f"{stage}: training")
+        x = [offset + line["step"] for line in heldout]
+        left.plot(x, [line["heldout_loss"] for line in heldout], "o--", color=color, label=f"{stage}: held out")
+        answers = [(offset + line["step"], line["heldout_exact_match"]) for line in heldout]
+        if answers:
+            right.plot(*np.array(answers).T, "o-", color=color, label=stage)
+        offset += max((line["step"] for line in own), default=0)
+    left.set(xlabel="step", ylabel="loss (nats a supervised token)", yscale="log")
+    right.set(xlabel="step", ylabel="held-out exact match")
+    left.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a fiftieth of the curve."""
+    width = max(1, len(values) // 50)
+    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - width)
+    return (sums[ends] - sums[starts]) / (ends - starts)

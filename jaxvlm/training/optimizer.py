@@ -1,0 +1,105 @@
+"""AdamW whose learning rate and decay are set by (path pattern, values) pairs."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jaxvlm.config import OptimizerConfig
+from jaxvlm.errors import UserError
+
+
+class Group(NamedTuple):
+    """How a parameter is updated."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+def paths(tree: dict) -> dict[str, Any]:
+    """The leaves of a nested dict by their path, such as `language/blocks/attention/q/w`."""
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def map_paths(function, tree: dict) -> dict:
+    """`jax.tree.map` of `function(path, leaf)` over a nested dict."""
+    return jax.tree.map_with_path(lambda path, leaf: function("/".join(key.key for key in path), leaf), tree)
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Multiplier of every learning rate: from 0 to 1 in the warm-up, then by cosine or line to 0, or constant.
+
+    As HF `get_cosine_schedule_with_warmup`, the first update has multiplier 0 if there is a warm-up, and
+    `ceil(warmup * steps)` updates are the warm-up.
+
+    Raises:
+      UserError: an unknown schedule.
+    """
+    warmup = -int(-config.warmup * steps // 1)
+    rest = max(1, steps - warmup)
+    shapes = {
+        "cosine": optax.cosine_decay_schedule(1.0, rest),
+        "linear": optax.linear_schedule(1.0, 0.0, rest),
+        "constant": optax.constant_schedule(1.0),
+    }
+    if config.schedule not in shapes:
+        raise UserError(f'unknown schedule "{config.schedule}" (optimizer.schedule); known: {", ".join(shapes)}')
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, max(1, warmup)), shapes[config.schedule]], [warmup])
+
+
+def group_of(config: OptimizerConfig, parameter_paths: list[str]) -> dict[str, Group]:
+    """Learning rate and weight decay of each parameter.
+
+    Raises:
+      UserError: patterns that match no parameter, each with the nearest path.
+    """
+    patterns = [(pattern, f"optimizer.groups[{i}]") for i, (pattern, _) in enumerate(config.groups)]
+    patterns += [(pattern, f"optimizer.no_weight_decay[{i}]") for i, pattern in enumerate(config.no_weight_decay)]
+    unmatched = []
+    for pattern, where in patterns:
+        if not any(re.fullmatch(pattern, path) for path in parameter_paths):
+            nearest = difflib.get_close_matches(pattern, parameter_paths, 1, cutoff=0.0)
+            unmatched.append(f'pattern "{pattern}" matches no parameter; nearest path: {nearest[0]} ({where})')
+    if unmatched:
+        raise UserError("; ".join(unmatched))
+    return {path: _group(config, path) for path in parameter_paths}
+
+
+def _group(config: OptimizerConfig, path: str) -> Group:
+    given = next((group for pattern, group in config.groups if re.fullmatch(pattern, path)), None)
+    rate, decay = (given.learning_rate, given.weight_decay) if given else (None, None)
+    if any(re.fullmatch(pattern, path) for pattern in config.no_weight_decay):
+        decay = 0.0
+    return Group(
+        config.learning_rate if rate is None else rate,
+        config.weight_decay if decay is None else decay,
+    )
+
+
+def build_optimizer(config: OptimizerConfig, steps: int, trained: dict) -> optax.GradientTransformation:
+    """The optimizer of the trained leaves.
+
+    Args:
+      steps: length of the schedule, in updates.
+      trained: nested dict of the trained leaves, abstract or real.
+    """
+    groups = group_of(config, list(paths(trained)))
+    multiplier = schedule(config, steps)
+    labels = map_paths(lambda path, _: str(groups[path]), trained)
+    transforms = {
+        str(group): optax.chain(
+            optax.add_decayed_weights(group.weight_decay),
+            optax.scale_by_learning_rate(lambda step, rate=group.learning_rate: rate * multiplier(step)),
+        )
+        for group in groups.values()
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.partition(transforms, labels),
+    )
+

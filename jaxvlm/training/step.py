@@ -1,0 +1,91 @@
+"""One update of the trained leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvlm.batch import Array, Batch
+from jaxvlm.sharding import batch_devices, batch_sharding
+from jaxvlm.training.loss import LossSum, batch_loss
+from jaxvlm.training.state import Layout, State, merge
+
+Info = dict[str, Array]
+
+
+def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batch], tuple[State, Info]]:
+    """The pure function (state, batch) -> (state, info).
+
+    The sums of loss and gradient run over all micro-batches and devices before the one division by the number of
+    supervised tokens, so 1 x 8, 8 x 1 and a sharded 8 rows give the same update.
+
+    `info` holds float32 scalars: `loss` (nats a supervised token), `accuracy` (teacher-forced, of supervised tokens),
+    `supervised_tokens`, `tokens` (all but padding) and `gradient_norm` (before clipping).
+    """
+    shards = batch_devices(layout.mesh, layout.rules)
+
+    def loss_sums(trained: dict, frozen: dict, batch: Batch) -> tuple[Array, LossSum]:
+        sums = batch_loss(layout.model, merge(trained, frozen), batch, shards=shards)
+        return sums.loss, sums
+
+    gradients_of = jax.grad(loss_sums, has_aux=True)
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Info]:
+        if micro_batches == 1:
+            gradients, sums = gradients_of(state.trained, state.frozen, batch)
+        else:
+
+            def add(carry: tuple[dict, LossSum], micro_batch: Batch) -> tuple[tuple[dict, LossSum], None]:
+                return jax.tree.map(jnp.add, carry, gradients_of(state.trained, state.frozen, micro_batch)), None
+
+            zero = jnp.zeros((), jnp.float32)
+            zeros = (jax.tree.map(jnp.zeros_like, state.trained), LossSum(zero, zero, zero))
+            (gradients, sums), _ = jax.lax.scan(add, zeros, _split_rows(batch, micro_batches))
+        weight = jnp.maximum(sums.weight, 1.0)  # a batch without supervised tokens changes nothing but the moments
+        gradients = jax.tree.map(lambda g: g / weight, gradients)
+        updates, optimizer = layout.optimizer.update(gradients, state.optimizer, state.trained)
+        info = {
+            "loss": sums.loss / weight,
+            "accuracy": sums.correct / weight,
+            "supervised_tokens": sums.weight,
+            "tokens": (batch.segments > 0).sum().astype(jnp.float32),
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        trained = optax.apply_updates(state.trained, updates)
+        return State(state.step + 1, trained, state.frozen, optimizer, state.key), info
+
+    return train_step
+
+
+def compile_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batch], tuple[State, Info]]:
+    """The train step under jit: the state is donated and keeps its place."""
+    shardings = jax.tree.map(lambda x: x.sharding, layout.state)
+    return jax.jit(
+        make_train_step(layout, micro_batches),
+        in_shardings=(shardings, batch_sharding(layout.mesh, layout.rules)),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
+    )
+
+
+def compile_eval_step(layout: Layout) -> Callable[[State, Batch], LossSum]:
+    """Loss sums of a batch, without an update."""
+    shards = batch_devices(layout.mesh, layout.rules)
+
+    @jax.jit
+    def eval_step(state: State, batch: Batch) -> LossSum:
+        return batch_loss(layout.model, merge(state.trained, state.frozen), batch, shards=shards)
+
+    return eval_step
+
+
+def _split_rows(batch: Batch, micro_batches: int) -> Batch:
+    """[B, ...] -> [M, B/M, ...], each device's own rows dealt over the micro-batches, so that none moves."""
+
+    def split(x: Array) -> Array:
+        return x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)

@@ -1,0 +1,193 @@
+"""From records to answers: prompts, batches, scores."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxvlm.config import MeshConfig
+from jaxvlm.data.conversation import Renderer
+from jaxvlm.data.images import load_image
+from jaxvlm.data.packing import empty_batch, expand, fill_row
+from jaxvlm.data.records import Record, Turn
+from jaxvlm.data.tokenizer import image_token_id
+from jaxvlm.batch import Batch
+from jaxvlm.errors import UserError
+from jaxvlm.inference import chat
+from jaxvlm.inference.chat import answer, score
+from jaxvlm.inference.decode import Sampling
+from jaxvlm.models.vlm import VLM, build_model
+from jaxvlm.sharding import Rules, make_mesh
+from tests import tiny
+from tests.inference import tiny_run
+
+
+@dataclasses.dataclass
+class World:
+    """A model with weights, and what it takes to ask it."""
+
+    config: object
+    model: object
+    params: dict
+    tokenizer: object
+    folder: object
+
+    @property
+    def data(self):
+        return self.config.stage["finetune"].data
+
+    def ask(self, records, *, data=None, params=None, devices=1, count=5, batch_size=4, **options):
+        mesh = make_mesh(MeshConfig(data=1, fsdp=devices, tensor=1, sequence=1), jax.devices()[:devices])
+        return answer(
+            self.model,
+            self.params if params is None else params,
+            self.tokenizer,
+            data or self.data,
+            records,
+            mesh=mesh,
+            rules=Rules(),
+            max_new_tokens=count,
+            batch_size=batch_size,
+            **options,
+        )
+
+    def record(self, text, *colours, group="", truth=None):
+        images = tuple(str(self.folder / f"{colour}.png") for colour in colours)
+        ends = () if truth is None else (Turn("assistant", truth),)
+        return Record(text, (Turn("user", "<image>\n" * len(images) + text), *ends), images, f"q[{text}]", group)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    config = tiny.config(tiny_run.recipe(tiny_run.write_data(folder)))
+    model = build_model(config.model)
+    # Larger weights than those of a new model, whose answers would all be the same.
+    params = jax.jit(lambda: jax.tree.map(lambda w: 2 * w, model.init(jax.random.key(1))))()
+    return World(config, model, jax.device_put(params, jax.devices()[0]), tiny_run.tokenizer(config), folder)
+
+
+@pytest.fixture
+def records(world):
+    return [
+        world.record("what color is it?", "green"),
+        world.record("say hello"),
+        world.record("is it red?", "blue"),
+        world.record("what color is it? is it red? say hello", "red"),
+        world.record("what color?", "red", "blue"),
+        world.record("what color is it?", "blue"),
+    ]
+
+
+def greedy_by_hand(world, record, count):
+    """The answer from the full forward of a row that grows by a token at a time."""
+    vision = world.config.model.vision
+    renderer = Renderer(
+        world.tokenizer, world.data.template, image_token_id=image_token_id(world.tokenizer), system=world.data.system
+    )
+    piece = expand(renderer.render_prompt(record), vision.features_per_image)
+    batch = empty_batch(Batch.spec(rows=1, tokens=80, images=2, image_size=vision.image_size))
+    pixels = [load_image(image, vision.image_size, world.data.aspect) for image in record.images]
+    fill_row(batch, 0, [piece], pixels, vision.features_per_image)
+    length = len(piece.tokens)
+    for at in range(length, length + count):
+        logits = _forward(world.model, world.params, batch)
+        batch.tokens[0, at] = int(np.argmax(logits[0, at - 1]))
+        batch.positions[0, at], batch.segments[0, at] = at, 1
+    return renderer.decode(batch.tokens[0, length : length + count])
+
+
+def _forward(model, params, batch):
+    if not hasattr(_forward, "compiled"):
+        _forward.compiled = jax.jit(lambda p, b: model.bind(p).logits(model.bind(p).hidden(b)))
+    return _forward.compiled(params, batch)
+
+
+def test_answers_come_in_order_and_are_those_of_the_full_forward(world, records):
+    expected = [greedy_by_hand(world, record, 5) for record in records]
+    assert len(set(expected)) > 3
+    assert world.ask(records) == expected
+    assert world.ask(records[::-1], batch_size=100, devices=1) == expected[::-1]
+
+
+def test_eight_devices_give_the_same_answers(world, records):
+    params = jax.device_get(world.params)
+    assert world.ask(records, params=params, devices=8, batch_size=3) == world.ask(records)
+
+
+def test_the_truth_is_not_shown(world):
+    asked = world.record("is it red?", "blue")
+    assert world.ask([dataclasses.replace(asked, turns=(*asked.turns, Turn("assistant", "no")))]) == world.ask([asked])
+
+
+def test_a_conversation_has_its_earlier_turns_as_context(world):
+    first = world.record("what color is it?", "green", truth="blue")
+    later = dataclasses.replace(first, turns=(*first.turns, Turn("user", "is it red?")))
+    assert world.ask([later]) == [greedy_by_hand(world, later, 5)]
+
+
+def test_the_same_records_compile_once_whatever_the_weights(world, records, monkeypatch):
+    traces, prefill = [], VLM.prefill
+    monkeypatch.setattr(VLM, "prefill", lambda self, *args: traces.append(1) or prefill(self, *args))
+    world.ask(records[:1], count=3)
+    assert len(traces) == 1
+    world.ask(records[5:], count=3, params=jax.tree.map(lambda w: w + 0.1, world.params))
+    assert len(traces) == 1
+
+
+def test_samples_do_not_depend_on_the_batch_size(world, records):
+    sampling = Sampling(temperature=1.0, seed=3)
+    drawn = world.ask(records, sampling=sampling)
+    assert drawn == world.ask(records, sampling=sampling, batch_size=1)
+    assert drawn != world.ask(records, sampling=Sampling(temperature=1.0, seed=4))
+
+
+def test_an_image_is_decoded_once_for_all_its_questions(world, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(chat, "load_image", lambda *args: loaded.append(args[0]) or load_image(*args))
+    questions = [world.record("is it red?", colour) for _ in range(6) for colour in ("red", "green")]
+    world.ask(questions)
+    assert len(loaded) == 2
+
+
+def test_nothing_to_answer(world):
+    assert world.ask([]) == []
+
+
+def test_too_long_prompts_are_named_with_their_numbers(world):
+    data = dataclasses.replace(world.data, tokens=20)
+    with pytest.raises(UserError, match=r"q\[is it red\?\]: the prompt has \d\d tokens \(2 images of 9, \d+ of text\)") as e:
+        world.ask([world.record("is it red?", "red", "blue"), world.record("say hello " * 9)], data=data)
+    assert "q[say hello" in str(e.value) and "have 20 (data.tokens)" in str(e.value)
+
+
+def test_a_missing_image_names_its_record(world):
+    with pytest.raises(UserError, match=r"q\[is it red\?\]: image .*purple.png is missing"):
+        world.ask([world.record("is it red?", "purple")])
+
+
+def test_a_changed_image_is_read_again(world, tmp_path):
+    path = tmp_path / "a.png"
+    record = dataclasses.replace(world.record("what color is it?", "red"), images=(str(path),))
+    colours = []
+    for colour in ("green", "red"):
+        Image.new("RGB", (30, 20), tiny_run.COLOURS[colour]).save(path)
+        colours.append(world.ask([record]))
+    assert colours == [world.ask([world.record("what color is it?", colour)]) for colour in ("green", "red")]
+
+
+def test_exact_match_by_group():
+    asked = [
+        Record("1", (Turn("user", "?"), Turn("assistant", " red ")), (), "", "color"),
+        Record("2", (Turn("user", "?"), Turn("assistant", "blue")), (), "", "color"),
+        Record("3", (Turn("user", "?"), Turn("assistant", "no")), (), "", "yes/no"),
+        Record("4", (Turn("user", "?"), Turn("assistant", "42")), (), ""),
+    ]
+    assert score(asked, ["red\n", "green", "No", "42"]) == {
+        "exact_match": 0.5,
+        "count": 4,
+        "by_group": {"color": {"exact_match": 0.5, "count": 2}, "yes/no": {"exact_match": 0.0, "count": 1}},
+    }
+    assert score([], []) == {"exact_match": 0.0, "count": 0, "by_group": {}}

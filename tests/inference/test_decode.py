@@ -1,0 +1,215 @@
+"""Decoding with the cache against the full forward, sampling, stopping and compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvlm.batch import Batch
+from jaxvlm.data.conversation import Sample
+from jaxvlm.data.packing import empty_batch, expand, fill_row
+from jaxvlm.errors import UserError
+from jaxvlm.inference.decode import Sampling, bucket, decode, nucleus, sample
+from jaxvlm.models.vlm import VLM, build_model
+from tests import tiny
+
+P, SIZE, VOCAB = 9, 21, 101
+# (tokens of text before each image and after the last one, ...): two images, one, none, a longer one.
+ROWS = ((2, 3, 4), (1, 6), (5,), (4, 12))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(tiny.config(tiny.recipe()).model)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    params = model.init(jax.random.key(3))
+    # Random weights repeat one token for ever; larger ones make the answers vary.
+    return jax.tree.map(lambda w: w * 1.7, params)
+
+
+@pytest.fixture(scope="module")
+def forward(model):
+    return jax.jit(lambda params, batch: model.bind(params).logits(model.bind(params).hidden(batch)))
+
+
+def prompt(random, texts):
+    """A sample with an image between each two stretches of text."""
+    tokens, is_image = [], []
+    for number, length in enumerate(texts):
+        tokens += [0] * (number > 0) + random.integers(1, VOCAB, length).tolist()
+        is_image += [True] * (number > 0) + [False] * length
+    tokens = np.array(tokens, np.int32)
+    return Sample(tokens, np.zeros(len(tokens), np.float32), np.array(is_image))
+
+
+def batch_of(rows, length, images=2, shuffled=None):
+    """A batch of the rows of `ROWS` with these numbers (None: padding), always with the same contents."""
+    spec = Batch.spec(rows=len(rows), tokens=length, images=images, image_size=SIZE)
+    batch = empty_batch(spec)
+    for place, row in enumerate(rows):
+        if row is not None:
+            random = np.random.default_rng(row)
+            piece = expand(prompt(random, ROWS[row]), P)
+            pixels = random.integers(0, 256, (len(ROWS[row]) - 1, SIZE, SIZE, 3), dtype=np.uint8)
+            fill_row(batch, place, [piece], list(pixels), P)
+    return batch
+
+
+def numbers(rows):
+    return np.array([-1 if row is None else row for row in rows], np.int32)
+
+
+def answers(model, params, rows, length=48, stop_ids=(), count=6, images=2, sampling=None):
+    sampling = sampling or Sampling()
+    found = decode(model, params, batch_of(rows, length, images), numbers(rows), stop_ids, count, sampling)
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
+def one_by_one(forward, params, row, count):
+    """Greedy answer of a row from the full forward of an ever longer row."""
+    batch = batch_of([row], 48)
+    length = int((batch.segments > 0).sum())
+    for at in range(length, length + count):
+        logits = forward(params, batch)
+        batch.tokens[0, at] = int(jnp.argmax(logits[0, at - 1]))
+        batch.positions[0, at], batch.segments[0, at] = at, 1
+    return batch.tokens[0, length : length + count]
+
+
+def test_cached_decoding_is_the_full_forward_token_by_token(model, params, forward):
+    tokens, lengths = answers(model, params, range(4))
+    expected = [one_by_one(forward, params, row, 6) for row in range(4)]
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_array_equal(lengths, [6, 6, 6, 6])
+    assert len({tuple(row) for row in tokens}) == 4  # the prompts matter
+
+
+def test_neighbours_and_padding_change_no_answer(model, params):
+    tokens, _ = answers(model, params, range(4))
+    other, _ = answers(model, params, [3, None, 2, None, 1, 0], length=64)
+    np.testing.assert_array_equal(other[[5, 4, 2, 0]], tokens)
+    assert not other[[1, 3]].any()
+    alone, _ = answers(model, params, [2], length=32, images=0)  # without image slots the encoder is not run
+    np.testing.assert_array_equal(alone, tokens[2:3])
+
+
+def test_samples_depend_on_the_seed_and_the_number_alone(model, params):
+    sampling = Sampling(temperature=1.0, top_p=0.9, seed=5)
+    tokens, _ = answers(model, params, range(4), sampling=sampling)
+    other, _ = answers(model, params, [None, 3, 1, 0, 2], length=64, sampling=sampling)
+    np.testing.assert_array_equal(other[[3, 2, 4, 1]], tokens)
+    different, _ = answers(model, params, range(4), sampling=Sampling(1.0, 0.9, seed=6))
+    assert (different != tokens).any(axis=1).all()
+
+
+def test_a_tiny_temperature_or_nucleus_is_greedy(model, params):
+    greedy, _ = answers(model, params, range(4))
+    for sampling in (Sampling(temperature=1e-9), Sampling(temperature=1.0, top_p=1e-9)):
+        np.testing.assert_array_equal(answers(model, params, range(4), sampling=sampling)[0], greedy)
+
+
+def test_a_row_ends_at_its_stop_id(model, params):
+    free, _ = answers(model, params, range(4))
+    stop = (int(free[0, 2]), int(free[1, 0]))
+    tokens, lengths = answers(model, params, range(4), stop_ids=stop)
+    for row in range(4):
+        hits = np.flatnonzero(np.isin(free[row], stop))
+        length = hits[0] if len(hits) else 6
+        assert lengths[row] == length
+        np.testing.assert_array_equal(tokens[row, : length + 1], free[row, : length + 1])
+        assert not tokens[row, length + 1 :].any()
+    assert lengths[1] == 0
+
+
+def test_the_loop_ends_with_the_last_row(model, params, monkeypatch):
+    """Steps are counted on the device; the stop ids are new to the cache of compiled programs."""
+    steps = []
+    extend = VLM.extend
+
+    def counted(self, *args):
+        jax.debug.callback(lambda: steps.append(1))
+        return extend(self, *args)
+
+    monkeypatch.setattr(VLM, "extend", counted)
+    free, _ = answers(model, params, range(4), stop_ids=(VOCAB + 1,))
+    jax.effects_barrier()
+    assert len(steps) == 5
+    steps.clear()
+    answers(model, params, range(4), stop_ids=tuple(int(row[1]) for row in free))
+    jax.effects_barrier()
+    assert len(steps) <= 1
+
+
+def test_one_program_for_each_shape(model, params, monkeypatch):
+    traces = []
+    prefill = VLM.prefill
+    monkeypatch.setattr(VLM, "prefill", lambda self, *args: traces.append(1) or prefill(self, *args))
+    for rows, shift in (([0, 1], 0.0), ([2, 3], 0.1), ([1, None], 0.2)):
+        answers(model, jax.tree.map(lambda w, shift=shift: w + shift, params), rows, count=3)
+    assert len(traces) == 1
+    for seed in (0, 1):
+        answers(model, params, [0, 1], count=3, sampling=Sampling(0.5 + seed, 0.9, seed))
+    assert len(traces) == 2
+    answers(model, params, [0, 1], length=64, count=3)
+    assert len(traces) == 3
+
+
+def test_sharded_rows_and_weights_give_the_same_answers(model, params):
+    from jaxvlm.config import MeshConfig
+    from jaxvlm.sharding import Rules, make_mesh, named_shardings, to_devices
+
+    rows = [0, 1, 2, 3, None, 3, 2, 1]
+    mesh, rules = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2, sequence=1)), Rules()
+    sharded = jax.device_put(params, named_shardings(mesh, rules, model.abstract, model.axes))
+    batch = to_devices((batch_of(rows, 48), numbers(rows)), mesh, rules)
+    tokens, _ = decode(model, sharded, *batch, (), 6)
+    np.testing.assert_array_equal(tokens, answers(model, params, rows)[0])
+
+
+def numpy_nucleus(probabilities, top_p):
+    kept, total = np.zeros(len(probabilities), bool), 0.0
+    for token in sorted(range(len(probabilities)), key=lambda i: -probabilities[i]):
+        if total >= top_p:
+            break
+        kept[token] = True
+        total += probabilities[token]
+    return kept
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.5, 0.9, 0.999, 1.0])
+def test_top_p_keeps_exactly_the_nucleus(top_p):
+    logits = np.random.default_rng(0).normal(0, 2, (40, 29)).astype(np.float32)
+    probabilities = np.exp(logits.astype(np.float64))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    expected = [numpy_nucleus(row, top_p) for row in probabilities]
+    np.testing.assert_array_equal(nucleus(logits, top_p), expected)
+
+
+def test_of_equal_tokens_the_first_come_first():
+    np.testing.assert_array_equal(nucleus(np.zeros((1, 4), np.float32), 0.5), [[True, True, False, False]])
+
+
+def test_samples_follow_the_distribution():
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = np.broadcast_to(np.log(probabilities).astype(np.float32), (20_000, 4))
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    drawn = np.bincount(sample(logits, keys, 1.0, 0.8), minlength=4) / 20_000
+    np.testing.assert_allclose(drawn, [0.625, 0.375, 0, 0], atol=0.015)
+    sharper = probabilities**2 / (probabilities**2).sum()
+    drawn = np.bincount(sample(logits, keys, 0.5, 1.0), minlength=4) / 20_000
+    np.testing.assert_allclose(drawn, sharper, atol=0.015)
+
+
+def test_buckets():
+    assert [bucket(n) for n in (1, 32, 33, 49, 65, 79, 97, 4000)] == [32, 32, 48, 64, 96, 96, 128, 4096]
+    assert len({bucket(n) for n in range(1, 4097)}) == 15
+
+
+def test_wrong_sampling_names_all_that_is_wrong():
+    with pytest.raises(UserError, match=r"temperature is -1.*top_p is 0.*seed is -2"):
+        Sampling(-1, 0, -2)
+    with pytest.raises(UserError, match="temperature is nan"):
+        Sampling(float("nan"))

@@ -1,0 +1,79 @@
+import dataclasses
+
+import pytest
+
+from jaxvlm.command import load_config, load_recipe
+from jaxvlm.config import Config, StageConfig, build_config, to_dict
+from jaxvlm.errors import UserError
+from tests import tiny
+
+
+def test_every_default_has_a_field_and_every_field_a_default():
+    assert dataclasses.is_dataclass(tiny.config(tiny.recipe(one=tiny.stage_recipe())))
+
+
+def test_saved_config_reads_back_equal():
+    import json
+
+    config = tiny.config(tiny.recipe(one=tiny.stage_recipe()))
+    assert build_config(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_all_wrong_keys_are_named_at_once():
+    values = tiny.recipe(one=tiny.stage_recipe()).to_dict()
+    values["stage"]["one"]["epoch"] = 3
+    del values["stage"]["one"]["epochs"]
+    values["model"]["vision"]["patch_size"] = "seven"
+    with pytest.raises(UserError) as error:
+        build_config(Config, values)
+    message = str(error.value)
+    assert "unknown key config.stage.one.epoch (did you mean config.stage.one.epochs?)" in message
+    assert "missing key config.stage.one.epochs" in message
+    assert "config.model.vision.patch_size = 'seven', expected int" in message
+
+
+def test_values_of_groups_are_converted():
+    changed = tiny.stage_recipe()
+    changed.optimizer.groups = (("projector/.*", {"learning_rate": 1}),)
+    stage = tiny.config(tiny.recipe(one=changed)).stage["one"]
+    assert isinstance(stage, StageConfig) and stage.optimizer.groups[0][1].learning_rate == 1.0
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        "from configs import base\n"
+        "def get_config():\n"
+        "    c = base.get_config()\n"
+        "    c.stages, c.stage.one = ('one',), base.stage()\n"
+        "    return c\n"
+    )
+    return str(path)
+
+
+def test_overrides(recipe_file):
+    config = load_config(recipe_file, ["--config.seed=7", "--config.stage.one.optimizer.learning_rate=0.5"])
+    assert config.seed == 7 and config.stage["one"].optimizer.learning_rate == 0.5
+    assert load_config(recipe_file, ["--config.steps=3"]).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.sead=7", r"unknown key config.sead \(did you mean config.seed\?\)"),
+        ("--config.seed=seven", "wrong type.*seven"),
+        ("--config.stages=('two',)", "config.stages = .*two.*config.stage has one"),
+    ],
+)
+def test_wrong_overrides(recipe_file, override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(recipe_file, [override])
+
+
+def test_missing_and_broken_recipes(tmp_path):
+    with pytest.raises(UserError, match="no recipe at nowhere.py"):
+        load_recipe("nowhere.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_recipe(str(tmp_path / "empty.py"))

@@ -1,0 +1,51 @@
+"""A tiny model in which every axis has another size, so that a transposed weight cannot pass."""
+
+from configs import base
+from jaxvlm.batch import Batch
+from jaxvlm.config import Config, StageConfig, build_config
+
+
+def recipe(**stages):
+    """A ConfigDict of the tiny model with the given stages, `name=ConfigDict`."""
+    c = base.get_config()
+    vision = {"image_size": 21, "patch_size": 7, "embed_dim": 36, "mlp_dim": 44, "num_layers": 4, "num_heads": 3}
+    c.model.vision.update(vision)
+    language = {"vocab_size": 101, "embed_dim": 48, "mlp_dim": 56, "num_layers": 3, "num_heads": 6}
+    c.model.language.update(language | {"num_kv_heads": 2, "head_dim": 10})
+    c.model.compute_dtype = "float32"
+    c.stages = tuple(stages)
+    for name, stage in stages.items():
+        c.stage[name] = stage
+    return c
+
+
+def config(c) -> Config:
+    """The frozen dataclass of a recipe."""
+    return build_config(Config, c.to_dict())
+
+
+def stage_recipe():
+    """A stage that trains everything at a rate that shows in three steps."""
+    stage = base.stage()
+    stage.optimizer.learning_rate = 1e-2
+    stage.optimizer.weight_decay = 0.1
+    stage.optimizer.warmup = 0.0
+    stage.frozen_dtype = "float32"
+    stage.global_batch_size = 8
+    return stage
+
+
+def stage(**values) -> StageConfig:
+    """The dataclass of `stage_recipe` with some values changed."""
+    changed = stage_recipe()
+    changed.update(values)
+    return config(recipe(only=changed)).stage["only"]
+
+
+def batch(rows=8, tokens=31, images=2, seed=0) -> Batch:
+    """A NumPy batch for the tiny model, with rows of different supervision."""
+    spec = Batch.spec(rows=rows, tokens=tokens, images=images, image_size=21)
+    made = Batch.fake(spec, vocab_size=101, features_per_image=9, seed=seed)
+    for row in range(rows):
+        made.loss_weights[row, : 24 + row % 3] = 0.0
+    return made

@@ -1,0 +1,105 @@
+import jax
+import numpy as np
+import pytest
+
+from jaxvlm.config import MeshConfig
+from jaxvlm.errors import UserError
+from jaxvlm.models.vlm import build_model
+from jaxvlm.sharding import Rules, make_mesh, to_devices
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.optimizer import paths
+from jaxvlm.training.state import initial_state, merge, split, state_layout, table_of_parts
+from jaxvlm.training.step import compile_train_step
+from tests import tiny
+
+ONE_DEVICE = MeshConfig(1, 1, 1, 1)
+
+
+def layout(stage, recipe=None):
+    mesh = make_mesh(ONE_DEVICE, jax.devices()[:1])
+    return state_layout(build_model(tiny.config(recipe or tiny.recipe()).model), stage, 3, mesh, Rules())
+
+
+@pytest.fixture(scope="module")
+def frozen_vision():
+    """A run that trains projector and language: its stage, its layout, the states of three steps, their info."""
+    stage = tiny.stage(parts={"vision": "frozen", "projector": "full", "language": "full"}, frozen_dtype="bfloat16")
+    plan = layout(stage)
+    step = compile_train_step(plan, 1)
+    states, infos = [initial_state(plan, seed=1)], []
+    with jax.set_mesh(plan.mesh):
+        for i in range(3):
+            copy = jax.tree.map(lambda x: x.copy(), states[-1])  # the step takes its argument's memory
+            state, info = step(copy, to_devices(tiny.batch(seed=i), plan.mesh, plan.rules))
+            states.append(state)
+            infos.append(info)
+    return stage, plan, states, infos
+
+
+def test_frozen_leaves_have_no_moments_and_never_change(frozen_vision):
+    _, plan, states, _ = frozen_vision
+    assert set(plan.state.frozen) == {"vision"} and set(plan.state.trained) == {"projector", "language"}
+    assert not any("vision" in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(states[0].optimizer))
+    first, last = paths(states[0].frozen), paths(states[-1].frozen)
+    assert all(leaf.dtype == jax.numpy.bfloat16 for leaf in first.values())
+    assert all(np.array_equal(first[path], last[path]) for path in first)
+
+
+def test_every_trained_leaf_changes(frozen_vision):
+    _, _, states, _ = frozen_vision
+    first, last = paths(states[0].trained), paths(states[-1].trained)
+    assert [path for path in first if np.array_equal(first[path], last[path])] == []
+
+
+def test_loss_falls_and_counts_are_those_of_the_batch(frozen_vision):
+    _, _, _, infos = frozen_vision
+    batch = tiny.batch()
+    assert infos[-1]["loss"] < infos[0]["loss"]
+    assert infos[0]["supervised_tokens"] == batch.loss_weights.sum() and infos[0]["tokens"] == batch.tokens.size
+
+
+def test_table_says_what_is_trained(frozen_vision):
+    stage, plan, _, _ = frozen_vision
+    lines = table_of_parts(plan, stage).splitlines()
+    assert [line.split()[0] for line in lines] == ["part", "vision", "projector", "language"]
+    assert "bfloat16" in lines[1] and " 0 " in lines[1] and "0.01" in lines[2] and "float32" in lines[3]
+
+
+def test_split_and_merge_are_inverse():
+    params = {"vision": {"a": 1}, "projector": {"b": 2}, "language": {"c": 3}}
+    parts = tiny.stage(parts={"vision": "full", "projector": "frozen", "language": "full"}).parts
+    trained, frozen = split(params, parts)
+    assert frozen == {"projector": {"b": 2}} and merge(trained, frozen) == params
+
+
+def test_wrong_policies_are_named():
+    with pytest.raises(UserError, match="parts.vision = 'lora'; known: frozen, full"):
+        split({}, tiny.stage(parts={"vision": "lora", "projector": "full", "language": "full"}).parts)
+    with pytest.raises(UserError, match="every part is frozen"):
+        split({}, tiny.stage(parts=dict.fromkeys(("vision", "projector", "language"), "frozen")).parts)
+
+
+def test_checkpoint_gives_back_every_bit(frozen_vision, tmp_path):
+    _, plan, states, _ = frozen_vision
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for state in states[1:]:
+        checkpoints.save(state, {"next": int(state.step)}, steps=3)
+    checkpoints.wait()
+    assert checkpoints.newest() == 3 and checkpoints.is_finished()
+    restored, position = checkpoints.restore(plan.state, 3)
+    assert position == {"next": 3}
+    same = jax.tree.map(lambda a, b: a.dtype == b.dtype and np.array_equal(a, b), states[-1], restored)
+    assert all(jax.tree.leaves(same))
+    checkpoints.close()
+
+
+def test_checkpoint_of_another_model_is_refused(frozen_vision, tmp_path):
+    stage, _, states, _ = frozen_vision
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(states[-1], {}, steps=3)
+    checkpoints.wait()
+    other = tiny.recipe()
+    other.model.language.mlp_dim = 57
+    with pytest.raises(UserError, match=r"of another model: .*blocks/mlp/down/w: \(3, 56, 48\) saved, \(3, 57, 48\)"):
+        checkpoints.restore(layout(stage, other).state, 3)
+    checkpoints.close()
