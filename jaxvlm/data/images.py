@@ -44,6 +44,7 @@ def load_image(source: str | bytes, size: int, aspect: str, origin: str = "") ->
         raise ValueError(f"aspect {aspect!r} is not one of {', '.join(ASPECTS)}")
     try:
         with _open(source) as image:
+            _check_area(image.size, size, aspect)
             ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
@@ -61,6 +62,19 @@ def read_size(source: str | bytes, origin: str = "") -> tuple[int, int]:
         with _open(source) as image:
             return image.size
     except Exception as error:
+        raise _image_error(source, origin, error) from error
+
+
+def check_header(source: str | bytes, size: int, aspect: str, origin: str = "") -> None:
+    """Checks what can be known of `load_image` with the same arguments from the header alone.
+
+    Raises:
+      RecordError: the image is missing, no image, too large, or so long that its square would be too large.
+    """
+    shape = read_size(source, origin)
+    try:
+        _check_area(shape, size, aspect)
+    except Image.DecompressionBombError as error:
         raise _image_error(source, origin, error) from error
 
 
@@ -83,6 +97,17 @@ def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool,
     if flip and up_down:
         pixels_YXC = pixels_YXC[::-1]
     return _moved(_moved(pixels_YXC, down, axis=0), right, axis=1)
+
+
+def _check_area(shape: tuple[int, int], size: int, aspect: str) -> None:
+    """A strip of 1 x 60,000 pixels is a small file, but the square round it takes 10 GB."""
+    short, long = sorted(shape)
+    area = long * long if aspect == "pad" else size * (size * long // max(short, 1))
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow, too, refuses; None in Pillow is no limit
+    if limit and area > limit:
+        raise Image.DecompressionBombError(
+            f"{shape[0]} x {shape[1]} takes {area} pixels on the way to a square, the limit is {limit}"
+        )
 
 
 def _open(source: str | bytes) -> Image.Image:

@@ -21,6 +21,7 @@ from typing import Any
 from jaxvlm.errors import UserError
 
 FATES = ("used", "packed", "truncated", "rejected", "heldout", "unreached")
+WHOLE = "whole"  # the reason of a record with which nothing is the matter
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,6 @@ class Ledger:
         rows = [("records read", self.read)]
         for fate in FATES:
             rows.append((f"  {fate}", self.total(fate)))
-            rows.extend((f"    {reason}", n) for reason, n in self.counts[fate].items())
+            rows.extend((f"    {reason}", n) for reason, n in self.counts[fate].items() if reason != WHOLE)
         width = max(len(name) for name, _ in rows) + 2
         return "\n".join(f"{name:<{width}}{count:>9,}" for name, count in rows)

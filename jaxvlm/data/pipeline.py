@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerBase
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig
 from jaxvlm.data.conversation import Renderer, Sample, drop_leading_answer
-from jaxvlm.data.images import ASPECTS, augment, load_image, read_size
-from jaxvlm.data.ledger import Ledger
+from jaxvlm.data.images import ASPECTS, augment, check_header, load_image
+from jaxvlm.data.ledger import WHOLE, Ledger
 from jaxvlm.data.packing import FitError, check_row, empty_batch, expand, expanded_length, fill_row, fit, plan_rows
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.sources import Source, is_heldout, load_source
@@ -91,7 +91,7 @@ class Samples:
             record = drop_leading_answer(original)
             for image in record.images:
                 check_row(self.config.tokens, self.features_per_image)
-                read_size(image, record.origin)
+                check_header(image, self.image_size, self.config.aspect, record.origin)
             whole = self.renderer.render(record)
             sample = self._fitted(whole, record.origin)
         except RecordError as error:
@@ -285,6 +285,7 @@ class Pipeline:
     Attributes:
       spec: abstract batch of all hosts; a host gets `rows / process_count` rows of it.
       records: number of records read.
+      heldout: number of those that are kept for evaluation.
       supervised_tokens: tokens that are supervised in an epoch.
     """
 
@@ -301,6 +302,7 @@ class Pipeline:
                 f"data.source = {config.source!r} leaves no record to train on: {self.records} read, "
                 f"{self.records - len(good)} rejected, {len(self._heldout)} held out (data.heldout = {config.heldout})"
             )
+        self.heldout = len(self._heldout)
         images = np.array([entry.images for entry in entries], np.int32)
         samples.lengths = np.array([entry.length for entry in entries], np.int32)
         # Each worker process keeps its own.
@@ -504,7 +506,7 @@ def _fate(entry: Entry, row: tuple[int, ...] | None) -> tuple[str, str]:
     """(fate, reason) of a record that stands in `row`, if training got that far."""
     if entry.error is not None:
         return "rejected", entry.error.reason
-    whole = "without the answer before its first question" if entry.dropped_answer else "whole"
+    whole = "without the answer before its first question" if entry.dropped_answer else WHOLE
     if entry.heldout:
         return "heldout", whole
     if row is None:

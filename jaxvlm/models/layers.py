@@ -23,8 +23,8 @@ from jaxvlm.batch import Array
 from jaxvlm.config import RopeScaling
 from jaxvlm.errors import UserError
 
-Block = TypeVar("Block", bound=nnx.Module)
-Carry = TypeVar("Carry")
+BlockT = TypeVar("BlockT", bound=nnx.Module)
+CarryT = TypeVar("CarryT")
 
 # What the backward pass of a block recomputes (`config.model.remat`), from the fastest to the smallest in memory.
 # `run_stack` applies the policy to each block, so the inputs of all blocks are always kept.
@@ -64,6 +64,18 @@ def make_constant(shape: tuple[int, ...], axes: tuple[str | None, ...], value: f
     return nnx.Param(jnp.full(shape, value, jnp.float32), out_sharding=axes, eager_sharding=False)
 
 
+def matmul(x: Array, w: Array, summed: int, **options: Any) -> Array:
+    """Sums over the last `summed` dimensions of `x` and the first ones of `w`, as a product of two plain matrices.
+
+    With more dimensions the gradient of a weight is a sum over two of them, before which XLA for CPUs copies the
+    result's gradient into another layout: forward and backward of 2048 x 576 x 1536 take 127 ms instead of 66.
+    """
+    rows, columns = x.shape[: x.ndim - summed], w.shape[summed:]
+    inner = math.prod(w.shape[:summed])
+    y = jnp.matmul(x.reshape(-1, inner), w.reshape(inner, -1), **options)
+    return y.reshape(*rows, *columns)
+
+
 class Einsum(nnx.Module):
     """A projection `equation(x, w) + bias`: the one place where a weight meets an activation.
 
@@ -86,24 +98,24 @@ class Einsum(nnx.Module):
         """Makes the weight.
 
         Args:
-          equation: "BTD,DNH->BTNH": activation, weight -> result; a bias has the letters that the last two share.
+          equation: "BTD,DNH->BTNH": activation, weight -> result. The letters that are summed over come last in the
+            activation and first in the weight, in one order; a bias has the other letters of the weight.
           shape: of the weight.
           axes: logical axes of the weight.
           dtype: in which the product is computed, and of the result.
         """
-        letters, result = equation.split(",")[1].split("->")
-        fan_in = math.prod(size for letter, size in zip(letters, shape, strict=True) if letter not in result)
-        self.equation, self.dtype = equation, dtype
-        self.w = make_weight(shape, axes, gain / math.sqrt(fan_in), rngs=rngs)
-        if bias:
-            kept = [letters.index(letter) for letter in result if letter in letters]
-            self.bias = make_constant(tuple(shape[i] for i in kept), tuple(axes[i] for i in kept), 0.0)
-        else:
-            self.bias = None
+        operands, result = equation.split("->")
+        x_letters, w_letters = operands.split(",")
+        kept = [letter in result for letter in w_letters].index(True)
+        assert x_letters.endswith(w_letters[:kept]), equation
+        assert result == x_letters[: len(x_letters) - kept] + w_letters[kept:], equation
+        self.equation, self.dtype, self.summed = equation, dtype, kept
+        self.w = make_weight(shape, axes, gain / math.sqrt(math.prod(shape[:kept])), rngs=rngs)
+        self.bias = make_constant(shape[kept:], axes[kept:], 0.0) if bias else None
 
     def __call__(self, x: Array) -> Array:
         """The projection of `x` in the compute dtype. An adapter's low-rank term would be added to `y` here."""
-        y = jnp.einsum(self.equation, x.astype(self.dtype), self.w[...].astype(self.dtype))
+        y = matmul(x.astype(self.dtype), self.w[...].astype(self.dtype), self.summed)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -169,7 +181,7 @@ def rope(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
 
 
-def make_stack(make: Callable[[nnx.Rngs], Block], length: int, *, rngs: nnx.Rngs) -> Block:
+def make_stack(make: Callable[[nnx.Rngs], BlockT], length: int, *, rngs: nnx.Rngs) -> BlockT:
     """`length` equal blocks as one module, whose weights share a leading "layers" axis; `run_stack` applies them."""
     build = nnx.vmap(make, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
     return build(rngs.fork(split=length))
@@ -177,13 +189,13 @@ def make_stack(make: Callable[[nnx.Rngs], Block], length: int, *, rngs: nnx.Rngs
 
 def run_stack(
     blocks: nnx.Module,
-    apply: Callable[..., tuple[Carry, Any]],
-    carry: Carry,
+    apply: Callable[..., tuple[CarryT, Any]],
+    carry: CarryT,
     xs: Any = None,
     *,
     length: int | None = None,
     remat: str = "none",
-) -> tuple[Carry, Any]:
+) -> tuple[CarryT, Any]:
     """Scans over the blocks of `make_stack`.
 
     Args:
@@ -198,7 +210,7 @@ def run_stack(
     """
     graph, weights = nnx.split(blocks)
 
-    def body(carry: Carry, inputs: Any) -> tuple[Carry, Any]:
+    def body(carry: CarryT, inputs: Any) -> tuple[CarryT, Any]:
         w, x = inputs
         return apply(nnx.merge(graph, w), carry, x)
 

@@ -52,7 +52,7 @@ def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batc
             "accuracy": sums.correct / weight,
             "supervised_tokens": sums.weight,
             "tokens": (batch.segments > 0).sum().astype(jnp.float32),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         trained = optax.apply_updates(state.trained, updates)
         return State(state.step + 1, trained, state.frozen, optimizer, state.key), info

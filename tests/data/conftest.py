@@ -11,7 +11,7 @@ from jaxvlm.config import AugmentConfig, DataConfig
 from jaxvlm.data.records import Record, Turn
 from jaxvlm.data.tokenizer import train_tokenizer, training_texts
 
-WORDS = "what is the red small circle left of a big blue square and two green dots there".split()
+WORDS = ["what", "is", "the", "red", "circle", "left", "of", "a", "big", "blue", "square", "and", "two", "dots"]
 
 
 def conversation(*texts):

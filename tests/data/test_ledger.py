@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from jaxvlm.data.ledger import FATES, Ledger
+from jaxvlm.data.ledger import FATES, WHOLE, Ledger
 from jaxvlm.errors import UserError
 
-ENTRIES = [("used", "whole")] * 3 + [("rejected", "image_missing"), ("rejected", "roles"), ("rejected", "roles")]
+ENTRIES = [("used", WHOLE)] * 3 + [("rejected", "image_missing"), ("rejected", "roles"), ("rejected", "roles")]
 
 
 def test_counts_add_up():
@@ -41,10 +41,16 @@ def test_missing_file(tmp_path):
 
 
 def test_table():
-    assert Ledger.of(ENTRIES).table().splitlines()[:3] == [
-        "records read              6",
-        "  used                    3",
-        "    whole                 3",
+    assert Ledger.of(ENTRIES).table().splitlines() == [
+        "records read               6",
+        "  used                     3",
+        "  packed                   0",
+        "  truncated                0",
+        "  rejected                 3",
+        "    image_missing          1",
+        "    roles                  2",
+        "  heldout                  0",
+        "  unreached                0",
     ]
 
 

@@ -37,11 +37,12 @@ def quickstart():
 
 
 def test_words_of_the_template_and_answers_are_single_tokens(quickstart):
-    text = "USER: <image>\nwhat is the blue shape? ASSISTANT: rectangle</s>USER: is no circle present? ASSISTANT: no</s>"
-    assert pieces(quickstart, text) == (
-        "<s> ▁USER: ▁ <image> \n what ▁is ▁the ▁blue ▁shape? ▁ASSISTANT: ▁rectangle </s> "
-        "USER: ▁is ▁no ▁circle ▁present? ▁ASSISTANT: ▁no </s>"
-    ).split(" ")
+    text = (
+        "USER: <image>\nwhat is the blue shape? ASSISTANT: rectangle</s>USER: is no circle present? ASSISTANT: no</s>"
+    )
+    first = ["▁USER:", "▁", "<image>", "\n", "what", "▁is", "▁the", "▁blue", "▁shape?", "▁ASSISTANT:", "▁rectangle"]
+    second = ["USER:", "▁is", "▁no", "▁circle", "▁present?", "▁ASSISTANT:", "▁no"]
+    assert pieces(quickstart, text) == ["<s>", *first, "</s>", *second, "</s>"]
     import easy_vqa
 
     for answer in easy_vqa.get_answers():

@@ -1,0 +1,172 @@
+"""Samples in rows: an example written out, and properties of the plan."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from jaxvlm.batch import Batch
+from jaxvlm.data.conversation import Sample
+from jaxvlm.data.packing import FitError, check_row, empty_batch, expand, expanded_length, fill_row, fit, plan_rows
+from jaxvlm.errors import UserError
+
+IM = 9  # placeholder id
+
+
+def sample(tokens, weights):
+    tokens = np.array(tokens, np.int32)
+    return Sample(tokens, np.array(weights, np.float32), tokens == IM)
+
+
+def spec(rows=1, tokens=10, images=2, image_size=2):
+    return Batch.spec(rows=rows, tokens=tokens, images=images, image_size=image_size)
+
+
+def pixels(value):
+    return np.full((2, 2, 3), value, np.uint8)
+
+
+def test_the_example_in_batch():
+    batch = empty_batch(spec())
+    pieces = [expand(sample([1, IM, 7, 8, 2], [0, 0, 0, 1, 1]), 1), expand(sample([1, IM, 6, 2], [0, 0, 0, 1]), 1)]
+    fill_row(batch, 0, pieces, [pixels(50), pixels(60)], 1)
+    batch.check(spec())
+    rows = {
+        "tokens      ": [1, IM, 7, 8, 2, 1, IM, 6, 2, 0],
+        "targets     ": [0, 7, 8, 2, 0, 0, 6, 2, 0, 0],
+        "loss_weights": [0, 0, 1, 1, 0, 0, 0, 1, 0, 0],
+        "positions   ": [0, 1, 2, 3, 4, 0, 1, 2, 3, 0],
+        "segments    ": [1, 1, 1, 1, 1, 2, 2, 2, 2, 0],
+        "image_index ": [-1, 0, -1, -1, -1, -1, 1, -1, -1, -1],
+    }
+    for name, row in rows.items():
+        assert getattr(batch, name.strip())[0].tolist() == row, name
+    assert [image[0, 0, 0] for image in batch.images.pixels[0]] == [50, 60]
+
+
+def test_two_features_an_image_and_two_images_a_sample():
+    piece = expand(sample([1, IM, 5, IM, 7], [0, 0, 0, 0, 1]), 2)
+    assert piece.tokens.tolist() == [1, IM, IM, 5, IM, IM, 7]
+    assert piece.targets.tolist() == [0, 0, 5, 0, 0, 7, 0]
+    assert piece.loss_weights.tolist() == [0, 0, 0, 0, 0, 1, 0]
+    assert piece.image_index.tolist() == [-1, 0, 1, -1, 2, 3, -1]
+    batch = empty_batch(spec(tokens=12, images=3))
+    fill_row(batch, 0, [expand(sample([1, IM, 7], [0, 0, 1]), 2), piece], [pixels(i) for i in (1, 2, 3)], 2)
+    assert batch.image_index[0].tolist() == [-1, 0, 1, -1, -1, 2, 3, -1, 4, 5, -1, -1]
+
+
+def test_the_text_may_hold_the_placeholder_id():
+    """It is <unk> where a tokenizer has no <image>; only `is_image` tells them apart."""
+    mixed = Sample(np.array([1, IM, IM, 7], np.int32), np.array([0, 0, 1, 1], np.float32), np.array([0, 1, 0, 0], bool))
+    piece = expand(mixed, 2)
+    assert piece.targets.tolist() == [0, 0, IM, 7, 0]
+    assert piece.loss_weights.tolist() == [0, 0, 1, 1, 0]
+
+
+def test_an_empty_batch_is_padding():
+    batch = empty_batch(spec(rows=3))
+    batch.check(spec(rows=3))
+    assert not batch.segments.any() and not batch.loss_weights.any() and (batch.image_index == -1).all()
+
+
+def test_fit_keeps_what_fits():
+    whole = sample([1, IM, 5, 7, 8, 2], [0, 0, 0, 1, 1, 1])
+    assert expanded_length(whole, 3) == 8
+    assert fit(whole, features_per_image=3, tokens=8, images=1) is whole
+
+
+def test_fit_cuts_text_after_the_last_image():
+    cut = fit(sample([1, IM, 5, 7, 8, 2], [0, 0, 0, 1, 1, 1]), features_per_image=3, tokens=6, images=1)
+    assert cut.tokens.tolist() == [1, IM, 5, 7]
+    assert expanded_length(cut, 3) == 6
+
+
+@pytest.mark.parametrize(
+    "tokens, weights, T, reason, words",
+    [
+        ([1, IM, 5, 7, 2], [0, 0, 0, 1, 1], 5, "answer_beyond_row", "first answer begins at position 6 of 5"),
+        ([1, IM, 5, 7, 2], [0, 0, 0, 1, 1], 3, "image_beyond_row", "last image ends at position 4 of 3"),
+        ([1, 7, 2, IM, 7, 2], [0, 1, 1, 0, 1, 1], 5, "image_beyond_row", "ends at position 6 of 5"),
+        ([1, IM, IM, 7], [0, 0, 0, 1], 20, "too_many_images", "2 images, a row has 1"),
+        ([1, IM, 7], [0, 0, 0], 20, "nothing_supervised", "no answer"),
+        ([7, 1], [1, 0], 20, "nothing_supervised", "no answer"),
+    ],
+)
+def test_fit_refuses(tokens, weights, T, reason, words):
+    with pytest.raises(FitError, match=words) as caught:
+        fit(sample(tokens, weights), features_per_image=3, tokens=T, images=1)
+    assert caught.value.reason == reason
+
+
+def test_rows_too_short_for_any_image():
+    check_row(578, 576)
+    with pytest.raises(UserError, match=r"data.tokens = 577 .* 576 positions.* 578 at least, 704 leaves room"):
+        check_row(577, 576)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(2, 60).flatmap(
+        lambda T: st.tuples(
+            st.just(T),
+            st.integers(0, 4),
+            st.lists(st.tuples(st.integers(1, T), st.integers(0, 4)), max_size=80),
+            st.booleans(),
+            st.randoms(use_true_random=False),
+        )
+    )
+)
+def test_a_plan_holds_each_sample_once_and_no_row_overflows(case):
+    T, I, sizes, pack, random = case  # noqa: E741
+    lengths = np.array([length for length, _ in sizes], np.int32)
+    images = np.array([min(count, I) for _, count in sizes], np.int32)
+    order = np.array(random.sample(range(len(sizes)), random.randint(0, len(sizes))), np.int64)
+    rows = plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
+    assert sorted(i for row in rows for i in row) == sorted(order)
+    for row in rows:
+        assert row and lengths[list(row)].sum() <= T and images[list(row)].sum() <= I
+        assert pack or len(row) == 1
+    assert rows == plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
+
+
+def test_rows_come_in_the_order_of_their_first_samples():
+    lengths = np.array([9, 2, 9, 1, 5, 5])
+    rows = plan_rows(lengths, np.zeros(6, int), np.array([5, 0, 1, 2, 3, 4]), tokens=10, images=0, pack=True)
+    assert rows == [(5, 4), (0, 3), (1,), (2,)]
+
+
+@pytest.mark.parametrize("low, high, fill", [(20, 400, 0.98), (100, 1000, 0.95)])
+def test_rows_are_full(low, high, fill):
+    random = np.random.default_rng(0)
+    lengths = random.integers(low, high, 20_000)
+    rows = plan_rows(lengths, np.ones_like(lengths), random.permutation(20_000), tokens=2048, images=200, pack=True)
+    assert lengths.sum() / (2048 * len(rows)) > fill
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=2, max_size=6), min_size=1, max_size=4), st.integers(1, 3))
+@example([[True, True], [False, True]], 2)
+def test_packed_pieces_are_what_they_are_alone(kinds, P):
+    """Each sample's part of a packed row is its own row, but for where its images stand."""
+    samples = [
+        sample([IM if image else 5 + i % 4 for i, image in enumerate(kind)], [i % 2 for i in range(len(kind))])
+        for kind in kinds
+    ]
+    pieces = [expand(s, P) for s in samples]
+    images = [int(s.is_image.sum()) for s in samples]
+    batch = empty_batch(spec(tokens=80, images=30))
+    fill_row(batch, 0, pieces, [pixels(i) for i in range(sum(images))], P)
+    for segment in range(1, len(pieces) + 1):
+        alone = empty_batch(spec(tokens=80, images=30))
+        first = sum(images[: segment - 1])
+        fill_row(alone, 0, [pieces[segment - 1]], [pixels(first + i) for i in range(images[segment - 1])], P)
+        here, length = batch.segments[0] == segment, len(pieces[segment - 1].tokens)
+        for name in ("tokens", "targets", "loss_weights", "positions"):
+            assert (getattr(batch, name)[0, here] == getattr(alone, name)[0, :length]).all()
+        for packed, own in zip(batch.image_index[0, here], alone.image_index[0, :length], strict=True):
+            assert (packed < 0) == (own < 0)
+            if own >= 0:
+                assert packed % P == own % P
+                assert (batch.images.pixels[0, packed // P] == alone.images.pixels[0, own // P]).all()
+    assert jax.tree.all(jax.tree.map(lambda x: isinstance(x, np.ndarray), batch))

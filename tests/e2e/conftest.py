@@ -1,0 +1,67 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+RECIPE = str(Path(__file__).with_name("recipe.py"))
+COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (30, 30, 230)}
+
+
+def write_data(folder: Path, count: int = 90) -> Path:
+    """A LLaVA file of `count` conversations of one to three rounds about one or two noisy squares."""
+    random = np.random.default_rng(0)
+    records = []
+    for i in range(count):
+        names = [str(random.choice(list(COLORS))) for _ in range(1 + i % 2)]
+        for k, name in enumerate(names):
+            noise = random.integers(-20, 21, (24, 20, 3))
+            pixels = np.clip(noise + COLORS[name], 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}_{k}.png")
+        turns = [("human", "<image>\n" * len(names) + "what color is it?"), ("gpt", names[0])]
+        for color in list(COLORS)[: i % 3]:
+            turns += [("human", f"is it {color}?"), ("gpt", "yes" if names[0] == color else "no")]
+        images = [f"{i}_{k}.png" for k in range(len(names))]
+        conversation = [{"from": who, "value": text} for who, text in turns]
+        records.append({"id": str(i), "image": images[0] if i % 4 == 0 else images, "conversations": conversation})
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Variables of a command's process: the data, one device, and a cache, so that a program is compiled once."""
+    folder = tmp_path_factory.mktemp("data")
+    variables = {
+        "JAXVLM_TEST_DATA": str(write_data(folder)),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+    }
+    return os.environ | variables
+
+
+@pytest.fixture(scope="session")
+def command(environment):
+    """Runs `python -m jaxvlm.NAME ARGUMENTS...` in a process of its own, as a user would."""
+
+    def run(name, *arguments, code=None):
+        start = ["-c", code] if code else ["-m", f"jaxvlm.{name}"]
+        return subprocess.run(
+            [sys.executable, *start, *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=500,
+        )
+
+    return run

@@ -1,0 +1,138 @@
+"""The train command from records on disk to an evaluated model: chained, alone, killed and resumed."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxvlm.training.metrics import read_metrics
+from tests.e2e.conftest import RECIPE
+
+# Kills its own process with SIGKILL 5 ms after the n-th batch has gone to the device: within the four micro-batches of
+# a step, with later batches already read ahead.
+KILLED = """
+import os, signal, sys, threading
+import jaxvlm.train
+from jaxvlm.command import run
+from jaxvlm.training import loop
+
+place, calls = loop.to_devices, []
+
+def to_devices(*arguments):
+    calls.append(1)
+    if len(calls) == {batch}:
+        threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return place(*arguments)
+
+loop.to_devices = to_devices
+sys.exit(run(jaxvlm.train.main, sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """A run that was never stopped: its folder and what the command printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = command("train", "--config", RECIPE, "--workdir", folder, "--json")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, result
+
+
+def losses(folder):
+    return [(m["stage"], m["step"], m["loss"], m["gradient_norm"]) for m in read_metrics(folder / "metrics.jsonl") if "loss" in m]
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    folder, result = whole
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"checkpoints", "config.json", "evaluation.json", "ledger.json", "loss.png", "metrics.jsonl"}
+    assert names >= {"samples.png", "tensorboard", "tokenizer"}
+    for stage in ("align", "finetune"):
+        ledger = json.loads((folder / "ledger.json").read_text())[stage]
+        fates = [fate["total"] for name, fate in ledger.items() if name != "read"]
+        assert sum(fates) == ledger["read"] == 90 and ledger["packed"]["total"] > 0
+        assert any((folder / "tensorboard" / stage).iterdir())
+    last = json.loads(result.stdout.splitlines()[-1])
+    assert last["count"] == 180 and 0 <= last["exact_match"] <= 1
+    assert "part  parameters" in result.stderr and "tokens/s" in result.stderr
+
+
+def test_it_learns_and_the_second_stage_starts_from_the_first(whole):
+    metrics = read_metrics(whole[0] / "metrics.jsonl")
+    align = [m["loss"] for m in metrics if m["stage"] == "align" and "loss" in m]
+    finetune = [m["loss"] for m in metrics if m["stage"] == "finetune" and "loss" in m]
+    assert finetune[0] < align[0] / 2
+    heldout = [m for m in metrics if "heldout_loss" in m]
+    assert heldout and all(0 <= m["heldout_exact_match"] <= 1 for m in heldout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 8])
+def test_a_killed_run_resumes_bit_for_bit(whole, command, tmp_path, batch):
+    """Batch 2: before any checkpoint. Batch 8: in the middle of an epoch, two steps after a checkpoint."""
+    arguments = ("--config", RECIPE, "--workdir", tmp_path)
+    killed = command("train", *arguments, code=KILLED.format(batch=batch))
+    assert killed.returncode == -9, killed.stderr[-3000:]
+    assert len(losses(tmp_path)) < batch
+    resumed = command("train", *arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert losses(tmp_path) == losses(whole[0])
+    assert json.loads((tmp_path / "evaluation.json").read_text())["answers"] == json.loads(
+        (whole[0] / "evaluation.json").read_text()
+    )["answers"]
+
+
+@pytest.mark.slow
+def test_stages_run_alone_are_the_chain(whole, command, tmp_path):
+    for stage in ("align", "finetune"):
+        result = command("train", "--config", RECIPE, "--workdir", tmp_path, "--stage", stage)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert losses(tmp_path) == losses(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"already holds a run .*--resume"),
+        (["--resume", "--config.seed=1"], r"another recipe: config.seed: 42 -> 1"),
+        (["--workdir", "{new}", "--resume"], r"nothing to resume"),
+        (["--workdir", "{new}", "--config.stage.align.global_batch_size=6"], r"does not divide over 4 micro-batches"),
+        (["--workdir", "{new}", "--config.stage.align.data.tokens=9"], r"data.tokens"),
+        (["--workdir", "{new}", "--config.stage.align.parts.vision=thawed"], r"parts.vision = 'thawed'; known"),
+        (["--workdir", "{new}", "--config.stage.align.dato.tokens=9"], r"unknown key config.stage.align.dato.tokens"),
+        (["--workdir", "{new}", "--stage", "third"], r"--stage third: .* align, finetune"),
+        (["--workdir", "{new}", "--config.tokenizer.source=/nowhere"], r"tokenizer.source = '/nowhere'"),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(whole, environment, monkeypatch, capsys, tmp_path, arguments, message):
+    from jaxvlm import train
+    from jaxvlm.command import run
+
+    monkeypatch.setenv("JAXVLM_TEST_DATA", environment["JAXVLM_TEST_DATA"])
+    before = (whole[0] / "metrics.jsonl").read_bytes()
+    arguments = [argument.format(new=tmp_path / "new") for argument in arguments]
+    assert run(train.main, ["--config", RECIPE, "--workdir", str(whole[0]), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors and errors.count("error: ") == 1
+    assert re.search(message, errors), errors
+    assert (whole[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_frozen_leaves_are_saved_as_they_were(whole):
+    from jaxvlm.run import load_saved_config, open_run
+
+    folder, _ = whole
+    config = load_saved_config(folder)
+    assert config.stage["finetune"].parts.vision == "frozen"
+    before, after = (open_run(folder, stage=stage).params for stage in ("align", "finetune"))
+    for path, leaf in _flat(before["vision"]).items():
+        np.testing.assert_array_equal(leaf, _flat(after["vision"])[path], err_msg=path)
+    changed = _flat(before["language"])
+    assert any(not np.array_equal(leaf, _flat(after["language"])[path]) for path, leaf in changed.items())
+
+
+def _flat(tree):
+    from jaxvlm.training.optimizer import paths
+
+    return {path: np.asarray(leaf) for path, leaf in paths(tree).items()}
