@@ -30,7 +30,9 @@ def get_config() -> ConfigDict:
     c.model.language.head_dim = 128
     c.model.language.norm_epsilon = 1e-5
     c.model.language.rope_theta = 10000.0
-    c.model.language.rope_scaling = None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions)
+    c.model.language.rope_scaling = (
+        None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions)
+    )
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
     c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/models/layers.py

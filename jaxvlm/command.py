@@ -25,7 +25,9 @@ class Parser(argparse.ArgumentParser):
     """Argument parser of a command: its module's docstring is its help; mistakes are a `UserError`."""
 
     def __init__(self, name: str, doc: str | None):
-        super().__init__(f"python -m jaxvlm.{name}", description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
+        super().__init__(
+            f"python -m jaxvlm.{name}", description=doc, formatter_class=_HelpFormatter, allow_abbrev=False
+        )
         self.add_argument("--json", action="store_true", help="print one machine-readable last line")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 

@@ -240,7 +240,9 @@ def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     if origin is tuple and isinstance(value, (tuple, list)):
         kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
         if len(kinds) == len(value):
-            return tuple(_convert(k, v, f"{where}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+            return tuple(
+                _convert(k, v, f"{where}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+            )
     if kind is float and type(value) is int:
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
@@ -251,7 +253,9 @@ def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
 
 def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(f"{where} = {value!r}, expected a dict of {', '.join(f.name for f in dataclasses.fields(kind))}")
+        problems.append(
+            f"{where} = {value!r}, expected a dict of {', '.join(f.name for f in dataclasses.fields(kind))}"
+        )
         return None
     hints = typing.get_type_hints(kind)
     for name in value:

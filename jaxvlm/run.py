@@ -1,8 +1,8 @@
 """A run's folder: what `train` leaves and the other commands open.
 
-    config.json       the resolved recipe            metrics.jsonl, tensorboard/, loss.png   curves
-    tokenizer/        as transformers saves one      ledger.json       what became of every record, by stage
-    checkpoints/STAGE/STEP/                          evaluation.json, samples.png            the final test
+config.json       the resolved recipe            metrics.jsonl, tensorboard/, loss.png   curves
+tokenizer/        as transformers saves one      ledger.json       what became of every record, by stage
+checkpoints/STAGE/STEP/                          evaluation.json, samples.png            the final test
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ def stage_folder(folder: Path, stage: str) -> Path:
     return folder / "checkpoints" / stage
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether any stage has started; before that a workdir holds nothing worth keeping."""
+    return (folder / "checkpoints").exists()
+
+
 def is_finished(folder: Path, stage: str) -> bool:
     """Whether a stage has reached its last step."""
     if not stage_folder(folder, stage).exists():
@@ -70,7 +75,9 @@ def load_saved_config(folder: Path) -> Config:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not the folder of a run: it has no config.json; pass the --workdir of a train command")
+        raise UserError(
+            f"{folder} is not the folder of a run: it has no config.json; pass the --workdir of a train command"
+        )
     return build_config(Config, json.loads(path.read_text()), str(path))
 
 
@@ -93,7 +100,9 @@ def _leaves(tree: Any, prefix: str = "config"):
         yield prefix, json.loads(json.dumps(tree))
 
 
-def load_params(folder: Path, config: Config, mesh: Mesh, rules: Rules, stage: str = "", step: int = 0) -> tuple[dict, str, int]:
+def load_params(
+    folder: Path, config: Config, mesh: Mesh, rules: Rules, stage: str = "", step: int = 0
+) -> tuple[dict, str, int]:
     """The weights of a run: of `stage` and `step`, or of the last stage that has a checkpoint and its newest.
 
     Returns:

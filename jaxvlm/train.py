@@ -37,6 +37,7 @@ from jaxvlm.inference.chat import answer, score
 from jaxvlm.models.vlm import build_model
 from jaxvlm.run import (
     differing_keys,
+    has_begun,
     is_finished,
     load_params,
     load_saved_config,
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     args, overrides = parser.parse_with_overrides(argv)
     config = load_config(args.config, overrides)
     if args.stage and args.stage not in config.stages:
-        raise UserError(f'--stage {args.stage}: {args.config} has the stages {", ".join(config.stages)}')
+        raise UserError(f"--stage {args.stage}: {args.config} has the stages {', '.join(config.stages)}")
     stages = (args.stage,) if args.stage else config.stages
     workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
     start_run(workdir, config, stages, resume=args.resume)
@@ -92,7 +93,7 @@ def start_run(workdir: Path, config: Config, stages: tuple[str, ...], *, resume:
             f"{workdir} already holds a run (stages begun: {', '.join(begun)}); pass --resume to go on with it, "
             "or choose another --workdir"
         )
-    if (workdir / "config.json").exists():
+    if has_begun(workdir):
         differing = differing_keys(load_saved_config(workdir), config)
         if differing:
             raise UserError(
@@ -112,7 +113,7 @@ def run_tokenizer(workdir: Path, config: Config) -> Any:
       UserError: the tokenizer has more tokens than the model.
     """
     folder = workdir / "tokenizer"
-    if folder.exists():
+    if has_begun(workdir):
         return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder)))
     data = config.stage[config.stages[0]].data
     texts = training_texts(_records(data), data.template, data.system) if config.tokenizer.source == "train" else None
@@ -205,7 +206,9 @@ def make_evaluate(
     eval_step = compile_eval_step(layout)
     questions = pipeline.heldout_questions(stage.eval_records)
     if stage.eval_every and not questions:
-        raise UserError("eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0")
+        raise UserError(
+            "eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0"
+        )
 
     def evaluate(state: State) -> dict[str, float]:
         loss = weight = 0.0

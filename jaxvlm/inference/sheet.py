@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,13 +19,16 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 _COLUMNS, _ROWS = 6, 4
-_PIXELS = 224  # of an image on the sheet
-_WIDTH = 30  # characters of a line below an image
-_RIGHT, _WRONG = "#1a7f37", "#cf222e"
+_CELL, _TEXT, _GAP, _TITLE = 2.2, 0.85, 0.2, 0.5  # inches: side of an image, text below it, space between, title
+_PIXELS = 240  # of an image
+_LINE = 13  # points
+_RIGHT, _WRONG, _QUIET = "#1a7f37", "#cf222e", "#57606a"
 
 
 def draw_sheet(path: Path, records: Sequence[Record], answers: Sequence[str], title: str) -> None:
-    """Draws 24 records, drawn by lot with a fixed seed: neither the best nor the worst.
+    """Draws 24 records chosen by lot with a fixed seed, neither the best nor the worst.
+
+    Right answers are green; wrong ones are red, with the truth below.
 
     Args:
       path: of the PNG file that is written.
@@ -36,16 +40,20 @@ def draw_sheet(path: Path, records: Sequence[Record], answers: Sequence[str], ti
       UserError: an image is missing or broken.
     """
     chosen = sample(len(records), _COLUMNS * _ROWS)
-    rows = -(-len(chosen) // _COLUMNS)
-    columns = min(_COLUMNS, len(chosen))
-    figure, cells = plt.subplots(rows, columns, figsize=(2.6 * columns, 3.3 * rows + 0.6), squeeze=False)
-    for axes in cells.flat:
-        axes.axis("off")
-    for axes, number in zip(cells.flat, chosen, strict=False):
+    columns, rows = min(_COLUMNS, len(chosen)), -(-len(chosen) // _COLUMNS)
+    # Two columns at least, so that the title has room.
+    width = max(2, columns) * (_CELL + _GAP) + _GAP
+    height = rows * (_CELL + _TEXT) + _TITLE
+    figure = plt.figure(figsize=(width, height))
+    for place, number in enumerate(chosen):
+        row, column = divmod(place, columns)
+        left, bottom = _GAP + column * (_CELL + _GAP), (rows - 1 - row) * (_CELL + _TEXT) + _TEXT
+        axes = figure.add_axes((left / width, bottom / height, _CELL / width, _CELL / height))
         _draw_cell(axes, records[number], answers[number])
-    figure.suptitle(title, fontsize=13)
-    figure.tight_layout(rect=(0, 0, 1, 0.99))
-    figure.savefig(path, dpi=100)
+    figure.text(_GAP / width, 1 - 0.3 / height, title, fontsize=13, weight="bold", va="center")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of scripts the font lacks: a box stands for each
+        figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -55,27 +63,36 @@ def sample(count: int, size: int) -> list[int]:
 
 
 def _draw_cell(axes: plt.Axes, record: Record, answer: str) -> None:
-    axes.imshow(_pixels(record))
     right = is_right(record, answer)
     color = _RIGHT if right else _WRONG
-    verdict = f"✓ {_short(answer, 1)}" if right else f"✗ {_short(answer, 2)}"
-    text = {"transform": axes.transAxes, "va": "top", "ha": "left"}
-    lines = _short(question(record), 2)
-    axes.text(0, -0.04, lines, fontsize=9.5, color="black", **text)
-    below = -0.04 - 0.105 * (lines.count("\n") + 1)
-    axes.text(0, below, verdict, fontsize=10.5, color=color, weight="bold", **text)
+    axes.imshow(_pixels(record), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for side in axes.spines.values():
+        side.set(color=color, linewidth=2)
+    asked = _short(question(record), 2, 33)
+    lines = [(line, 9, "normal", "black") for line in asked]
+    lines += [(line, 10, "bold", color) for line in _short(f"{'✓' if right else '✗'} {answer or '(nothing)'}", 1, 26)]
     if not right:
-        below -= 0.115 * (verdict.count("\n") + 1)
-        axes.text(0, below, f"truth: {_short(truth(record), 1)}", fontsize=9.5, color="#57606a", **text)
+        lines += [(line, 9, "normal", _QUIET) for line in _short(f"truth: {truth(record)}", 1, 33)]
+    for number, (text, size, weight, shade) in enumerate(lines):
+        style = {"fontsize": size, "weight": weight, "color": shade, "va": "top"}
+        offset = (0, -5 - number * _LINE)
+        axes.annotate(text, (0, 0), offset, xycoords="axes fraction", textcoords="offset points", **style)
 
 
 def _pixels(record: Record) -> np.ndarray:
-    """The record's images side by side, padded to squares; a grey square where there is none."""
-    images = [load_image(image, _PIXELS, "pad", record.origin) for image in record.images]
-    return np.concatenate(images, axis=1) if images else np.full((_PIXELS, _PIXELS, 3), 235, np.uint8)
+    """One square: the record's images in a grid, each padded to a square; grey where there is none."""
+    side = max(1, int(np.ceil(np.sqrt(len(record.images)))))
+    size = _PIXELS // side
+    canvas = np.full((_PIXELS, _PIXELS, 3), 235, np.uint8)
+    for number, image in enumerate(record.images):
+        y, x = (size * k for k in divmod(number, side))
+        canvas[y : y + size, x : x + size] = load_image(image, size, "pad", record.origin)
+    return canvas
 
 
-def _short(text: str, lines: int) -> str:
-    """Text in so many lines at most; a dollar sign stays one, where matplotlib would read mathematics."""
-    wrapped = textwrap.wrap(" ".join(text.split()) or "(nothing)", _WIDTH, max_lines=lines, placeholder=" ...")
-    return "\n".join(wrapped).replace("$", r"\$")
+def _short(text: str, lines: int, width: int) -> list[str]:
+    """Text in so many lines at most, of `width` characters."""
+    printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
+    wrapped = textwrap.wrap(printable, width, max_lines=lines, placeholder=" ...")
+    return [line.replace("$", r"\$") for line in wrapped]  # else matplotlib reads mathematics between dollars

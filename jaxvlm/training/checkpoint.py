@@ -113,5 +113,3 @@ class Checkpoints:
 def _training(state: State) -> dict[str, Any]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: fields[name] for name in ("step", "optimizer", "key")}
-
-

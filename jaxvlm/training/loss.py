@@ -153,7 +153,9 @@ class _Supervised:
 def _chunk_loss(x_BCD: Array, head_VD: Array, targets_BC: Array, weights_BC: Array) -> tuple[Array, Array]:
     """Sums of loss and hits of a chunk; logits in float32, since their exponentials are summed over V."""
     B, C, D = x_BCD.shape
-    logits = jnp.einsum("ND,VD->NV", x_BCD.reshape(B * C, D), head_VD, preferred_element_type=jnp.float32).reshape(B, C, -1)
+    logits = jnp.einsum("ND,VD->NV", x_BCD.reshape(B * C, D), head_VD, preferred_element_type=jnp.float32).reshape(
+        B, C, -1
+    )
     log_z = jax.nn.logsumexp(logits, axis=-1)
     at_target = jnp.take_along_axis(logits, targets_BC[..., None], axis=-1)[..., 0]
     hits = (at_target >= logits.max(axis=-1)) * weights_BC

@@ -102,4 +102,3 @@ def build_optimizer(config: OptimizerConfig, steps: int, trained: dict) -> optax
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
         optax.partition(transforms, labels),
     )
-

@@ -3,10 +3,16 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
+from jaxvlm import train
+from jaxvlm.command import run
+from jaxvlm.run import load_saved_config, open_run
+from jaxvlm.sharding import make_mesh
 from jaxvlm.training.metrics import read_metrics
+from jaxvlm.training.optimizer import paths
 from tests.e2e.conftest import RECIPE
 
 # Kills its own process with SIGKILL 5 ms after the n-th batch has gone to the device: within the four micro-batches of
@@ -40,7 +46,11 @@ def whole(command, tmp_path_factory):
 
 
 def losses(folder):
-    return [(m["stage"], m["step"], m["loss"], m["gradient_norm"]) for m in read_metrics(folder / "metrics.jsonl") if "loss" in m]
+    return [
+        (m["stage"], m["step"], m["loss"], m["gradient_norm"])
+        for m in read_metrics(folder / "metrics.jsonl")
+        if "loss" in m
+    ]
 
 
 def test_a_run_leaves_what_it_promises(whole):
@@ -78,9 +88,10 @@ def test_a_killed_run_resumes_bit_for_bit(whole, command, tmp_path, batch):
     resumed = command("train", *arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert losses(tmp_path) == losses(whole[0])
-    assert json.loads((tmp_path / "evaluation.json").read_text())["answers"] == json.loads(
-        (whole[0] / "evaluation.json").read_text()
-    )["answers"]
+    assert (
+        json.loads((tmp_path / "evaluation.json").read_text())["answers"]
+        == json.loads((whole[0] / "evaluation.json").read_text())["answers"]
+    )
 
 
 @pytest.mark.slow
@@ -105,11 +116,11 @@ def test_stages_run_alone_are_the_chain(whole, command, tmp_path):
         (["--workdir", "{new}", "--config.tokenizer.source=/nowhere"], r"tokenizer.source = '/nowhere'"),
     ],
 )
-def test_mistakes_are_one_message_and_exit_code_2(whole, environment, monkeypatch, capsys, tmp_path, arguments, message):
-    from jaxvlm import train
-    from jaxvlm.command import run
-
+def test_mistakes_are_one_message_and_exit_code_2(
+    whole, environment, monkeypatch, capsys, tmp_path, arguments, message
+):
     monkeypatch.setenv("JAXVLM_TEST_DATA", environment["JAXVLM_TEST_DATA"])
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
     before = (whole[0] / "metrics.jsonl").read_bytes()
     arguments = [argument.format(new=tmp_path / "new") for argument in arguments]
     assert run(train.main, ["--config", RECIPE, "--workdir", str(whole[0]), *arguments]) == 2
@@ -119,9 +130,16 @@ def test_mistakes_are_one_message_and_exit_code_2(whole, environment, monkeypatc
     assert (whole[0] / "metrics.jsonl").read_bytes() == before
 
 
-def test_frozen_leaves_are_saved_as_they_were(whole):
-    from jaxvlm.run import load_saved_config, open_run
+def test_a_mistake_leaves_nothing_in_the_way(environment, monkeypatch, capsys, tmp_path):
+    """After an error before the first step the mended command starts; nothing has to be deleted by hand."""
+    monkeypatch.setenv("JAXVLM_TEST_DATA", environment["JAXVLM_TEST_DATA"])
+    for tokens in (9, 10):
+        arguments = ["--config", RECIPE, "--workdir", str(tmp_path), f"--config.stage.align.data.tokens={tokens}"]
+        assert run(train.main, arguments) == 2
+        assert "another recipe" not in capsys.readouterr().err
 
+
+def test_frozen_leaves_are_saved_as_they_were(whole):
     folder, _ = whole
     config = load_saved_config(folder)
     assert config.stage["finetune"].parts.vision == "frozen"
@@ -133,6 +151,4 @@ def test_frozen_leaves_are_saved_as_they_were(whole):
 
 
 def _flat(tree):
-    from jaxvlm.training.optimizer import paths
-
     return {path: np.asarray(leaf) for path, leaf in paths(tree).items()}

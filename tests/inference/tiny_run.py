@@ -24,10 +24,10 @@ def write_data(folder):
     """data.json of three records, five questions, one of them without an image; returns its path."""
     for name, colour in COLOURS.items():
         Image.new("RGB", (30, 20), colour).save(folder / f"{name}.png")
-    records = [
-        {"id": name, "image": f"{name}.png", "conversations": turns("<image>\nwhat color is it?", name, "is it red?", "no")}
-        for name in ("green", "blue")
-    ]
+    records = []
+    for name in ("green", "blue"):
+        said = turns("<image>\nwhat color is it?", name, "is it red?", "no")
+        records.append({"id": name, "image": f"{name}.png", "conversations": said})
     records.append({"id": "text", "conversations": turns("say hello", "hello")})
     path = folder / "data.json"
     path.write_text(json.dumps(records))
