@@ -6,10 +6,10 @@ Examples:
   python -m jaxvlm.train --config configs/quickstart.py --stage finetune --workdir runs/quickstart
   python -m jaxvlm.train --config configs/quickstart.py --resume
 
-Everything is left in --workdir (default: runs/ and the recipe's name): config.json, checkpoints/STAGE/STEP, metrics.jsonl,
-tensorboard/, loss.png, ledger.json and, if the recipe has a test, evaluation.json and samples.png. A stopped run goes on
-with --resume, step for step as if it had never stopped. --stage runs one stage alone, from the result of the stage
-before it if the workdir has one.
+Everything is left in --workdir (default: runs/ and the recipe's name): config.json, checkpoints/STAGE/STEP,
+metrics.jsonl, tensorboard/, loss.png, ledger.json and, if the recipe has a test, evaluation.json and samples.png.
+A stopped run goes on with --resume, step for step as if it had never stopped. --stage runs one stage alone, from the
+result of the stage before it if the workdir has one.
 """
 
 from __future__ import annotations
@@ -75,10 +75,31 @@ def main(argv: list[str]) -> dict[str, Any] | None:
             say(f"stage {name} is finished already")
         else:
             run_stage(workdir, config, name, tokenizer)
-    say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; the run is in {workdir}")
-    if not config.evaluation.source or stages[-1] != config.stages[-1]:
-        return {"workdir": str(workdir)}
-    return evaluate_run(open_run(workdir, stage=stages[-1]), config.evaluation)
+    say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes")
+    result = {"workdir": str(workdir)}
+    if config.evaluation.source and stages[-1] == config.stages[-1]:
+        result |= evaluate_run(open_run(workdir, stage=stages[-1]), config.evaluation)
+    say(list_files(workdir, stages[-1]))
+    return result
+
+
+def list_files(workdir: Path, stage: str) -> str:
+    """Where everything is, and what to do next."""
+    checkpoints = Checkpoints(stage_folder(workdir, stage))
+    step = checkpoints.newest()
+    checkpoints.close()
+    files = {
+        f"checkpoints/{stage}/{step}": "the weights",
+        "metrics.jsonl": "a line of numbers for each step",
+        "tensorboard": "the same for `tensorboard --logdir`",
+        "loss.png": "the curves",
+        "samples.png": "test images with question, answer and truth",
+        "evaluation.json": "every answer of the test",
+        "ledger.json": "what became of every record",
+    }
+    lines = [f"  {workdir / name}: {what}" for name, what in files.items() if (workdir / name).exists()]
+    ask = f'python -m jaxvlm.generate --run {workdir} --image FILE --prompt "..."'
+    return "\n".join(["", "left for you:", *lines, f"ask it yourself: {ask}"])
 
 
 def start_run(workdir: Path, config: Config, stages: tuple[str, ...], *, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of one stage: weights, optimizer, step, random key and position in the data, written in the background."""
+"""Checkpoints of one stage: weights, optimizer, step, random key and data position, written in the background."""
 
 from __future__ import annotations
 
