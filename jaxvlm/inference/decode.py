@@ -70,7 +70,7 @@ def decode(
 ) -> tuple[Array, Array]:
     """Answers the prompts of a batch; ends when every row has stopped.
 
-    Compiled once for each config of a model, batch shape, `stop_ids`, `max_new_tokens` and kind of sampling (greedy or not).
+    Compiled once for each model config, batch shape, `stop_ids`, `max_new_tokens` and kind of sampling (greedy or not).
 
     Args:
       params: nested dict of the whole model's weights.

@@ -184,7 +184,7 @@ def rope(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
 def make_stack(make: Callable[[nnx.Rngs], BlockT], length: int, *, rngs: nnx.Rngs) -> BlockT:
     """`length` equal blocks as one module, whose weights share a leading "layers" axis; `run_stack` applies them."""
     build = nnx.vmap(make, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-    return build(rngs.fork(split=length))
+    return build(rngs.split(length))
 
 
 def run_stack(

@@ -10,9 +10,11 @@ from PIL import Image
 
 from jaxvlm.config import AugmentConfig
 from jaxvlm.data import pipeline as pipeline_module
+from jaxvlm.data import samples as samples_module
 from jaxvlm.data.ledger import FATES
-from jaxvlm.data.pipeline import build_pipeline, shuffle_turns
+from jaxvlm.data.pipeline import build_pipeline
 from jaxvlm.data.records import Record, RecordError, Turn
+from jaxvlm.data.samples import shuffle_turns
 from jaxvlm.data.sources import load_source
 from jaxvlm.errors import UserError
 from tests.data.conftest import conversation, data_config, write_records
@@ -161,7 +163,7 @@ def test_epochs_differ_in_order_rounds_and_pixels(build, data):
 
 def test_shuffled_rounds_are_dropped_when_they_would_not_fit(build, data, monkeypatch):
     """No order may take more positions than were planned for."""
-    monkeypatch.setattr(pipeline_module, "_ORDER_SLACK", -5)
+    monkeypatch.setattr(samples_module, "_ORDER_SLACK", -5)
     made = build(data, augment=SHAKEN, rows=1, pack=False)
     plain = build(data, rows=1, pack=False)
 
@@ -320,8 +322,8 @@ def test_an_image_that_breaks_behind_its_header_is_named(build, tmp_path, worker
 
 def test_images_are_decoded_once_if_they_fit_into_memory(build, data, monkeypatch):
     calls = []
-    load = pipeline_module.load_image
-    monkeypatch.setattr(pipeline_module, "load_image", lambda *a: calls.append(a) or load(*a))
+    load = samples_module.load_image
+    monkeypatch.setattr(samples_module, "load_image", lambda *a: calls.append(a) or load(*a))
     made = build(data, rows=1, augment=SHAKEN)
     kept = take(made.batches(), 2 * made.num_rows(1))
     assert len(calls) < 60  # 48 images; two threads may decode the same one at the same time

@@ -1,0 +1,59 @@
+"""Which samples share which row, epoch after epoch."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from jaxvlm.config import DataConfig
+from jaxvlm.data.packing import plan_rows
+
+_PLANNING = threading.Lock()  # of one process: loader threads meet at the start of an epoch, one of them plans it
+
+
+class Plan:
+    """Which samples share which row, for every epoch: one endless sequence of rows."""
+
+    def __init__(self, lengths: np.ndarray, images: np.ndarray, trained: np.ndarray, config: DataConfig, seed: int):
+        self._lengths, self._images, self._trained = lengths, images, trained
+        self._tokens, self._slots, self._pack = config.tokens, config.images, config.pack
+        self._seed = seed
+        self._ends: list[int] = []  # the row after the last one of each epoch
+        self._epochs: dict[int, list[tuple[int, ...]]] = {}
+
+    def rows(self, samples: np.ndarray) -> list[tuple[int, ...]]:
+        """Rows of the given samples in the given order."""
+        return plan_rows(self._lengths, self._images, samples, tokens=self._tokens, images=self._slots, pack=self._pack)
+
+    def epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        """The rows of an epoch, a function of the seed and the epoch."""
+        with _PLANNING:
+            return self._epoch(epoch)
+
+    def end(self, epoch: int) -> int:
+        """How many rows there are up to the end of an epoch."""
+        with _PLANNING:
+            return self._end(epoch)
+
+    def find(self, row: int) -> tuple[int, tuple[int, ...]]:
+        """The epoch of a row of the endless sequence, and its samples."""
+        with _PLANNING:
+            epoch = 0
+            while self._end(epoch) <= row:
+                epoch += 1
+            start = self._end(epoch - 1) if epoch else 0
+            return epoch, self._epoch(epoch)[row - start]
+
+    def _end(self, epoch: int) -> int:
+        while len(self._ends) <= epoch:
+            self._ends.append(len(self._epoch(len(self._ends))) + (self._ends[-1] if self._ends else 0))
+        return self._ends[epoch]
+
+    def _epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        if epoch not in self._epochs:
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._trained)
+            # Loader threads are in two epochs at most; one more for a caller that looks at the first.
+            kept = sorted(self._epochs)[-2:]
+            self._epochs = {e: self._epochs[e] for e in kept} | {epoch: self.rows(order)}
+        return self._epochs[epoch]
