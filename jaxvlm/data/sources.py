@@ -26,6 +26,7 @@ from jaxvlm.errors import UserError
 
 _ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 _ACCEPTED = 'a LLaVA file (.json or .jsonl), "easy_vqa:train" or "easy_vqa:test"'
+_KINDS = ("shape", "color", "yes/no")  # of easy-VQA's questions
 _SPACE = re.compile(r"[ \t\n\r]*")  # what JSON calls whitespace
 
 
@@ -45,14 +46,15 @@ def load_source(spec: str, image_folder: str = "") -> Source:
     """Opens what a recipe's `data.source` names.
 
     Args:
-      spec: path of a LLaVA .json or .jsonl file, or "easy_vqa:train", or "easy_vqa:test".
+      spec: path of a LLaVA .json or .jsonl file, or "easy_vqa:train", or "easy_vqa:test"; with kinds of questions
+        behind it, as in "easy_vqa:train:shape+color", only those.
       image_folder: what relative image paths of a file are relative to; "": the file's own folder.
 
     Raises:
       UserError: an unknown spec, a missing or unreadable file or folder, or a .json file that is no list.
     """
-    if spec in ("easy_vqa:train", "easy_vqa:test"):
-        return EasyVqa(spec.removeprefix("easy_vqa:"))
+    if spec.startswith(("easy_vqa:train", "easy_vqa:test")):
+        return EasyVqa(spec)
     if not spec.endswith((".json", ".jsonl")):
         raise UserError(f"data.source = {spec!r} is unknown; give {_ACCEPTED}")
     path = Path(spec)
@@ -138,20 +140,29 @@ class LlavaFile:
 class EasyVqa:
     """easy-VQA: 64x64 drawings, each with all its questions as one conversation. The questions are independent."""
 
-    def __init__(self, split: str):
+    def __init__(self, spec: str):
+        _, split, *chosen = spec.split(":")
+        kinds = chosen[0].split("+") if chosen else list(_KINDS)
+        unknown = [kind for kind in kinds if kind not in _KINDS]
+        if split not in ("train", "test") or len(chosen) > 1 or unknown:
+            raise UserError(
+                f"data.source = {spec!r} is unknown; give easy_vqa:train or easy_vqa:test, and behind it, if only some "
+                f'questions are wanted, their kinds, such as ":{"+".join(_KINDS)}"'
+            )
         try:
             import easy_vqa
         except ModuleNotFoundError as error:
             raise UserError(
-                f"data.source = 'easy_vqa:{split}' needs the easy-vqa package; pip install jaxvlm[quickstart]"
+                f"data.source = {spec!r} needs the easy-vqa package; pip install jaxvlm[quickstart]"
             ) from error
-        self._split = split
+        self._spec, self._split = spec, split
         train = split == "train"
         self._paths = easy_vqa.get_train_image_paths() if train else easy_vqa.get_test_image_paths()
         self._rounds: dict[int, list[tuple[str, str]]] = {}
         asked = easy_vqa.get_train_questions() if train else easy_vqa.get_test_questions()
         for question, answer, image in zip(*asked, strict=True):
-            self._rounds.setdefault(image, []).append((question, answer))
+            if question_kind(question) in kinds:
+                self._rounds.setdefault(image, []).append((question, answer))
         self._images = sorted(self._rounds)
 
     def __len__(self) -> int:
@@ -159,7 +170,7 @@ class EasyVqa:
 
     def origin(self, index: int) -> str:
         """Where record `index` stands: "easy_vqa:train[12]"."""
-        return f"easy_vqa:{self._split}[{index}]"
+        return f"{self._spec}[{index}]"
 
     def __getitem__(self, index: int) -> Record:
         image = self._images[index]

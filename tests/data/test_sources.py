@@ -166,6 +166,15 @@ def test_easy_vqa_test_has_every_question_once():
     assert len(questions) == len({question.id for question in questions}) == 9673
 
 
+def test_easy_vqa_of_some_kinds():
+    source = load_source("easy_vqa:test:shape+color")
+    questions = [question for i in range(len(source)) for question in source.questions(source[i])]
+    assert {question.group for question in questions} == {"shape", "color"} and len(questions) == 1257 + 1280
+    assert source.origin(3) == "easy_vqa:test:shape+color[3]"
+    with pytest.raises(UserError, match="easy_vqa:train:colour' is unknown.*:shape.color.yes/no"):
+        load_source("easy_vqa:train:colour")
+
+
 def test_easy_vqa_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(UserError, match=r"pip install jaxvlm\[quickstart\]"):
