@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     c.model.vision.num_heads = 16
     c.model.vision.norm_epsilon = 1e-5
     c.model.vision.feature_layer = -2  # whose output is used: -1 the last block, -2 the one before it
+    c.model.vision.image_mean = (0.48145466, 0.4578275, 0.40821073)  # of CLIP (HF image_utils.py, OPENAI_CLIP_MEAN)
+    c.model.vision.image_std = (0.26862954, 0.26130258, 0.27577711)
     c.model.projector = ConfigDict()
     c.model.projector.kind = "mlp2x_gelu"  # linear, mlp2x_gelu, mlp3x_gelu, ...
     c.model.language = ConfigDict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,16 +18,15 @@ from jaxvlm.config import Config, build_config
 from jaxvlm.errors import UserError
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of a command's docstring and shows defaults."""
-
-
 class Parser(argparse.ArgumentParser):
     """Argument parser of a command: its module's docstring is its help; mistakes are a `UserError`."""
 
     def __init__(self, name: str, doc: str | None):
         super().__init__(
-            f"python -m jaxvlm.{name}", description=doc, formatter_class=_HelpFormatter, allow_abbrev=False
+            f"python -m jaxvlm.{name}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         self.add_argument("--json", action="store_true", help="print one machine-readable last line")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -61,24 +61,20 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     if not Path(path).is_file():
         raise UserError(f"no recipe at {path}; the ones that come with jaxvlm are in configs/")
-    recipe = _read_flags([f"--config={path}"], path)
-    keys = list(_leaf_keys(recipe))
+    try:
+        recipe = runpy.run_path(path)["get_config"]()
+        keys = list(_leaf_keys(recipe))
+    except Exception as error:  # a recipe is a program, and may fail in any way
+        raise UserError(f"the recipe {path} cannot be read: {type(error).__name__}: {error}") from error
     unknown = [arg for arg in overrides if arg.startswith("--") and _name(arg) not in keys]
     if unknown:
         raise UserError("; ".join(_unknown_override(_name(arg), keys) for arg in unknown))
-    return _read_flags([f"--config={path}", *overrides], path)
-
-
-def _read_flags(arguments: list[str], path: str) -> ConfigDict:
-    argv, values = ["jaxvlm", *arguments], flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    argv, values = ["jaxvlm", *overrides], flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", recipe, flag_values=values, sys_argv=argv)
     try:
         values(argv)
-        values.config.to_dict()  # a recipe that failed is only found out when it is used
-    except flags.IllegalFlagValueError as error:
+    except flags.Error as error:
         raise UserError(f"a value of the wrong type: {error}") from error
-    except Exception as error:  # a recipe is a program, and may fail in any way
-        raise UserError(f"the recipe {path} cannot be read: {type(error).__name__}: {error}") from error
     return values.config
 
 

@@ -30,6 +30,8 @@ class VisionConfig:
     num_heads: int
     norm_epsilon: float
     feature_layer: int  # whose output is the feature: -1 the last block, -2 the one before
+    image_mean: tuple[float, float, float]  # of red, green and blue in 0..1, subtracted from the pixels
+    image_std: tuple[float, float, float]  # by which they are divided then
 
     @property
     def features_per_image(self) -> int:

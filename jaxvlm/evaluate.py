@@ -19,8 +19,11 @@ import dataclasses
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from jaxvlm.command import Parser, run
 from jaxvlm.config import EvaluationConfig
@@ -100,6 +103,8 @@ def evaluate_run(
         progress=True,
     )
     result = score(questions, answers)
+    if jax.process_index() > 0:  # all hosts have all answers, one of them writes
+        return result
     out = opened.folder if out is None else out
     print(f"{evaluation.source}, answered by {opened.folder} ({_weights(opened)})\n\n{_table(result)}\n")
     for number in sample(len(questions), _PRINTED):
@@ -190,8 +195,9 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _line(record: Record, text: str) -> str:
-    verdict = "right" if is_right(record, text) else f"wrong, truth: {truth(record)}"
-    return f"  {question(record)}  ->  {text or '(nothing)'}   [{verdict}]"
+    asked, said, true = (textwrap.shorten(t, 100, placeholder=" ...") for t in (question(record), text, truth(record)))
+    verdict = "right" if is_right(record, text) else f"wrong, truth: {true}"
+    return f"  {asked}  ->  {said or '(nothing)'}   [{verdict}]"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -78,7 +79,8 @@ def answer(
         return decode(model, params, batch, here_B, renderer.stop_ids, max_new_tokens, sampling)
 
     answers = [""] * len(prompts)
-    with tqdm(total=len(prompts), desc="answers", unit="question", disable=not progress, dynamic_ncols=True) as bar:
+    silent = not progress or jax.process_index() > 0
+    with tqdm(total=len(prompts), desc="answers", unit="question", disable=silent, dynamic_ncols=True) as bar:
         for numbers_B, (tokens_BN, lengths_B) in _one_ahead(start, _groups(prompts, rows)):
             for number, tokens_N, length in zip(numbers_B, tokens_BN, lengths_B, strict=True):
                 if number >= 0:

@@ -22,11 +22,6 @@ from jaxvlm.errors import UserError
 from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import Einsum, LayerNorm, make_stack, make_weight, run_stack
 
-# Mean and deviation of a channel (RGB) that CLIP was trained with, of pixels in 0..1.
-# Source: HF image_utils.py, OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 class Attention(nnx.Module):
     """Full self-attention with biases."""
@@ -120,7 +115,8 @@ class Vision(nnx.Module):
         B = pixels_BYXC.shape[0]
         pixels_BYXC = pixels_BYXC[:, : side * size, : side * size]  # what is over, HF's convolution leaves out too
         patches = pixels_BYXC.reshape(B, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = (patches.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
+        mean, std = jnp.array(self.config.image_mean), jnp.array(self.config.image_std)
+        patches = (patches.astype(jnp.float32) / 255 - mean) / std
         x_BPD = self.patch(patches.reshape(B, side**2, size**2 * 3))
         first_B1D = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (B, 1, x_BPD.shape[-1]))
         x_BTD = jnp.concatenate([first_B1D, x_BPD], axis=1)

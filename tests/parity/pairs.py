@@ -13,11 +13,11 @@ import transformers
 
 from jaxvlm.batch import Batch, Images
 from jaxvlm.config import DecoderConfig, ModelConfig, ProjectorConfig, RopeScaling, VisionConfig
-from jaxvlm.models.clip import MEAN, STD
 from jaxvlm.models.vlm import Model, build_model
 from jaxvlm.weights.llava import llava_rules, llava_sizes
 from jaxvlm.weights.rules import import_tensors
 
+MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.2, 0.25)  # of the pixels, for each channel another
 IMAGE_TOKEN = 7  # placeholder id; text never draws it
 
 
@@ -41,7 +41,7 @@ class Sample:
 
 def tiny_config(**changes) -> ModelConfig:
     """Every axis of another size; images of 23 pixels leave two over behind patches of 7."""
-    vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2)
+    vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2, MEAN, STD)
     language = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 10000.0, None, False)
     config = ModelConfig(vision, ProjectorConfig("mlp2x_gelu"), language, "float32", "none")
     return dataclasses.replace(config, **changes)
