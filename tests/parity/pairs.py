@@ -179,13 +179,15 @@ def hf_batch(config: ModelConfig, samples: list[Sample]) -> dict[str, torch.Tens
         labels[b, :n] = np.where(sample.supervised, sample.tokens, -100)
     batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
     if pixels := [image for sample in samples for image in sample.images]:
-        batch["pixel_values"] = normalise(np.stack(pixels))
+        batch["pixel_values"] = normalise(config, np.stack(pixels))
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def normalise(pixels: np.ndarray) -> np.ndarray:
+def normalise(config: ModelConfig, pixels: np.ndarray) -> np.ndarray:
     """uint8[B, Y, X, 3] -> float32[B, 3, Y, X], what HF's image processor makes of it."""
-    scaled = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    scaled = (pixels.astype(np.float32) / 255 - np.float32(config.vision.image_mean)) / np.float32(
+        config.vision.image_std
+    )
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 

@@ -93,7 +93,9 @@ def test_layers_of_clip(pair):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 23, 23, 3), dtype=np.uint8)
     with torch.no_grad():
         tower = pair.hf.model.vision_tower
-        want = tower(torch.from_numpy(pairs.normalise(pixels)), output_hidden_states=True).hidden_states
+        want = tower(
+            torch.from_numpy(pairs.normalise(pair.model.config, pixels)), output_hidden_states=True
+        ).hidden_states
 
     @jax.jit
     def run(params, pixels):

@@ -1,0 +1,108 @@
+"""Published sizes, for recipes: `c.model.language = ConfigDict(variants.language("llama2_7b"))`.
+
+Each comes from the `config.json` of the Hugging Face repository beside its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from jaxvlm.errors import UserError
+
+
+def _clip(image_size: int, patch_size: int, embed_dim: int, num_layers: int) -> dict[str, Any]:
+    return {
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "mlp_dim": 4 * embed_dim,
+        "num_layers": num_layers,
+        "num_heads": embed_dim // 64,
+        "norm_epsilon": 1e-5,
+        "feature_layer": -2,  # LLaVA's choice
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),  # preprocessor_config.json
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+    }
+
+
+def _llama(
+    vocab_size: int,
+    embed_dim: int,
+    mlp_dim: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    *,
+    rope_theta: float,
+    stretch: float | None = None,
+    tie_embeddings: bool = False,
+) -> dict[str, Any]:
+    """`stretch` is the factor of Llama 3.1's rotary scaling, whose other numbers all its sizes share."""
+    scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positions": 8192}
+    return {
+        "vocab_size": vocab_size,
+        "embed_dim": embed_dim,
+        "mlp_dim": mlp_dim,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads,
+        "head_dim": embed_dim // num_heads,
+        "norm_epsilon": 1e-5,
+        "rope_theta": rope_theta,
+        "rope_scaling": None if stretch is None else {"factor": stretch} | scaling,
+        "tie_embeddings": tie_embeddings,
+    }
+
+
+_VISION = {
+    "clip_b32": _clip(224, 32, 768, 12),  # openai/clip-vit-base-patch32
+    "clip_b16": _clip(224, 16, 768, 12),  # openai/clip-vit-base-patch16
+    "clip_l14": _clip(224, 14, 1024, 24),  # openai/clip-vit-large-patch14
+    "clip_l14_336": _clip(336, 14, 1024, 24),  # openai/clip-vit-large-patch14-336
+}
+
+_LLAMA2_7B = _llama(32000, 4096, 11008, 32, 32, 32, rope_theta=10000.0)
+_LLAMA2_13B = _llama(32000, 5120, 13824, 40, 40, 40, rope_theta=10000.0)
+_SMOLLM2_360M = _llama(49152, 960, 2560, 32, 15, 5, rope_theta=100000.0, tie_embeddings=True)
+_LLAMA32_1B = _llama(128256, 2048, 8192, 16, 32, 8, rope_theta=500000.0, stretch=32.0, tie_embeddings=True)
+
+_LANGUAGE = {
+    "llama2_7b": _LLAMA2_7B,  # meta-llama/Llama-2-7b-hf
+    "llama2_13b": _LLAMA2_13B,  # meta-llama/Llama-2-13b-hf
+    "vicuna15_7b": _LLAMA2_7B,  # lmsys/vicuna-7b-v1.5
+    "vicuna15_13b": _LLAMA2_13B,  # lmsys/vicuna-13b-v1.5
+    "llama3_8b": _llama(128256, 4096, 14336, 32, 32, 8, rope_theta=500000.0),  # meta-llama/Meta-Llama-3-8B
+    "llama31_8b": _llama(128256, 4096, 14336, 32, 32, 8, rope_theta=500000.0, stretch=8.0),  # meta-llama/Llama-3.1-8B
+    "llama32_1b": _LLAMA32_1B,  # meta-llama/Llama-3.2-1B
+    "smollm2_135m": _llama(  # HuggingFaceTB/SmolLM2-135M
+        49152, 576, 1536, 30, 9, 3, rope_theta=100000.0, tie_embeddings=True
+    ),
+    "smollm2_360m": _SMOLLM2_360M,  # HuggingFaceTB/SmolLM2-360M
+}
+
+
+def vision(name: str) -> dict[str, Any]:
+    """The keys of `config.model.vision`.
+
+    Raises:
+      UserError: no encoder of that name.
+    """
+    return _find(_VISION, name, "vision encoder")
+
+
+def language(name: str) -> dict[str, Any]:
+    """The keys of `config.model.language`.
+
+    Raises:
+      UserError: no decoder of that name.
+    """
+    return _find(_LANGUAGE, name, "language model")
+
+
+def _find(table: dict[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
+    if name not in table:
+        nearest = difflib.get_close_matches(name, table, 1)
+        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
+        raise UserError(f'no {kind} is called "{name}"{hint}; known: {", ".join(table)}')
+    return dict(table[name])
