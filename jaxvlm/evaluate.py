@@ -161,7 +161,7 @@ def _save(
     before = json.loads(path.read_text()) if path.is_file() else {}
     if before and before["data"] != data:
         print(f"{path} held the result for {before['data']}; it is replaced", file=sys.stderr)
-    about = {"data": data, "stage": _stage_name(opened), "step": opened.step, "limit": limit or None}
+    about = {"data": data, "stage": opened.stage_name, "step": opened.step, "limit": limit or None}
     rows = [
         {"id": q.id, "group": q.group, "question": question(q), "answer": a, "truth": truth(q), "right": is_right(q, a)}
         for q, a in zip(questions, answers, strict=True)
@@ -172,19 +172,15 @@ def _save(
     print(f"\nall answers are in {path}, a sheet of them in {out / 'samples.png'}")
 
 
-def _stage_name(opened: Run) -> str:
-    return next(name for name, stage in opened.config.stage.items() if stage is opened.stage)
-
-
 def _weights(opened: Run) -> str:
-    return f"{_stage_name(opened)}, step {opened.step:,}"
+    return f"{opened.stage_name}, step {opened.step:,}"
 
 
 def _name(opened: Run, data: str, limit: int) -> str:
     """Name of a result's folder: `easy_vqa-test-finetune-1000-first500`."""
     stem = Path(data).stem if data.endswith((".json", ".jsonl")) else data
     first = f"-first{limit}" if limit else ""
-    return re.sub(r"[^\w.-]+", "-", f"{stem}-{_stage_name(opened)}-{opened.step}{first}")
+    return re.sub(r"[^\w.-]+", "-", f"{stem}-{opened.stage_name}-{opened.step}{first}")
 
 
 def _table(result: dict[str, Any]) -> str:

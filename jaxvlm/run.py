@@ -33,6 +33,7 @@ class Run:
 
     folder: Path
     config: Config
+    stage_name: str
     stage: StageConfig  # the stage whose weights these are; its data settings are those to answer with
     step: int
     model: Model
@@ -111,21 +112,34 @@ def load_params(
     Raises:
       UserError: no such checkpoint, or one of another model than `config.model`.
     """
-    candidates = [stage] if stage else list(reversed(load_saved_config(folder).stages))
-    for name in candidates:
-        if not stage_folder(folder, name).is_dir():
-            continue
-        checkpoints = Checkpoints(stage_folder(folder, name))
-        found = step or checkpoints.newest()
-        if found is None:
-            checkpoints.close()
-            continue
-        saved_stage = load_saved_config(folder).stage[name]
-        layout = state_layout(build_model(config.model), saved_stage, 1, mesh, rules)
-        trained, frozen = checkpoints.restore_params(layout.state.trained, layout.state.frozen, found)
-        checkpoints.close()
-        return merge(trained, frozen), name, found
-    raise UserError(f"{folder} has no checkpoint yet (looked for the stages {', '.join(candidates)})")
+    saved = load_saved_config(folder)
+    if stage and stage not in saved.stages:
+        raise UserError(f'{folder} has no stage "{stage}"; it has {", ".join(saved.stages)}')
+    found = {name: _saved_steps(folder, name) for name in ([stage] if stage else reversed(saved.stages))}
+    for name, steps in found.items():
+        if steps and (not step or step in steps):
+            return _restore(folder, config, saved.stage[name], name, step or steps[-1], mesh, rules)
+    kept = "; ".join(f"{name}: {', '.join(map(str, steps)) or 'none'}" for name, steps in found.items())
+    raise UserError(f"{folder} has no checkpoint{f' of step {step}' if step else ''}; steps that it has: {kept}")
+
+
+def _saved_steps(folder: Path, stage: str) -> list[int]:
+    if not stage_folder(folder, stage).is_dir():
+        return []
+    checkpoints = Checkpoints(stage_folder(folder, stage))
+    steps = checkpoints.steps()
+    checkpoints.close()
+    return steps
+
+
+def _restore(
+    folder: Path, config: Config, stage: StageConfig, name: str, step: int, mesh: Mesh, rules: Rules
+) -> tuple[dict, str, int]:
+    layout = state_layout(build_model(config.model), stage, 1, mesh, rules)
+    checkpoints = Checkpoints(stage_folder(folder, name))
+    trained, frozen = checkpoints.restore_params(layout.state.trained, layout.state.frozen, step)
+    checkpoints.close()
+    return merge(trained, frozen), name, step
 
 
 def open_run(folder: Path, *, stage: str = "", step: int = 0) -> Run:
@@ -134,4 +148,6 @@ def open_run(folder: Path, *, stage: str = "", step: int = 0) -> Run:
     mesh, rules = make_mesh(config.mesh), Rules()
     params, name, found = load_params(folder, config, mesh, rules, stage, step)
     tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder / "tokenizer")))
-    return Run(folder, config, config.stage[name], found, build_model(config.model), params, tokenizer, mesh, rules)
+    return Run(
+        folder, config, name, config.stage[name], found, build_model(config.model), params, tokenizer, mesh, rules
+    )

@@ -193,10 +193,12 @@ class Pipeline:
     def heldout_questions(self, limit: int | None = None) -> list[Record]:
         """One question of each held-out record, to be answered: of the first its first, of the second its second...
 
-        So kinds of questions that come in the same order in every record are all asked.
+        So kinds of questions that come in the same order in every record are all asked. Records that had to be
+        truncated are left out: a question far behind may not fit.
         """
         questions = []
-        for number, index in enumerate(self._heldout[:limit]):
+        whole = [index for index in self._heldout if not self._entries[index].truncated]
+        for number, index in enumerate(whole[:limit]):
             asked = self._samples.source.questions(self._samples.record(int(index)))
             questions.append(asked[number % len(asked)])
         return questions

@@ -22,8 +22,15 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int | None = None):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "training": ocp.StandardCheckpointHandler(),
+                "position": ocp.JsonCheckpointHandler(),
+            },
+        )
 
     def newest(self) -> int | None:
         """The newest whole checkpoint's step, or None."""
@@ -45,6 +52,10 @@ class Checkpoints:
                 position=ocp.args.JsonSave({"data": data, "steps": steps}),
             ),
         )
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints that are kept, in order."""
+        return sorted(self._manager.all_steps())
 
     def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
         """The state of `step` on the abstract state's shardings, and the position in the data.
@@ -87,8 +98,9 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _compare(self, wanted: dict, step: int) -> None:
-        metadata = self._restore_metadata(step)
-        saved = {path: tuple(leaf.shape) for path, leaf in paths(metadata).items()}
+        metadata = self._manager.item_metadata(step).params
+        tree = {name: metadata.get(name) or {} for name in ("trained", "frozen")}
+        saved = {path: tuple(leaf.shape) for path, leaf in paths(tree).items()}
         ours = {path: tuple(leaf.shape) for path, leaf in paths(wanted).items()}
         differing = [
             f"{path}: {saved.get(path, 'absent')} saved, {ours.get(path, 'absent')} in this recipe"
@@ -101,13 +113,6 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} is of another model: {'; '.join(differing[:10])}{more}; "
                 "use the recipe it was made with, or another --workdir"
             )
-
-    def _restore_metadata(self, step: int) -> dict:
-        with ocp.StandardCheckpointer() as reader:
-            metadata = reader.metadata(self.folder / str(step) / "params")
-        tree = getattr(metadata, "item_metadata", metadata)
-        tree = getattr(tree, "tree", tree)
-        return {name: tree.get(name) or {} for name in ("trained", "frozen")}
 
 
 def _training(state: State) -> dict[str, Any]:
