@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxvlm.batch import Array, Batch
+from jaxvlm.batch import Array
 from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
+
+Tree = TypeVar("Tree")
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -107,14 +109,17 @@ def batch_devices(mesh: Mesh, rules: Rules) -> int:
     return _devices_along(mesh, rules.batch)
 
 
-def to_devices(batch: Batch, mesh: Mesh, rules: Rules) -> Batch:
-    """Puts this host's rows (NumPy) on the devices as its share of the global batch."""
+def to_devices(rows: Tree, mesh: Mesh, rules: Rules) -> Tree:
+    """Puts this host's rows (a `Batch`, or any tree of NumPy arrays with rows first) on the devices.
+
+    They are its share of the global batch, which is the result.
+    """
     sharding = batch_sharding(mesh, rules)
 
     def place(x: Array) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
-    return jax.tree.map(place, batch)
+    return jax.tree.map(place, rows)
 
 
 def _devices_along(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:

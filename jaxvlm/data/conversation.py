@@ -237,17 +237,17 @@ class Renderer:
         self._is_control = np.zeros(size, bool)
         self._is_control[list(control_ids)] = True
         self._real_id = np.arange(size, dtype=np.int32)
-        self._image_mark_id = self._backend.token_to_id(self._image_mark)
+        self._image_mark_id = self._mark_id(self._image_mark)
         self._real_id[self._image_mark_id] = image_token_id
         for spelling, mark in marks.items():
-            self._real_id[self._backend.token_to_id(mark)] = spellings[spelling]
+            self._real_id[self._mark_id(mark)] = spellings[spelling]
 
         self._start: list[int] = []
         self._stop_text = ""
         if isinstance(template, Template):
             self._script: _TemplateScript | _ChatScript = _TemplateScript(template, system, tokenizer, marks)
             if adds_bos:
-                self._start = [self._backend.token_to_id(marks[tokenizer.bos_token])]
+                self._start = [self._mark_id(marks[tokenizer.bos_token])]
             stop_marks = [mark for mark in marks.values() if mark in self._script.after_answer]
             if not stop_marks:  # the newline of `plain`: as an id where it has one of its own, else in `decode`
                 self._stop_text = template.after_answer
@@ -255,20 +255,21 @@ class Renderer:
             # Its text holds the BOS if it is meant to be there, so none is added (transformers does the same).
             self._script = _ChatScript(system, tokenizer, marks, self._image_mark)
             stop_marks = self._script.probe()
-        stop_ids = [int(self._real_id[self._backend.token_to_id(mark)]) for mark in stop_marks]
+        stop_ids = [int(self._real_id[self._mark_id(mark)]) for mark in stop_marks]
         if self._stop_text:
             stop_ids.append(self._backend.encode("a" + self._stop_text, add_special_tokens=False).ids[-1])
         if tokenizer.eos_token_id is not None:
             stop_ids.append(tokenizer.eos_token_id)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
 
-    def __getstate__(self):
-        return self._arguments
-
-    def __setstate__(self, arguments):
+    def __reduce__(self):
         # Rebuilt, not copied: the backend loses `encode_special_tokens` when it is pickled.
-        tokenizer, template, image_token_id, system = arguments
-        self.__init__(tokenizer, template, image_token_id=image_token_id, system=system)
+        return _rebuild_renderer, self._arguments
+
+    def _mark_id(self, mark: str) -> int:
+        found = self._backend.token_to_id(mark)
+        assert found is not None  # `_marked_backend` has added it
+        return found
 
     def render(self, record: Record) -> Sample:
         """Ids and loss weights of a conversation that ends with an answer.
@@ -349,7 +350,7 @@ class Renderer:
         spelled = []
         for token in raw.tolist():
             if self._is_control[token]:
-                characters = self._backend.id_to_token(token)
+                characters = self._backend.id_to_token(token) or ""
                 spelled.append([piece.id for c in characters for piece in self._backend.model.tokenize(c)])
             else:
                 spelled.append([token])
@@ -357,6 +358,10 @@ class Renderer:
             np.array([token for tokens in spelled for token in tokens], np.int32),
             np.repeat(loss_weights, [len(tokens) for tokens in spelled]),
         )
+
+
+def _rebuild_renderer(tokenizer: Any, template: str | Template, image_token_id: int, system: str | None) -> Renderer:
+    return Renderer(tokenizer, template, image_token_id=image_token_id, system=system)
 
 
 class _Draft:
@@ -590,12 +595,19 @@ def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:
     """
     total = len(encoding)
     begin = _token_at(encoding, start - 1)
-    while begin < total and encoding.token_to_chars(begin)[1] <= start:  # several tokens can share one character
+    while begin < total and _characters(encoding, begin)[1] <= start:  # several tokens can share one character
         begin += 1
     end = max(begin, _token_at(encoding, stop - 1))
-    while end < total and encoding.token_to_chars(end)[0] < stop:
+    while end < total and _characters(encoding, end)[0] < stop:
         end += 1
     return begin, end
+
+
+def _characters(encoding: Encoding, token: int) -> tuple[int, int]:
+    """The characters of a token, as (first, last + 1)."""
+    characters = encoding.token_to_chars(token)
+    assert characters is not None  # of special tokens put round a text only, and there are none
+    return characters
 
 
 def _token_at(encoding: Encoding, character: int) -> int:

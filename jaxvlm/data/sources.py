@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +83,7 @@ class LlavaFile:
 
     def __init__(self, path: Path, image_folder: Path):
         self._path, self._image_folder = path, image_folder
+        self._lines: np.ndarray | None = None
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -91,7 +91,7 @@ class LlavaFile:
         if path.suffix == ".jsonl":
             self._spans, self._lines = _line_spans(data)
         else:
-            self._spans, self._lines = _array_spans(data, path), None
+            self._spans = _array_spans(data, path)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -317,28 +317,33 @@ def _array_spans(data: bytes, path: Path) -> np.ndarray:
 
 def _element_spans(text: str) -> list[tuple[int, int]]:
     """Character spans of the elements of a JSON list."""
-    scan, skip = json.JSONDecoder().raw_decode, _SPACE.match
-    at = skip(text, 0).end()
+    scan = json.JSONDecoder().raw_decode
+
+    def skip(at: int) -> int:
+        space = _SPACE.match(text, at)
+        return space.end() if space else at
+
+    at = skip(0)
     if text[at : at + 1] != "[":
         raise json.JSONDecodeError("Expecting '['", text, at)
     spans: list[tuple[int, int]] = []
-    at = skip(text, at + 1).end()
+    at = skip(at + 1)
     closed = text[at : at + 1] == "]"
     while not closed:
         _, end = scan(text, at)
         spans.append((at, end))
-        at = skip(text, end).end()
+        at = skip(end)
         closed = text[at : at + 1] == "]"
         if not closed:
             if text[at : at + 1] != ",":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
-            at = skip(text, at + 1).end()
-    if skip(text, at + 1).end() != len(text):
+            at = skip(at + 1)
+    if skip(at + 1) != len(text):
         raise json.JSONDecodeError("Extra data", text, at + 1)
     return spans
 
 
-def _byte_offsets(text: str, characters: Sequence[int]) -> np.ndarray:
+def _byte_offsets(text: str, characters: np.ndarray) -> np.ndarray:
     """Where the ascending character positions stand in the UTF-8 of `text`; int64[n]."""
     offsets, last, byte = [], 0, 0
     for character in characters:

@@ -206,8 +206,10 @@ def _build_batch(
 
 def _rows_of_this_host(mesh: Mesh, rules: Rules, rows: int) -> list[int]:
     """Which of a global batch's rows the devices of this host hold."""
-    slices = batch_sharding(mesh, rules).addressable_devices_indices_map((rows,)).values()
-    return sorted({row for (part,) in slices for row in range(*part.indices(rows))})
+    slices = [
+        index[0] for index in batch_sharding(mesh, rules).addressable_devices_indices_map((rows,)).values() if index
+    ]
+    return sorted({row for part in slices for row in range(*part.indices(rows))})
 
 
 def _one_ahead(

@@ -75,9 +75,17 @@ def _draw_cell(axes: plt.Axes, record: Record, answer: str) -> None:
     if not right:
         lines += [(line, 9, "normal", _QUIET) for line in _short(f"truth: {truth(record)}", 1, 33)]
     for number, (text, size, weight, shade) in enumerate(lines):
-        style = {"fontsize": size, "weight": weight, "color": shade, "va": "top"}
-        offset = (0, -5 - number * _LINE)
-        axes.annotate(text, (0, 0), offset, xycoords="axes fraction", textcoords="offset points", **style)
+        axes.annotate(
+            text,
+            (0, 0),
+            (0, -5 - number * _LINE),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=size,
+            weight=weight,
+            color=shade,
+            va="top",
+        )
 
 
 def _pixels(record: Record) -> np.ndarray:

@@ -1,0 +1,426 @@
+"""Our train step against the same LLaVA in transformers and torch, on this machine's CPU.
+
+  python -m tests.benchmarks.step_cpu
+  python -m tests.benchmarks.step_cpu --size small --rounds 10 --json
+
+Ours is what `jaxvlm.train` runs: `compile_train_step` on a batch of NumPy. Theirs is `LlavaForConditionalGeneration`
+at its best here: its default attention (sdpa, causal without a mask), no cache, and the faster of torch's fused and
+foreach AdamW. Both have the same random weights, batch and update: float32, nothing recomputed, vision frozen,
+projector and decoder trained, gradient clipped to norm 1, AdamW with decay at a constant rate. Both use all CPUs. The
+first two losses must agree to 1e-4, or the program fails.
+
+A row is one full sample with one image, so that packing, which would be our advantage, plays no part; 40 % of the text
+is supervised. What is left to be different: we compute logits of supervised positions only and leave out the last block
+of CLIP, whose output LLaVA does not use; transformers computes both. "GFLOP a step needs" counts each side's own work.
+
+A step of theirs and a step of ours take turns, so that a busy machine hurts both; "ratio" is the median over the rounds
+of (their seconds / our seconds in the same round), above 1 where we are faster. Peak memory is that of a process of its
+own which builds the model and takes three steps, less what its imports take (Linux only); some 0.4 GB of ours is XLA's
+compiler at every size. "pieces" are parts of our step, each compiled alone: they need not sum to the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import base
+from jaxvlm.batch import Batch
+from jaxvlm.config import Config, MeshConfig, ModelConfig, build_config
+from jaxvlm.models import variants
+from jaxvlm.models.vlm import build_model
+from jaxvlm.sharding import Rules, make_mesh, to_devices
+from jaxvlm.training import loss as loss_module
+from jaxvlm.training.state import initial_state, merge, state_layout
+from jaxvlm.training.step import compile_train_step
+
+# torch and transformers are imported where they are used: the process that measures our memory has neither.
+
+SUPERVISED = 0.4  # share of the text
+FIRST_WORD = 8  # the lowest id of text; the placeholder (pairs.IMAGE_TOKEN) is below it
+MATMUL = 2048  # rows and columns of the product that stands for the machine's peak
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Recipe keys of a model, and the shape of its batch."""
+
+    vision: dict[str, Any]
+    language: dict[str, Any]
+    rows: int
+    tokens: int
+
+
+def _sizes(**sizes: int) -> dict[str, int]:
+    return sizes
+
+
+_TINY_VISION = _sizes(image_size=21, patch_size=7, embed_dim=36, mlp_dim=44, num_layers=3, num_heads=3)
+_TINY_LANGUAGE = _sizes(
+    vocab_size=101, embed_dim=48, mlp_dim=56, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=10
+)
+_SMALL_VISION = _sizes(image_size=224, patch_size=32, embed_dim=256, mlp_dim=1024, num_layers=6, num_heads=4)
+_SMALL_LANGUAGE = _sizes(
+    vocab_size=32000, embed_dim=256, mlp_dim=688, num_layers=6, num_heads=4, num_kv_heads=4, head_dim=64
+)
+SIZES = {
+    "tiny": Size(_TINY_VISION, _TINY_LANGUAGE, rows=2, tokens=40),  # of the smoke test
+    "small": Size(_SMALL_VISION, _SMALL_LANGUAGE, rows=4, tokens=512),
+    "smollm2_135m": Size(variants.vision("clip_b32"), variants.language("smollm2_135m"), rows=4, tokens=512),
+}
+
+
+def main(argv: list[str]) -> list[dict[str, Any]]:
+    """Runs the benchmark; returns what `--json` prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=(*SIZES, "both"), default="both", metavar="small|smollm2_135m|both")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the results as a last line of JSON, too")
+    parser.add_argument("--only", choices=("ours", "torch"), help=argparse.SUPPRESS)  # the process of `peak_bytes`
+    args = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")
+    if args.only:
+        print(measure_memory(args.only, SIZES[args.size]))
+        return []
+    results = []
+    for name in ("small", "smollm2_135m") if args.size == "both" else (args.size,):
+        results.append(run_size(name, args.rounds))
+        print(report(results[-1]), flush=True)
+    if args.json:
+        print(json.dumps(results))
+    return results
+
+
+def make_config(size: Size) -> Config:
+    """The recipe: everything that both sides must agree on."""
+    c = base.get_config()
+    c.model.vision.update(size.vision)
+    c.model.language.update(size.language)
+    c.model.compute_dtype, c.model.remat = "float32", "none"
+    stage = base.stage()
+    stage.parts.vision, stage.frozen_dtype = "frozen", "float32"
+    stage.optimizer.update({"learning_rate": 1e-4, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.1})
+    stage.global_batch_size, stage.data.tokens = size.rows, size.tokens
+    c.stages, c.stage.only = ("only",), stage
+    return build_config(Config, c.to_dict())
+
+
+def make_batch(config: ModelConfig, size: Size) -> Batch:
+    """Rows without padding: the image behind the first token, then text whose end is supervised."""
+    spec = Batch.spec(rows=size.rows, tokens=size.tokens, images=1, image_size=config.vision.image_size)
+    P, T = config.vision.features_per_image, size.tokens
+    batch = Batch.fake(spec, vocab_size=config.language.vocab_size, features_per_image=P)
+    loss_weights = np.zeros_like(batch.loss_weights)
+    loss_weights[:, T - 1 - round(SUPERVISED * (T - P)) : T - 1] = 1.0
+    words = {"tokens": np.maximum(batch.tokens, FIRST_WORD), "targets": np.maximum(batch.targets, FIRST_WORD)}
+    return dataclasses.replace(batch, loss_weights=loss_weights, **words)
+
+
+class Ours:
+    """A state and the compiled step that takes it on."""
+
+    name = "jaxvlm"
+
+    def __init__(self, size: Size, params: dict | None = None):
+        config = make_config(size)
+        stage, self.batch = config.stage["only"], make_batch(config.model, size)
+        mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+        self.layout = state_layout(build_model(config.model), stage, 1, mesh, Rules())
+        self.state = initial_state(self.layout, config.seed, params)
+        self.compiled = compile_train_step(self.layout, stage.micro_batches)
+
+    def step(self) -> float:
+        """One update; returns its loss."""
+        with jax.set_mesh(self.layout.mesh):
+            batch = to_devices(self.batch, self.layout.mesh, self.layout.rules)
+            self.state, info = jax.block_until_ready(self.compiled(self.state, batch))
+        return float(info["loss"])
+
+
+class Theirs:
+    """The same for a LlavaForConditionalGeneration."""
+
+    name = "transformers"
+
+    def __init__(self, size: Size, hf: Any):
+        import torch
+
+        from tests.parity import pairs
+
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        config = make_config(size)
+        batch = make_batch(config.model, size)
+        labels = np.full(batch.tokens.shape, -100)
+        labels[:, 1:] = np.where(batch.loss_weights > 0, batch.targets, -100)[:, :-1]  # they stand at their own token
+        inputs = {
+            "input_ids": np.where(batch.image_index >= 0, pairs.IMAGE_TOKEN, batch.tokens).astype(np.int64),
+            "labels": labels.astype(np.int64),
+            "pixel_values": pairs.normalise(config.model, batch.images.pixels[:, 0]),
+        }
+        self.inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        self.hf = hf.train()
+        self.hf.model.vision_tower.requires_grad_(False)
+        self.trained = [weight for weight in self.hf.parameters() if weight.requires_grad]
+        self.settings = config.stage["only"].optimizer
+        self.kind = min(("fused", "foreach"), key=self._optimizer_seconds)
+        self.optimizer = self._make_optimizer(self.kind, self.settings.learning_rate)
+
+    def _make_optimizer(self, kind: str, learning_rate: float) -> Any:
+        import torch
+
+        s = self.settings
+        groups = [
+            {"params": [w for w in self.trained if w.ndim > 1], "weight_decay": s.weight_decay},
+            {"params": [w for w in self.trained if w.ndim == 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=(s.b1, s.b2), eps=s.epsilon, **{kind: True})
+
+    def _optimizer_seconds(self, kind: str) -> float:
+        """Of an update at rate 0, which changes no weight."""
+        import torch
+
+        optimizer = self._make_optimizer(kind, 0.0)
+        for weight in self.trained:
+            weight.grad = torch.ones_like(weight)
+        result = median_seconds(optimizer.step, 3)
+        optimizer.zero_grad(set_to_none=True)
+        return result
+
+    def step(self) -> float:
+        """One update; returns its loss."""
+        import torch
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.hf(**self.inputs, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm)
+        self.optimizer.step()
+        return loss.item()
+
+
+def run_size(name: str, rounds: int) -> dict[str, Any]:
+    """Measures everything of one size."""
+    import torch
+
+    from tests.parity import pairs
+
+    size, load = SIZES[name], os.getloadavg()[0]
+    peaks = {side: peak_bytes(side, name) for side in ("ours", "torch")}
+    config = make_config(size).model
+    pair = pairs.make_pair(config, attention="sdpa")
+    sides = {"torch": Theirs(size, pair.hf), "ours": Ours(size, pair.params)}
+    del pair
+    losses = {side: [sides[side].step(), sides[side].step()] for side in sides}  # the warm-up: ours compiles
+    # The first says that model and batch are the same, the second that the update is.
+    np.testing.assert_allclose(losses["ours"], losses["torch"], rtol=1e-4, err_msg="not the same step")
+    timed: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            time.sleep(0.2)  # until the other's threads sleep, too
+            timed[side].append(seconds(sides[side].step))
+
+    medians = {side: statistics.median(timed[side]) for side in sides}
+    ratios = [theirs / ours for theirs, ours in zip(timed["torch"], timed["ours"], strict=True)]
+    a = jax.random.normal(jax.random.key(0), (MATMUL, MATMUL))
+    b = torch.randn(MATMUL, MATMUL)
+    matmul = jax.jit(jnp.matmul)
+    product_seconds = {
+        "torch": min(seconds(lambda: torch.matmul(b, b)) for _ in range(7)),
+        "ours": min(seconds(lambda: matmul(a, a).block_until_ready()) for _ in range(7)),
+    }
+    peak_flops = {side: 2 * MATMUL**3 / product_seconds[side] for side in sides}
+    batch, kind = sides["ours"].batch, sides.pop("torch").kind
+    positions = {"ours": int(batch.loss_weights.sum()), "torch": batch.tokens.size}
+    blocks = {"ours": config.vision.num_layers + 1 + config.vision.feature_layer, "torch": config.vision.num_layers}
+    flops = {
+        side: model_flops(config, size, head_positions=positions[side], vision_blocks=blocks[side])
+        for side in positions
+    }
+    return {
+        "size": name,
+        "rows": size.rows,
+        "tokens": size.tokens,
+        "supervised": positions["ours"],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(sides["ours"].layout.model.abstract)),
+        "rounds": rounds,
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_at_start": load,
+        "adamw": kind,
+        "step_seconds": medians,
+        "tokens_per_second": {side: batch.tokens.size / medians[side] for side in medians},
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+        "loss": {side: losses[side][0] for side in losses},
+        "step_flops": flops,
+        "matmul_flops_per_second": peak_flops,
+        "share_of_peak": {side: flops[side] / medians[side] / peak_flops[side] for side in flops},
+        "peak_bytes": peaks,
+        "piece_seconds": time_pieces(sides["ours"], min(rounds, 5)),
+    }
+
+
+def model_flops(config: ModelConfig, size: Size, *, head_positions: int, vision_blocks: int) -> float:
+    """FLOPs that a step needs in its matrix products, two for a multiply-add; what a program does beyond is not in it.
+
+    A weight that a token meets costs 2 FLOPs forward and, if trained, 4 backward: its own gradient and its input's.
+    """
+    v, t = config.vision, config.language
+    images, positions, P = size.rows, size.rows * size.tokens, v.features_per_image
+    # Multiply-adds of a token and block: q, k, v, out and the three of the MLP; scores and values over the (T + 1) / 2
+    # keys that a query sees on average.
+    weights = t.embed_dim * (2 * t.num_heads + 2 * t.num_kv_heads) * t.head_dim + 3 * t.embed_dim * t.mlp_dim
+    attention = 2 * t.num_heads * t.head_dim * (size.tokens + 1) / 2
+    decoder = 6 * positions * t.num_layers * (weights + attention)
+    head = 6 * head_positions * t.vocab_size * t.embed_dim
+    # Forward only. A block's token (P patches and the class) meets q, k, v, out, the two of the MLP, and P + 1 keys.
+    block = (P + 1) * (4 * v.embed_dim**2 + 2 * v.embed_dim * v.mlp_dim + 2 * (P + 1) * v.embed_dim)
+    vision = 2 * images * (P * 3 * v.patch_size**2 * v.embed_dim + vision_blocks * block)
+    # mlp2x_gelu: the first layer's input is frozen and needs no gradient.
+    projector = images * P * (4 * v.embed_dim * t.embed_dim + 6 * t.embed_dim**2)
+    return decoder + head + vision + projector
+
+
+def time_pieces(ours: Ours, repeats: int) -> dict[str, float]:
+    """Median seconds of parts of our step, each compiled alone. Uses up the state."""
+    layout, state, batch = ours.layout, ours.state, jax.tree.map(jnp.asarray, ours.batch)
+    params, model = merge(state.trained, state.frozen), layout.model
+    B, T = batch.tokens.shape
+    decoder_params = {name: params["language"][name] for name in ("blocks", "norm")}
+    head = params["language"].get("head", params["language"]["embed"])["w"]
+    x_BTD = jax.random.normal(jax.random.key(0), (B, T, head.shape[1]))
+
+    def vision(params: dict) -> jax.Array:
+        return model.bind(params).vision(batch.images.pixels[:, 0])
+
+    def decoder(trained: dict, x: jax.Array, params: dict) -> jax.Array:
+        params = params | {"language": params["language"] | trained}
+        return model.bind(params).language(x, batch.positions, batch.segments)
+
+    def decoder_loss(trained: dict, x: jax.Array, params: dict) -> jax.Array:
+        return jnp.vdot(decoder(trained, x, params), x)  # any cotangent will do
+
+    def head_loss(x: jax.Array, head: jax.Array) -> jax.Array:
+        chunk = max(1, min(T, loss_module._CHUNK_POSITIONS // B))  # as `batch_loss` has it
+        return loss_module.cross_entropy(x, head, batch.targets, batch.loss_weights, chunk)[0]
+
+    def update(trained: dict, optimizer: Any, gradients: dict) -> tuple[dict, Any]:
+        updates, optimizer = layout.optimizer.update(gradients, optimizer, trained)
+        return optax.apply_updates(trained, updates), optimizer
+
+    def timed(function: Callable[..., Any], *args: Any) -> float:
+        compiled = jax.jit(function)
+        return median_seconds(lambda: jax.block_until_ready(compiled(*args)), repeats)
+
+    with jax.set_mesh(layout.mesh):
+        result = {
+            "vision forward": timed(vision, params),
+            "decoder forward": timed(decoder, decoder_params, x_BTD, params),
+            "decoder forward and backward": timed(
+                jax.grad(decoder_loss, argnums=(0, 1)), decoder_params, x_BTD, params
+            ),
+            "head and loss, forward and backward": timed(jax.grad(head_loss, argnums=(0, 1)), x_BTD, head),
+        }
+        gradients = jax.tree.map(jnp.copy, state.trained)
+        compiled, carry = jax.jit(update, donate_argnums=(0, 1)), (state.trained, state.optimizer)
+
+        def update_once() -> None:
+            nonlocal carry
+            carry = jax.block_until_ready(compiled(*carry, gradients))
+
+        result["optimizer update"] = median_seconds(update_once, repeats)
+    return result
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def median_seconds(function: Callable[[], Any], repeats: int) -> float:
+    """Of `repeats` calls, after one that is not counted."""
+    function()
+    return statistics.median(seconds(function) for _ in range(repeats))
+
+
+def peak_bytes(side: str, size: str) -> int:
+    """What `measure_memory` says in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.step_cpu", "--only", side, "--size", size]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return int(done.stdout.split()[-1])
+
+
+def measure_memory(side: str, size: Size) -> int:
+    """Bytes by which building a model and three steps exceed what the imports left."""
+
+    def resident(field: str) -> int:
+        # Not getrusage's ru_maxrss: that begins with the peak of the process which started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    if side == "ours":
+        before, made = resident("VmRSS"), Ours(size)
+    else:
+        import transformers
+
+        from tests.parity import pairs
+
+        model = transformers.LlavaForConditionalGeneration  # looked up here: transformers imports it on first use
+        before = resident("VmRSS")
+        made = Theirs(size, model(pairs.hf_config(make_config(size).model)).float())
+    for _ in range(3):
+        made.step()
+    return resident("VmHWM") - before
+
+
+def report(r: dict[str, Any]) -> str:
+    """The tables of one size."""
+
+    def both(name: str, values: dict[str, float], unit: float = 1.0, digits: int = 1) -> tuple[str, str, str]:
+        return name, f"{values['ours'] / unit:,.{digits}f}", f"{values['torch'] / unit:,.{digits}f}"
+
+    ratio, step = r["ratio"], r["step_seconds"]["ours"]
+    compared = [
+        ("", Ours.name, Theirs.name),
+        both("step, ms", r["step_seconds"], 1e-3),
+        both("tokens a second", r["tokens_per_second"], digits=0),
+        both("loss of the first step", r["loss"], digits=5),
+        both("GFLOP a step needs", r["step_flops"], 1e9),
+        both(f"matmul {MATMUL}^3, GFLOP/s", r["matmul_flops_per_second"], 1e9),
+        both("share of that, %", r["share_of_peak"], 1e-2),
+        both("peak memory, MiB", r["peak_bytes"], 2**20, 0),
+    ]
+    pieces = [("pieces", "ms", "% of the step")]
+    pieces += [(name, f"{t * 1e3:,.1f}", f"{t / step * 100:.1f}") for name, t in r["piece_seconds"].items()]
+    counted = sum(t for name, t in r["piece_seconds"].items() if name != "decoder forward")  # it is in the next one
+    pieces.append(("the rest", f"{(step - counted) * 1e3:,.1f}", f"{(1 - counted / step) * 100:.1f}"))
+    title = (
+        f"{r['size']}: {r['parameters']:,} parameters, {r['rows']} rows of {r['tokens']} tokens, {r['supervised']} "
+        f"supervised; {r['cpus']} CPUs, load {r['load_at_start']:.1f} at the start; torch's AdamW {r['adamw']}"
+    )
+    verdict = (
+        f"ratio {ratio['median']:.2f} (their time / ours; {ratio['min']:.2f} to {ratio['max']:.2f} "
+        f"in {r['rounds']} paired rounds)"
+    )
+    lines = [f"{name:<38}{left:>14}{right:>14}" for name, left, right in compared + [("", "", "")] + pieces]
+    return "\n".join(["", title, "", *lines, "", verdict])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
