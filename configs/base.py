@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
     c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/models/layers.py
+    c.model.unroll = 1  # blocks in one turn of the scan: more are faster where blocks are small, and compile longer
 
     c.tokenizer = ConfigDict()
     c.tokenizer.source = "train"  # "train": a BPE made from the recipe's own training text; else a folder or hub name
@@ -84,7 +85,7 @@ def stage() -> ConfigDict:
     c.data.images = 1  # I, of a row
     c.data.pack = True  # several samples in a row, where they fit
     c.data.augment = ConfigDict()
-    c.data.augment.flip = False  # mirror images at random; only where left and right mean nothing
+    c.data.augment.flip = False  # mirror images left to right at random; only where left and right mean nothing
     c.data.augment.shift = 0  # move images by up to so many pixels
     c.data.augment.shuffle_turns = False  # new order of the rounds in each epoch, where they do not build on each other
     c.data.on_bad = "fail"  # a record that breaks a rule: "fail" stops with all of them named, "reject" counts it

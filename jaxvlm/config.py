@@ -82,6 +82,7 @@ class ModelConfig:
     language: DecoderConfig
     compute_dtype: str
     remat: str
+    unroll: int
 
 
 @dataclasses.dataclass(frozen=True)

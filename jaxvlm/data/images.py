@@ -79,23 +79,21 @@ def check_header(source: str | bytes, size: int, aspect: str, origin: str = "") 
 
 
 def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
-    """Mirrors and moves an image at random.
+    """Mirrors an image left to right and moves it, at random.
 
     Args:
       pixels_YXC: uint8[Y, X, 3].
-      random: where chance comes from; four numbers are drawn whatever the options are.
-      flip: mirror left-right and up-down, each one time in two.
+      random: where chance comes from; three numbers are drawn whatever the options are.
+      flip: mirror one time in two. Never up and down: a picture has an up.
       shift: move by up to so many pixels along each axis, fewer than there are; what is uncovered repeats the edge.
 
     Returns:
       uint8[Y, X, 3], a new array or a view.
     """
-    left_right, up_down = random.random() < 0.5, random.random() < 0.5
+    mirrored = random.random() < 0.5
     down, right = random.randint(-shift, shift), random.randint(-shift, shift)
-    if flip and left_right:
+    if flip and mirrored:
         pixels_YXC = pixels_YXC[:, ::-1]
-    if flip and up_down:
-        pixels_YXC = pixels_YXC[::-1]
     return _moved(_moved(pixels_YXC, down, axis=0), right, axis=1)
 
 

@@ -7,8 +7,11 @@ Axis letters:
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxvlm.batch import Array
 
@@ -29,10 +32,14 @@ def attend(
         (0) attends to padding, so every position has a key. None: all attend to all.
       causal: query t sees the keys s <= t of its row (then T = S).
 
+    The backward pass always makes the T x S numbers anew, whatever `config.model.remat` says, as the fused kernels of
+    accelerators do.
+
     Returns:
-      float[B, T, N, H] in the dtype of `v_BSKH`.
+      float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `layers.POLICIES`.
     """
-    return _attend_xla(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal)
+    run = jax.checkpoint(functools.partial(_attend_xla, causal=causal), prevent_cse=False)
+    return checkpoint_name(run(q_BTNH, k_BSKH, v_BSKH, segments), "attention")
 
 
 def _attend_xla(

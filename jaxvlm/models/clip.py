@@ -11,6 +11,7 @@ Axis letters:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class Attention(nnx.Module):
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, N, H = c.embed_dim, c.num_heads, c.embed_dim // c.num_heads
         gain = (2 * c.num_layers) ** -0.5
-        options = {"bias": True, "dtype": dtype, "rngs": rngs}
+        options: dict[str, Any] = {"bias": True, "dtype": dtype, "rngs": rngs}
         self.q = Einsum("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
         self.k = Einsum("BSD,DNH->BSNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
         self.v = Einsum("BSD,DNH->BSNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
@@ -78,7 +79,7 @@ class Vision(nnx.Module):
     zero.
     """
 
-    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
+    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, unroll: int, rngs: nnx.Rngs):
         """Makes the weights.
 
         Raises:
@@ -94,7 +95,7 @@ class Vision(nnx.Module):
         if c.patch_size > c.image_size:
             raise UserError(f"config.model.vision: patch_size {c.patch_size} is over image_size {c.image_size}")
         D, P, Q = c.embed_dim, c.features_per_image, 3 * c.patch_size**2
-        self.config, self.dtype, self.remat = c, dtype, remat
+        self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
         self.patch = Einsum("BPQ,QD->BPD", (Q, D), (None, "embed"), dtype=dtype, rngs=rngs)
         self.class_token = make_weight((D,), ("embed",), 1 / math.sqrt(D), rngs=rngs)
         self.positions = make_weight((1 + P, D), ("patches", "embed"), 1 / math.sqrt(D), rngs=rngs)
@@ -137,5 +138,6 @@ class Vision(nnx.Module):
             self.embed(pixels_BYXC),
             length=self.config.num_layers + 1 + self.config.feature_layer,
             remat=self.remat,
+            unroll=self.unroll,
         )
         return x_BTD[:, 1:]

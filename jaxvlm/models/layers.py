@@ -26,16 +26,19 @@ from jaxvlm.errors import UserError
 BlockT = TypeVar("BlockT", bound=nnx.Module)
 CarryT = TypeVar("CarryT")
 
-# What the backward pass of a block recomputes (`config.model.remat`), from the fastest to the smallest in memory.
-# `run_stack` applies the policy to each block, so the inputs of all blocks are always kept.
-POLICIES: dict[str, Callable[..., Any] | None] = {
-    "none": checkpoint_policies.everything_saveable,  # nothing: every intermediate result is kept
-    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,  # all but the products with weights: those are kept
-    "full": checkpoint_policies.nothing_saveable,  # everything: only the block's input is kept
+# What the backward pass of a block recomputes (`config.model.remat`), from the largest to the smallest in memory.
+# `run_stack` applies the policy to each block, so the inputs of all blocks are always kept. On a CPU "dots" is the
+# fastest: writing all results down takes longer than making the cheap ones twice.
+POLICIES: dict[str, Callable[..., Any]] = {
+    "none": checkpoint_policies.everything_saveable,  # nothing but the inside of attention
+    "dots": checkpoint_policies.save_from_both_policies(  # all but products with weights and results of attention
+        checkpoint_policies.dots_with_no_batch_dims_saveable, checkpoint_policies.save_only_these_names("attention")
+    ),
+    "full": checkpoint_policies.nothing_saveable,  # everything
 }
 
 
-def remat_policy(name: str) -> Callable[..., Any] | None:
+def remat_policy(name: str) -> Callable[..., Any]:
     """The policy called `name`.
 
     Raises:
@@ -195,6 +198,7 @@ def run_stack(
     *,
     length: int | None = None,
     remat: str = "none",
+    unroll: int = 1,
 ) -> tuple[CarryT, Any]:
     """Scans over the blocks of `make_stack`.
 
@@ -204,6 +208,8 @@ def run_stack(
       xs: arrays with the leading axis of the blocks, one slice for each, or None.
       length: how many of the first blocks are applied; None: all. The weights of the others get zero gradients.
       remat: what the backward pass recomputes, a name of `POLICIES`.
+      unroll: blocks in one turn of the loop. More make a larger program, in which nothing is copied to and from the
+        stacked arrays of the backward pass between the blocks of a turn.
 
     Returns:
       The last carry and the stacked ys.
@@ -218,4 +224,4 @@ def run_stack(
         body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
     if length is not None:
         weights = jax.tree.map(lambda w: w[:length], weights)
-    return jax.lax.scan(body, carry, (weights, xs))
+    return jax.lax.scan(body, carry, (weights, xs), unroll=unroll)

@@ -192,8 +192,8 @@ def test_unknown_aspect():
 class Chance:
     """Draws what a test wants."""
 
-    def __init__(self, left_right, up_down, down, right):
-        self.coins, self.moves = [left_right, up_down], [down, right]
+    def __init__(self, mirrored, down, right):
+        self.coins, self.moves = [mirrored], [down, right]
 
     def random(self):
         return 0.0 if self.coins.pop(0) else 0.9
@@ -206,7 +206,7 @@ class Chance:
 def test_shift_repeats_the_edge(down, right):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
     before = pixels.copy()
-    have = augment(pixels, Chance(False, False, down, right), flip=False, shift=3)
+    have = augment(pixels, Chance(False, down, right), flip=False, shift=3)
     padded = np.pad(pixels, ((3, 3), (3, 3), (0, 0)), "edge")
     assert (have == padded[3 - down : 9 - down, 3 - right : 8 - right]).all()
     assert (pixels == before).all()
@@ -214,10 +214,10 @@ def test_shift_repeats_the_edge(down, right):
 
 def test_flip():
     pixels = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
-    for left_right, up_down in [(False, False), (True, False), (False, True), (True, True)]:
-        have = augment(pixels, Chance(left_right, up_down, 0, 0), flip=True, shift=0)
-        assert (have == pixels[:: -1 if up_down else 1, :: -1 if left_right else 1]).all()
-        assert (augment(pixels, Chance(left_right, up_down, 0, 0), flip=False, shift=0) == pixels).all()
+    for mirrored in (False, True):
+        have = augment(pixels, Chance(mirrored, 0, 0), flip=True, shift=0)
+        assert (have == pixels[:, :: -1 if mirrored else 1]).all()
+        assert (augment(pixels, Chance(mirrored, 0, 0), flip=False, shift=0) == pixels).all()
 
 
 def test_augmentation_is_a_function_of_the_seed():
@@ -225,4 +225,4 @@ def test_augmentation_is_a_function_of_the_seed():
     made = [augment(pixels, random.Random(f"1/{i}"), flip=True, shift=2) for i in range(20)]
     again = [augment(pixels, random.Random(f"1/{i}"), flip=True, shift=2) for i in range(20)]
     assert all((a == b).all() for a, b in zip(made, again, strict=True))
-    assert len({image.tobytes() for image in made}) > 15
+    assert len({image.tobytes() for image in made}) > 10
