@@ -38,7 +38,6 @@ def get_config() -> ConfigDict:
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
     c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/models/layers.py
-    c.model.unroll = 1  # blocks in one turn of the scan: more are faster where blocks are small, and compile longer
 
     c.tokenizer = ConfigDict()
     c.tokenizer.source = "train"  # "train": a BPE made from the recipe's own training text; else a folder or hub name

@@ -82,7 +82,6 @@ class ModelConfig:
     language: DecoderConfig
     compute_dtype: str
     remat: str
-    unroll: int
 
 
 @dataclasses.dataclass(frozen=True)

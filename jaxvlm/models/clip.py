@@ -79,7 +79,7 @@ class Vision(nnx.Module):
     zero.
     """
 
-    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, unroll: int, rngs: nnx.Rngs):
+    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
         """Makes the weights.
 
         Raises:
@@ -95,7 +95,7 @@ class Vision(nnx.Module):
         if c.patch_size > c.image_size:
             raise UserError(f"config.model.vision: patch_size {c.patch_size} is over image_size {c.image_size}")
         D, P, Q = c.embed_dim, c.features_per_image, 3 * c.patch_size**2
-        self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
+        self.config, self.dtype, self.remat = c, dtype, remat
         self.patch = Einsum("BPQ,QD->BPD", (Q, D), (None, "embed"), dtype=dtype, rngs=rngs)
         self.class_token = make_weight((D,), ("embed",), 1 / math.sqrt(D), rngs=rngs)
         self.positions = make_weight((1 + P, D), ("patches", "embed"), 1 / math.sqrt(D), rngs=rngs)
@@ -138,6 +138,5 @@ class Vision(nnx.Module):
             self.embed(pixels_BYXC),
             length=self.config.num_layers + 1 + self.config.feature_layer,
             remat=self.remat,
-            unroll=self.unroll,
         )
         return x_BTD[:, 1:]

@@ -133,7 +133,7 @@ class Embedding(nnx.Module):
 class Decoder(nnx.Module):
     """From the embeddings of a row to its final hidden states, and from those to logits."""
 
-    def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, remat: str, unroll: int, rngs: nnx.Rngs):
+    def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
         """Makes the weights.
 
         Raises:
@@ -144,7 +144,7 @@ class Decoder(nnx.Module):
                 f"config.model.language: num_heads {c.num_heads} must be a multiple of num_kv_heads {c.num_kv_heads}, "
                 f"and head_dim {c.head_dim} even"
             )
-        self.config, self.dtype, self.remat, self.unroll = c, dtype, remat, unroll
+        self.config, self.dtype, self.remat = c, dtype, remat
         self.embed = Embedding(c, dtype=dtype, rngs=rngs)
         self.blocks = make_stack(lambda rngs: Block(c, dtype=dtype, rngs=rngs), c.num_layers, rngs=rngs)
         self.norm = RMSNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
@@ -171,7 +171,6 @@ class Decoder(nnx.Module):
             lambda block, x_BTD, _: (block(x_BTD, table, segments_BT)[0], None),
             x_BTD,
             remat=self.remat,
-            unroll=self.unroll,
         )
         return self.norm(x_BTD)
 

@@ -198,7 +198,6 @@ def run_stack(
     *,
     length: int | None = None,
     remat: str = "none",
-    unroll: int = 1,
 ) -> tuple[CarryT, Any]:
     """Scans over the blocks of `make_stack`.
 
@@ -208,8 +207,6 @@ def run_stack(
       xs: arrays with the leading axis of the blocks, one slice for each, or None.
       length: how many of the first blocks are applied; None: all. The weights of the others get zero gradients.
       remat: what the backward pass recomputes, a name of `POLICIES`.
-      unroll: blocks in one turn of the loop. More make a larger program, in which nothing is copied to and from the
-        stacked arrays of the backward pass between the blocks of a turn.
 
     Returns:
       The last carry and the stacked ys.
@@ -224,4 +221,4 @@ def run_stack(
         body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
     if length is not None:
         weights = jax.tree.map(lambda w: w[:length], weights)
-    return jax.lax.scan(body, carry, (weights, xs), unroll=unroll)
+    return jax.lax.scan(body, carry, (weights, xs))

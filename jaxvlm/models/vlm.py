@@ -56,10 +56,9 @@ class VLM(nnx.Module):
             raise UserError(f'config.model.compute_dtype = "{config.compute_dtype}", expected "bfloat16" or "float32"')
         dtype = jnp.dtype(config.compute_dtype)
         vision_dim, embed_dim = config.vision.embed_dim, config.language.embed_dim
-        scan: dict[str, Any] = {"remat": config.remat, "unroll": config.unroll}
-        self.vision = Vision(config.vision, dtype=dtype, rngs=rngs, **scan)
+        self.vision = Vision(config.vision, dtype=dtype, remat=config.remat, rngs=rngs)
         self.projector = Projector(config.projector, vision_dim, embed_dim, dtype=dtype, rngs=rngs)
-        self.language = Decoder(config.language, dtype=dtype, rngs=rngs, **scan)
+        self.language = Decoder(config.language, dtype=dtype, remat=config.remat, rngs=rngs)
 
     def embed(self, batch: Batch) -> Array:
         """What enters the decoder: token embeddings, and image features in their places; float[B, T, D]."""

@@ -43,7 +43,7 @@ def tiny_config(**changes) -> ModelConfig:
     """Every axis of another size; images of 23 pixels leave two over behind patches of 7."""
     vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2, MEAN, STD)
     language = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 10000.0, None, False)
-    config = ModelConfig(vision, ProjectorConfig("mlp2x_gelu"), language, "float32", "none", 1)
+    config = ModelConfig(vision, ProjectorConfig("mlp2x_gelu"), language, "float32", "none")
     return dataclasses.replace(config, **changes)
 
 
