@@ -1,4 +1,21 @@
-"""A small LLaVA from scratch on easy-VQA."""
+"""A small LLaVA from scratch on easy-VQA: 4,000 drawings of one shape, 38,575 questions about its kind and colour.
+
+    pip install -e '.[quickstart]'
+    python -m jaxvlm.train --config configs/quickstart.py
+
+What the stages train, and why. LLaVA aligns a trained encoder with a trained decoder through the projector alone. Here
+nothing is trained yet: a projector between random features and a random decoder would learn nothing, so every part
+trains in both stages, the encoder at a lower rate.
+
+  align     only the open questions ("what shape is present?"), the nearest thing to LLaVA's captions: the answers name
+            what is seen, so the encoder learns shapes and colours. With yes/no questions among them from the start, two
+            thirds of the loss is lowered by guessing the more frequent answer, and shapes take several times as long.
+  finetune  each drawing with all its questions as one conversation, two conversations to a row: now "is there not a
+            red shape?" can be learned, which takes what is seen and what is asked together.
+
+Expect at least 97 % exact match on the 9,673 official test questions, each asked alone, after less than 10 minutes of
+training on two CPU cores; docs/quickstart.md has the curve, and what did not help.
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,30 +25,38 @@ from configs import base
 def get_config() -> ConfigDict:
     """The recipe."""
     c = base.get_config()
-    c.model.vision.update(image_size=64, patch_size=8, embed_dim=96, mlp_dim=384, num_layers=4, num_heads=4)
-    c.model.vision.feature_layer = -1
-    c.model.language.update(vocab_size=512, embed_dim=96, mlp_dim=256, num_layers=3, num_heads=4)
-    c.model.language.update(num_kv_heads=2, head_dim=24, tie_embeddings=True)
-    c.model.compute_dtype = "float32"
-    c.model.remat = "none"
+    c.model.vision.update(image_size=64, patch_size=8, embed_dim=96, mlp_dim=384, num_layers=3, num_heads=3)
+    c.model.vision.feature_layer = -1  # no block is wasted: there is no contrastive head for the last one to serve
+    # CLIP's mean would do, but grey is told from black sooner when they lie on different sides of it.
+    c.model.vision.update(image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
+    c.model.language.update(vocab_size=512, embed_dim=96, mlp_dim=256, num_layers=3, num_heads=3)
+    # Tied: "red" as an answer about an image and "red" in a question are one vector, which helps to compare them.
+    c.model.language.update(num_kv_heads=3, head_dim=32, tie_embeddings=True)
+    c.model.compute_dtype = "float32"  # a CPU gains nothing from bfloat16
+    c.model.remat = "dots"  # on a CPU also faster than keeping everything: 110 against 134 ms a step
     c.tokenizer.vocab_size = 512
+
     c.stages = ("align", "finetune")
-    for name in c.stages:
-        s = c.stage[name] = base.stage()
-        s.data.source = "easy_vqa:train"
-        s.data.heldout = 0.05
-        s.data.system = ""
-        s.data.tokens = 192
-        s.data.images = 1
-        s.data.augment.update(flip=True, shift=4, shuffle_turns=True)
-        s.optimizer.update(learning_rate=1e-3, b2=0.95)
-        s.global_batch_size = 32
-        s.epochs = 5.0
-        s.eval_every = 100
-        s.eval_records = 200
-    c.stage.finetune.parts.vision = "frozen"
-    c.stage.finetune.frozen_dtype = "float32"
+    align, finetune = c.stage.align, c.stage.finetune = base.stage(), base.stage()
+    for stage in (align, finetune):
+        stage.data.heldout = 0.05
+        stage.data.system = ""  # the template's 35 tokens would be a fifth of a conversation
+        stage.data.augment.update(flip=True, shift=4, shuffle_turns=True)
+        stage.optimizer.update(learning_rate=1e-3, b2=0.95, weight_decay=0.05)
+        stage.optimizer.groups = (("vision/.*", {"learning_rate": 3e-4}),)
+        stage.eval_every = 400
+        stage.eval_records = 200
+
+    align.data.update(source="easy_vqa:train:shape+color", tokens=96, images=1, pack=False)
+    align.optimizer.schedule = "constant"
+    align.global_batch_size = 16
+    align.epochs = 5.0
+
+    finetune.data.update(source="easy_vqa:train", tokens=416, images=2)  # 98 % full; 352 tokens would be 78 %
+    finetune.optimizer.learning_rate = 1.5e-3
+    finetune.global_batch_size = 8
+    finetune.epochs = 12.0
+
     c.evaluation.source = "easy_vqa:test"
-    c.evaluation.batch_size = 256
-    c.evaluation.max_new_tokens = 4
+    c.evaluation.max_new_tokens = 4  # an answer is one token, and its end
     return c

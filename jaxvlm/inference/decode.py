@@ -13,13 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxvlm.batch import Array, Batch
-from jaxvlm.config import ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.decoder import Cache
 from jaxvlm.models.vlm import Model
-
-# The first model of each config: a run that is opened again, or after training, finds its programs compiled.
-_models: dict[ModelConfig, Model] = {}
 
 SMALLEST_BUCKET = 32  # tokens; below it a smaller program would not be noticeably faster
 
@@ -70,7 +66,7 @@ def decode(
 ) -> tuple[Array, Array]:
     """Answers the prompts of a batch; ends when every row has stopped.
 
-    Compiled once for each model config, batch shape, `stop_ids`, `max_new_tokens` and kind of sampling (greedy or not).
+    Compiled once for each model, batch shape, `stop_ids`, `max_new_tokens` and kind of sampling (greedy or not).
 
     Args:
       params: nested dict of the whole model's weights.
@@ -83,7 +79,6 @@ def decode(
       int32[B, N] tokens, the stop id among them, 0 behind it, and int32[B] lengths without the stop id: N for a row
       that did not stop.
     """
-    model = _models.setdefault(model.config, model)
     greedy = sampling.temperature == 0
     settings = (jnp.uint32(sampling.seed), jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
     return _decode(model, stop_ids, max_new_tokens, greedy, params, batch, numbers_B, settings)

@@ -10,6 +10,7 @@ Axis letters:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -136,8 +137,9 @@ class Model:
         return nnx.merge(self.graph, nnx.State(params))
 
 
+@functools.lru_cache(maxsize=8)
 def build_model(config: ModelConfig) -> Model:
-    """The model of a config; only shapes are computed.
+    """The model of a config; only shapes are computed. Equal configs give the same model, so programs are reused.
 
     Raises:
       UserError: the config has a value that no model can be built with.

@@ -5,13 +5,15 @@
 
 Ours is what `jaxvlm.train` runs: `compile_train_step` on a batch of NumPy. Theirs is `LlavaForConditionalGeneration`
 at its best here: its default attention (sdpa, causal without a mask), no cache, and the faster of torch's fused and
-foreach AdamW. Both have the same random weights, batch and update: float32, nothing recomputed, vision frozen,
+foreach AdamW. Both have the same random weights, batch and update: float32, vision frozen,
 projector and decoder trained, gradient clipped to norm 1, AdamW with decay at a constant rate. Both use all CPUs. The
 first two losses must agree to 1e-4, or the program fails.
 
-A row is one full sample with one image, so that packing, which would be our advantage, plays no part; 40 % of the text
-is supervised. What is left to be different: we compute logits of supervised positions only and leave out the last block
-of CLIP, whose output LLaVA does not use; transformers computes both. "GFLOP a step needs" counts each side's own work.
+Two batches, each with one image a sample and 40 % of the text supervised. "full": a row is one sample that fills it,
+so that packing plays no part. "mixed": samples of many lengths, as data is; we pack them into rows, transformers pads
+them to the longest. What else differs: we compute logits of supervised positions only and leave out the last block of
+CLIP, whose output LLaVA does not use; transformers computes both. "GFLOP a step needs" counts each side's own work, of
+"full" only. Tokens a second are those of samples, not of padding.
 
 A step of theirs and a step of ours take turns; "ratio" is the median over the rounds of (their seconds / our seconds in
 the same round), above 1 where we are faster. Run it on an idle machine: torch's OpenMP threads wait for each other, so
@@ -42,6 +44,8 @@ import optax
 from configs import base
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, MeshConfig, ModelConfig, build_config
+from jaxvlm.data.conversation import Sample
+from jaxvlm.data.packing import empty_batch, expand, fill_row, plan_rows
 from jaxvlm.models import variants
 from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
@@ -52,7 +56,7 @@ from jaxvlm.training.step import compile_train_step
 # torch and transformers are imported where they are used: the process that measures our memory has neither.
 
 SUPERVISED = 0.4  # share of the text
-FIRST_WORD = 8  # the lowest id of text; the placeholder (pairs.IMAGE_TOKEN) is below it
+IMAGE_TOKEN, FIRST_WORD = 7, 8  # the placeholder (as in tests/parity/pairs.py), and the lowest id of text
 MATMUL = 2048  # rows and columns of the product that stands for the machine's peak
 
 
@@ -62,8 +66,9 @@ class Size:
 
     vision: dict[str, Any]
     language: dict[str, Any]
-    rows: int
+    rows: int  # of "full"
     tokens: int
+    samples: int  # of "mixed"
 
 
 def _sizes(**sizes: int) -> dict[str, int]:
@@ -79,9 +84,11 @@ _SMALL_LANGUAGE = _sizes(
     vocab_size=32000, embed_dim=256, mlp_dim=688, num_layers=6, num_heads=4, num_kv_heads=4, head_dim=64
 )
 SIZES = {
-    "tiny": Size(_TINY_VISION, _TINY_LANGUAGE, rows=2, tokens=40),  # of the smoke test
-    "small": Size(_SMALL_VISION, _SMALL_LANGUAGE, rows=4, tokens=512),
-    "smollm2_135m": Size(variants.vision("clip_b32"), variants.language("smollm2_135m"), rows=4, tokens=512),
+    "tiny": Size(_TINY_VISION, _TINY_LANGUAGE, rows=2, tokens=40, samples=5),  # of the smoke test
+    "small": Size(_SMALL_VISION, _SMALL_LANGUAGE, rows=4, tokens=512, samples=12),
+    "smollm2_135m": Size(
+        variants.vision("clip_b32"), variants.language("smollm2_135m"), rows=4, tokens=512, samples=12
+    ),
 }
 
 
@@ -91,16 +98,18 @@ def main(argv: list[str]) -> list[dict[str, Any]]:
     parser.add_argument("--size", choices=(*SIZES, "both"), default="both", metavar="small|smollm2_135m|both")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the results as a last line of JSON, too")
+    parser.add_argument("--batch", choices=("full", "mixed"), help=argparse.SUPPRESS)
     parser.add_argument("--only", choices=("ours", "torch"), help=argparse.SUPPRESS)  # the process of `peak_bytes`
     args = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     if args.only:
-        print(measure_memory(args.only, SIZES[args.size]))
+        print(measure_memory(args.only, SIZES[args.size], args.batch))
         return []
     results = []
     for name in ("small", "smollm2_135m") if args.size == "both" else (args.size,):
-        results.append(run_size(name, args.rounds))
-        print(report(results[-1]), flush=True)
+        for kind in ("full", "mixed"):
+            results.append(run_size(name, kind, args.rounds))
+            print(report(results[-1]), flush=True)
     if args.json:
         print(json.dumps(results))
     return results
@@ -111,24 +120,68 @@ def make_config(size: Size) -> Config:
     c = base.get_config()
     c.model.vision.update(size.vision)
     c.model.language.update(size.language)
-    c.model.compute_dtype, c.model.remat = "float32", "none"
+    c.model.compute_dtype, c.model.remat = "float32", "dots"
     stage = base.stage()
     stage.parts.vision, stage.frozen_dtype = "frozen", "float32"
     stage.optimizer.update({"learning_rate": 1e-4, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.1})
-    stage.global_batch_size, stage.data.tokens = size.rows, size.tokens
+    stage.data.tokens = size.tokens
     c.stages, c.stage.only = ("only",), stage
     return build_config(Config, c.to_dict())
 
 
-def make_batch(config: ModelConfig, size: Size) -> Batch:
-    """Rows without padding: the image behind the first token, then text whose end is supervised."""
-    spec = Batch.spec(rows=size.rows, tokens=size.tokens, images=1, image_size=config.vision.image_size)
-    P, T = config.vision.features_per_image, size.tokens
-    batch = Batch.fake(spec, vocab_size=config.language.vocab_size, features_per_image=P)
-    loss_weights = np.zeros_like(batch.loss_weights)
-    loss_weights[:, T - 1 - round(SUPERVISED * (T - P)) : T - 1] = 1.0
-    words = {"tokens": np.maximum(batch.tokens, FIRST_WORD), "targets": np.maximum(batch.targets, FIRST_WORD)}
-    return dataclasses.replace(batch, loss_weights=loss_weights, **words)
+def make_samples(config: ModelConfig, size: Size, kind: str) -> list[Sample]:
+    """Samples of random ids, the image behind the first, whose last 40 % are supervised.
+
+    In "mixed" the lengths are as skewed as those of instruction data: few tokens in most, a row full in some.
+    """
+    random = np.random.default_rng(0)
+    room = size.tokens - config.vision.features_per_image
+    if kind == "full":
+        lengths = np.full(size.rows, room)
+    else:
+        lengths = np.clip(np.exp(random.normal(np.log(room / 4), 0.8, size.samples)).astype(int), 8, room)
+    samples = []
+    for length in lengths:
+        tokens = random.integers(FIRST_WORD, config.language.vocab_size, length + 1, dtype=np.int32)
+        tokens[1] = IMAGE_TOKEN
+        weights = (np.arange(length + 1) >= length + 1 - round(SUPERVISED * length)).astype(np.float32)
+        samples.append(Sample(tokens, weights, np.arange(length + 1) == 1))
+    return samples
+
+
+def make_pixels(config: ModelConfig, count: int) -> np.ndarray:
+    """uint8[count, Y, X, 3]."""
+    shape = (count, config.vision.image_size, config.vision.image_size, 3)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+def pack(config: ModelConfig, size: Size, samples: list[Sample]) -> Batch:
+    """Our batch: as the data pipeline makes it."""
+    P = config.vision.features_per_image
+    pieces, pixels = [expand(sample, P) for sample in samples], make_pixels(config, len(samples))
+    lengths, ones = np.array([len(piece.tokens) for piece in pieces]), np.ones(len(pieces), np.int32)
+    slots = max(1, size.tokens // int(lengths.mean()))
+    rows = plan_rows(lengths, ones, np.arange(len(pieces)), tokens=size.tokens, images=slots, pack=True)
+    spec = Batch.spec(rows=len(rows), tokens=size.tokens, images=slots, image_size=config.vision.image_size)
+    batch = empty_batch(spec)
+    for row, members in enumerate(rows):
+        fill_row(batch, row, [pieces[i] for i in members], [pixels[i] for i in members], P)
+    return batch
+
+
+def pad(config: ModelConfig, samples: list[Sample]) -> dict[str, np.ndarray]:
+    """Their batch: a sample a row, padded on the right; labels stand at their own token."""
+    pieces = [expand(sample, config.vision.features_per_image) for sample in samples]
+    B, T = len(pieces), max(len(piece.tokens) for piece in pieces)
+    inputs = {"input_ids": np.zeros((B, T), np.int64), "labels": np.full((B, T), -100, np.int64)}
+    mask = np.zeros((B, T), np.int64)
+    for row, piece in enumerate(pieces):
+        n = len(piece.tokens)
+        inputs["input_ids"][row, :n], mask[row, :n] = piece.tokens, 1
+        inputs["labels"][row, 1:n] = np.where(piece.loss_weights > 0, piece.targets, -100)[:-1]
+    if not mask.all():  # without padding its attention is faster without a mask
+        inputs["attention_mask"] = mask
+    return inputs
 
 
 class Ours:
@@ -136,9 +189,9 @@ class Ours:
 
     name = "jaxvlm"
 
-    def __init__(self, size: Size, params: dict | None = None):
+    def __init__(self, size: Size, kind: str, params: dict | None = None):
         config = make_config(size)
-        stage, self.batch = config.stage["only"], make_batch(config.model, size)
+        stage, self.batch = config.stage["only"], pack(config.model, size, make_samples(config.model, size, kind))
         mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
         self.layout = state_layout(build_model(config.model), stage, 1, mesh, Rules())
         self.state = initial_state(self.layout, config.seed, params)
@@ -157,21 +210,16 @@ class Theirs:
 
     name = "transformers"
 
-    def __init__(self, size: Size, hf: Any):
+    def __init__(self, size: Size, kind: str, hf: Any):
         import torch
 
         from tests.parity import pairs
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         config = make_config(size)
-        batch = make_batch(config.model, size)
-        labels = np.full(batch.tokens.shape, -100)
-        labels[:, 1:] = np.where(batch.loss_weights > 0, batch.targets, -100)[:, :-1]  # they stand at their own token
-        inputs = {
-            "input_ids": np.where(batch.image_index >= 0, pairs.IMAGE_TOKEN, batch.tokens).astype(np.int64),
-            "labels": labels.astype(np.int64),
-            "pixel_values": pairs.normalise(config.model, batch.images.pixels[:, 0]),
-        }
+        samples = make_samples(config.model, size, kind)
+        inputs = pad(config.model, samples)
+        inputs["pixel_values"] = pairs.normalise(config.model, make_pixels(config.model, len(samples)))
         self.inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
         self.hf = hf.train()
         self.hf.model.vision_tower.requires_grad_(False)
@@ -214,17 +262,17 @@ class Theirs:
         return loss.item()
 
 
-def run_size(name: str, rounds: int) -> dict[str, Any]:
-    """Measures everything of one size."""
+def run_size(name: str, kind: str, rounds: int) -> dict[str, Any]:
+    """Measures everything of one size and kind of batch."""
     import torch
 
     from tests.parity import pairs
 
     size, load = SIZES[name], os.getloadavg()[0]
-    peaks = {side: peak_bytes(side, name) for side in ("ours", "torch")}
+    peaks = {side: peak_bytes(side, name, kind) for side in ("ours", "torch")}
     config = make_config(size).model
     pair = pairs.make_pair(config, attention="sdpa")
-    sides = {"torch": Theirs(size, pair.hf), "ours": Ours(size, pair.params)}
+    sides = {"torch": Theirs(size, kind, pair.hf), "ours": Ours(size, kind, pair.params)}
     del pair
     losses = {side: [sides[side].step(), sides[side].step()] for side in sides}  # the warm-up: ours compiles
     # The first says that model and batch are the same, the second that the update is.
@@ -236,7 +284,7 @@ def run_size(name: str, rounds: int) -> dict[str, Any]:
             timed[side].append(seconds(sides[side].step))
 
     medians = {side: statistics.median(timed[side]) for side in sides}
-    ratios = [theirs / ours for theirs, ours in zip(timed["torch"], timed["ours"], strict=True)]
+    ratios = [theirs_s / ours_s for theirs_s, ours_s in zip(timed["torch"], timed["ours"], strict=True)]
     a = jax.random.normal(jax.random.key(0), (MATMUL, MATMUL))
     b = torch.randn(MATMUL, MATMUL)
     matmul = jax.jit(jnp.matmul)
@@ -245,7 +293,10 @@ def run_size(name: str, rounds: int) -> dict[str, Any]:
         "ours": min(seconds(lambda: matmul(a, a).block_until_ready()) for _ in range(7)),
     }
     peak_flops = {side: 2 * MATMUL**3 / product_seconds[side] for side in sides}
-    batch, adamw_seconds = sides["ours"].batch, sides.pop("torch").adamw_seconds
+    batch, theirs = sides["ours"].batch, sides.pop("torch")
+    adamw_seconds, padded = theirs.adamw_seconds, list(theirs.inputs["input_ids"].shape)
+    del theirs
+    tokens = int((batch.segments > 0).sum())
     positions = {"ours": int(batch.loss_weights.sum()), "torch": batch.tokens.size}
     blocks = {"ours": config.vision.num_layers + 1 + config.vision.feature_layer, "torch": config.vision.num_layers}
     flops = {
@@ -254,8 +305,10 @@ def run_size(name: str, rounds: int) -> dict[str, Any]:
     }
     return {
         "size": name,
-        "rows": size.rows,
-        "tokens": size.tokens,
+        "batch": kind,
+        "tokens": tokens,
+        "packed": list(batch.tokens.shape),
+        "padded": padded,
         "supervised": positions["ours"],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(sides["ours"].layout.model.abstract)),
         "rounds": rounds,
@@ -263,7 +316,7 @@ def run_size(name: str, rounds: int) -> dict[str, Any]:
         "load_at_start": load,
         "adamw_seconds": adamw_seconds,
         "step_seconds": medians,
-        "tokens_per_second": {side: batch.tokens.size / medians[side] for side in medians},
+        "tokens_per_second": {side: tokens / medians[side] for side in medians},
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         "loss": {side: losses[side][0] for side in losses},
         "step_flops": flops,
@@ -359,16 +412,16 @@ def median_seconds(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(seconds(function) for _ in range(repeats))
 
 
-def peak_bytes(side: str, size: str) -> int:
+def peak_bytes(side: str, size: str, kind: str) -> int:
     """What `measure_memory` says in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.step_cpu", "--only", side, "--size", size]
+    command = [sys.executable, "-m", "tests.benchmarks.step_cpu", "--only", side, "--size", size, "--batch", kind]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return int(done.stdout.split()[-1])
 
 
-def measure_memory(side: str, size: Size) -> int:
+def measure_memory(side: str, size: Size, kind: str) -> int:
     """Bytes by which building a model and three steps exceed what the imports left."""
 
     def resident(field: str) -> int:
@@ -377,7 +430,7 @@ def measure_memory(side: str, size: Size) -> int:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
     if side == "ours":
-        before, made = resident("VmRSS"), Ours(size)
+        before, made = resident("VmRSS"), Ours(size, kind)
     else:
         import transformers
 
@@ -385,7 +438,7 @@ def measure_memory(side: str, size: Size) -> int:
 
         model = transformers.LlavaForConditionalGeneration  # looked up here: transformers imports it on first use
         before = resident("VmRSS")
-        made = Theirs(size, model(pairs.hf_config(make_config(size).model)).float())
+        made = Theirs(size, kind, model(pairs.hf_config(make_config(size).model)).float())
     for _ in range(3):
         made.step()
     return resident("VmHWM") - before
@@ -398,14 +451,18 @@ def report(r: dict[str, Any]) -> str:
         return name, f"{values['ours'] / unit:,.{digits}f}", f"{values['torch'] / unit:,.{digits}f}"
 
     ratio, step = r["ratio"], r["step_seconds"]["ours"]
+    shares = [
+        both("GFLOP a step needs", r["step_flops"], 1e9),
+        both(f"matmul {MATMUL}^3, GFLOP/s", r["matmul_flops_per_second"], 1e9),
+        both("share of that, %", r["share_of_peak"], 1e-2),
+    ]
+    shares = shares if r["batch"] == "full" else []
     compared = [
         ("", Ours.name, Theirs.name),
         both("step, ms", r["step_seconds"], 1e-3),
         both("tokens a second", r["tokens_per_second"], digits=0),
         both("loss of the first step", r["loss"], digits=5),
-        both("GFLOP a step needs", r["step_flops"], 1e9),
-        both(f"matmul {MATMUL}^3, GFLOP/s", r["matmul_flops_per_second"], 1e9),
-        both("share of that, %", r["share_of_peak"], 1e-2),
+        *shares,
         both("peak memory, MiB", r["peak_bytes"], 2**20, 0),
     ]
     pieces = [("pieces", "ms", "% of the step")]
@@ -413,10 +470,14 @@ def report(r: dict[str, Any]) -> str:
     counted = sum(t for name, t in r["piece_seconds"].items() if name != "decoder forward")  # it is in the next one
     pieces.append(("the rest", f"{(step - counted) * 1e3:,.1f}", f"{(1 - counted / step) * 100:.1f}"))
     adamw, adamw_seconds = min(r["adamw_seconds"].items(), key=lambda item: item[1])
-    title = (
-        f"{r['size']}: {r['parameters']:,} parameters, {r['rows']} rows of {r['tokens']} tokens, {r['supervised']} "
-        f"supervised; {r['cpus']} CPUs, load {r['load_at_start']:.1f} at the start; torch's AdamW: {adamw}, "
-        f"{adamw_seconds * 1e3:,.1f} ms without clipping"
+    shapes = [" x ".join(map(str, r[shape])) for shape in ("packed", "padded")]
+    title = "\n".join(
+        [
+            f"{r['size']}, {r['batch']} batch: {r['parameters']:,} parameters; {r['tokens']:,} tokens, "
+            f"{r['supervised']:,} supervised, ours in {shapes[0]}, theirs in {shapes[1]} positions",
+            f"{r['cpus']} CPUs, load {r['load_at_start']:.1f} at the start; torch's AdamW: {adamw}, "
+            f"{adamw_seconds * 1e3:,.1f} ms without clipping",
+        ]
     )
     verdict = (
         f"ratio {ratio['median']:.2f} (their time / ours; {ratio['min']:.2f} to {ratio['max']:.2f} "

@@ -18,9 +18,10 @@ def test_prints_finite_numbers():
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
-    (result,) = json.loads(last)
-    numbers = [leaf for leaf in jax.tree.leaves(result) if not isinstance(leaf, str)]
-    assert len(numbers) > 20
-    assert all(math.isfinite(number) and number >= 0 for number in numbers), result
+    results = json.loads(last)
+    assert [result["batch"] for result in results] == ["full", "mixed"]
+    numbers = [leaf for leaf in jax.tree.leaves(results) if not isinstance(leaf, str)]
+    assert len(numbers) > 40
+    assert all(math.isfinite(number) and number >= 0 for number in numbers), results
     assert any(line.startswith("tokens a second") for line in table)
     assert any(line.startswith("ratio") for line in table)
