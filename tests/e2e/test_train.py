@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -137,6 +138,30 @@ def test_a_mistake_leaves_nothing_in_the_way(environment, monkeypatch, capsys, t
         arguments = ["--config", RECIPE, "--workdir", str(tmp_path), f"--config.stage.align.data.tokens={tokens}"]
         assert run(train.main, arguments) == 2
         assert "another recipe" not in capsys.readouterr().err
+
+
+def test_bad_records_are_all_named_before_the_first_step(environment, monkeypatch, capsys, tmp_path):
+    good = Path(environment["JAXVLM_TEST_DATA"])
+    records = json.loads(good.read_text())[:6]
+    for record in records:
+        names = record["image"] if isinstance(record["image"], list) else [record["image"]]
+        record["image"] = [str(good.parent / name) for name in names]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    records[1]["image"] = ["missing.png"] * len(records[1]["image"])
+    records[2]["image"] = ["broken.png"] * len(records[2]["image"])
+    records[3]["conversations"][0]["value"] = "no placeholder"
+    records[4]["conversations"][1]["from"] = "human"
+    records[5]["conversations"][1]["value"] = " "
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(records))
+    monkeypatch.setenv("JAXVLM_TEST_DATA", str(path))
+    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    assert run(train.main, ["--config", RECIPE, "--workdir", str(tmp_path / "run")]) == 2
+    errors = capsys.readouterr().err
+    for index, what in enumerate(["missing.png", "broken.png", "<image>", "alternate", "empty"], 1):
+        line = next(line for line in errors.splitlines() if f"bad.json[{index}]" in line)
+        assert what in line, line
+    assert "Traceback" not in errors and "bad.json[0]" not in errors
 
 
 def test_frozen_leaves_are_saved_as_they_were(whole):

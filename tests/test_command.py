@@ -1,0 +1,58 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxvlm.__main__ import COMMANDS
+from jaxvlm.command import Parser, run
+from jaxvlm.errors import UserError
+
+
+def jaxvlm(*arguments):
+    return subprocess.run([sys.executable, "-m", "jaxvlm", *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_the_dispatcher_lists_its_commands():
+    shown = jaxvlm("--help")
+    assert shown.returncode == 0 and all(name in shown.stdout for name in COMMANDS)
+    assert jaxvlm("trian").returncode == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches_by_example(name):
+    shown = jaxvlm(name, "--help")
+    assert shown.returncode == 0
+    assert f"python -m jaxvlm.{name} --" in shown.stdout and "--json" in shown.stdout
+
+
+def fail(argv):
+    raise UserError("tokens = 3 is too few; set tokens to 4")
+
+
+def test_a_users_mistake_is_one_line(capsys):
+    assert run(fail, []) == 2
+    assert capsys.readouterr().err == "error: tokens = 3 is too few; set tokens to 4\n"
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(UserError):
+        run(fail, ["--debug"])
+
+
+def test_json_is_the_last_line(capsys):
+    assert run(lambda argv: {"count": 3}, ["--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"count": 3}
+    assert run(lambda argv: {"count": 3}, []) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_unknown_arguments_are_named():
+    parser = Parser("train", "doc")
+    parser.add_config()
+    args, overrides = parser.parse_with_overrides(["--config", "a.py", "--config.seed=3", "--config.steps", "5"])
+    assert args.config == "a.py" and overrides == ["--config.seed=3", "--config.steps", "5"]
+    with pytest.raises(UserError, match="unknown arguments: --stpes 5"):
+        parser.parse_with_overrides(["--config", "a.py", "--stpes", "5"])
+    with pytest.raises(UserError, match="--config.*python -m jaxvlm.train --help"):
+        parser.parse_with_overrides([])
