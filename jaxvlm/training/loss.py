@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxvlm.batch import Array, Batch
 from jaxvlm.models.vlm import Model
 
-# Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the chunk's
-# logits (this times V float32) stay small beside the model.
-_CHUNK_POSITIONS = 1024
+# Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the last
+# chunk is not mostly unsupervised, and that its logits (this times V float32) stay small beside the model.
+_CHUNK_POSITIONS = 256
 
 
 @jax.tree_util.register_dataclass

@@ -19,33 +19,35 @@ Info = dict[str, Array]
 def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batch], tuple[State, Info]]:
     """The pure function (state, batch) -> (state, info).
 
-    The sums of loss and gradient run over all micro-batches and devices before the one division by the number of
-    supervised tokens, so 1 x 8, 8 x 1 and a sharded 8 rows give the same update.
+    There is one denominator, the number of supervised tokens in all micro-batches and on all devices, so 1 x 8, 8 x 1
+    and a sharded 8 rows give the same update.
 
     `info` holds float32 scalars: `loss` (nats a supervised token), `accuracy` (teacher-forced, of supervised tokens),
     `supervised_tokens`, `tokens` (all but padding) and `gradient_norm` (before clipping).
     """
     shards = batch_devices(layout.mesh, layout.rules)
 
-    def loss_sums(trained: dict, frozen: dict, batch: Batch) -> tuple[Array, LossSum]:
+    def share_of_loss(trained: dict, frozen: dict, batch: Batch, weight: Array) -> tuple[Array, LossSum]:
         sums = batch_loss(layout.model, merge(trained, frozen), batch, shards=shards)
-        return sums.loss, sums
+        return sums.loss / weight, sums
 
-    gradients_of = jax.grad(loss_sums, has_aux=True)
+    gradients_of = jax.grad(share_of_loss, has_aux=True)
 
     def train_step(state: State, batch: Batch) -> tuple[State, Info]:
+        # Known before the first micro-batch, so the division is of a number and not of every gradient. A batch without
+        # supervised tokens changes nothing but the moments.
+        weight = jnp.maximum(batch.loss_weights.sum(), 1.0)
         if micro_batches == 1:
-            gradients, sums = gradients_of(state.trained, state.frozen, batch)
+            gradients, sums = gradients_of(state.trained, state.frozen, batch, weight)
         else:
 
             def add(carry: tuple[dict, LossSum], micro_batch: Batch) -> tuple[tuple[dict, LossSum], None]:
-                return jax.tree.map(jnp.add, carry, gradients_of(state.trained, state.frozen, micro_batch)), None
+                added = gradients_of(state.trained, state.frozen, micro_batch, weight)
+                return jax.tree.map(jnp.add, carry, added), None
 
             zero = jnp.zeros((), jnp.float32)
             zeros = (jax.tree.map(jnp.zeros_like, state.trained), LossSum(zero, zero, zero))
             (gradients, sums), _ = jax.lax.scan(add, zeros, _split_rows(batch, micro_batches))
-        weight = jnp.maximum(sums.weight, 1.0)  # a batch without supervised tokens changes nothing but the moments
-        gradients = jax.tree.map(lambda g: g / weight, gradients)
         updates, optimizer = layout.optimizer.update(gradients, state.optimizer, state.trained)
         info = {
             "loss": sums.loss / weight,

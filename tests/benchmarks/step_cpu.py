@@ -160,7 +160,7 @@ def pack(config: ModelConfig, size: Size, samples: list[Sample]) -> Batch:
     P = config.vision.features_per_image
     pieces, pixels = [expand(sample, P) for sample in samples], make_pixels(config, len(samples))
     lengths, ones = np.array([len(piece.tokens) for piece in pieces]), np.ones(len(pieces), np.int32)
-    slots = max(1, size.tokens // int(lengths.mean()))
+    slots = max(1, round(size.tokens / lengths.mean()))
     rows = plan_rows(lengths, ones, np.arange(len(pieces)), tokens=size.tokens, images=slots, pack=True)
     spec = Batch.spec(rows=len(rows), tokens=size.tokens, images=slots, image_size=config.vision.image_size)
     batch = empty_batch(spec)
