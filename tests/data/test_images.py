@@ -145,7 +145,7 @@ def test_what_is_no_image(tmp_path, monkeypatch, reads):
     (tmp_path / "large.png").write_bytes(encoded(picture(50, 50)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for name, reason, words in [
-        ("none.png", "image_missing", "is missing; check data.image_folder"),
+        ("none.png", "image_missing", "is missing; check its path and data.image_folder"),
         ("x/none.png", "image_missing", f"the folder {tmp_path / 'x'} does not exist"),
         ("text.png", "image_broken", "of no format that Pillow reads; replace"),
         ("empty.png", "image_broken", "it is empty"),
