@@ -166,7 +166,9 @@ def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordEr
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and isinstance(source, str):
         folder = Path(source).parent
         hint = "" if folder.is_dir() else f"; the folder {folder} does not exist either"
-        return RecordError(f"{where}image {name} is missing{hint}; check its path and data.image_folder", origin, "image_missing")
+        return RecordError(
+            f"{where}image {name} is missing{hint}; check its path and data.image_folder", origin, "image_missing"
+        )
     if isinstance(error, Image.DecompressionBombError):
         return RecordError(f"{where}image {name} is too large ({error}); make it smaller", origin, "image_too_large")
     if isinstance(error, UnidentifiedImageError):
