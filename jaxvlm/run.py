@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxvlm.config import Config, StageConfig, build_config, to_dict
+from jaxvlm.config import Config, MeshConfig, StageConfig, build_config, to_dict
 from jaxvlm.data.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.models.vlm import Model, build_model
@@ -143,9 +143,9 @@ def _restore(
 
 
 def open_run(folder: Path, *, stage: str = "", step: int = 0) -> Run:
-    """Opens the weights that `load_params` finds, on all devices that are here."""
+    """Opens the weights that `load_params` finds, on all devices that are here, however many the run was trained on."""
     config = load_saved_config(folder)
-    mesh, rules = make_mesh(config.mesh), Rules()
+    mesh, rules = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1, sequence=1)), Rules()
     params, name, found = load_params(folder, config, mesh, rules, stage, step)
     tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder / "tokenizer")))
     return Run(
