@@ -10,6 +10,8 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.vision = ConfigDict()
+    c.model.vision.family = "clip"  # or siglip
+    c.model.vision.activation = "quick_gelu"  # of the MLP; gelu: exact; gelu_tanh
     c.model.vision.image_size = 336  # pixels along each side
     c.model.vision.patch_size = 14
     c.model.vision.embed_dim = 1024
@@ -36,11 +38,15 @@ def get_config() -> ConfigDict:
         None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions)
     )
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
+    c.model.language.qkv_bias = False  # Qwen2
+    c.model.language.qk_norm = False  # Qwen3
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
     c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/models/layers.py
 
     c.tokenizer = ConfigDict()
-    c.tokenizer.source = "train"  # "train": a BPE made from the recipe's own training text; else a folder or hub name
+    c.tokenizer.source = (
+        "train"  # "train": a BPE made from the recipe's own training text; else a folder, GGUF file or hub name
+    )
     c.tokenizer.vocab_size = 1024  # of a trained one
 
     c.mesh = ConfigDict()  # devices along each axis; one may be -1, all that are left
@@ -49,7 +55,14 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # heads and mlp split
     c.mesh.sequence = 1
 
-    c.init = ""  # folder of an earlier run whose weights this one starts from; "": random
+    # What the weights start from; "": random. A source is a folder of Hugging Face (LLaVA in either form, CLIP, SigLIP,
+    # a decoder), a GGUF file, or a name on the hub, "owner/name" or "owner/name@revision".
+    c.init = ConfigDict()
+    c.init.model = ""  # all parts: the folder of an earlier run, or a source that has them
+    c.init.vision = ""  # one part, in place of the model's
+    c.init.projector = ""
+    c.init.language = ""
+    c.init.resize_vocab = False  # add rows where a decoder has fewer tokens than model.language.vocab_size
     c.stages = ()  # the names of the stages, in order
     c.stage = ConfigDict()  # name -> stage()
 
@@ -67,7 +80,8 @@ def get_config() -> ConfigDict:
 def stage() -> ConfigDict:
     """One stage: everything trains, LLaVA-1.5's optimizer."""
     c = ConfigDict()
-    c.parts = ConfigDict()  # "frozen" or "full"
+    # "frozen", "full", or for vision and language "lora(rank=128, alpha=256, dropout=0.05, targets='blocks/.*')"
+    c.parts = ConfigDict()
     c.parts.vision = "full"
     c.parts.projector = "full"
     c.parts.language = "full"

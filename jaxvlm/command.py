@@ -18,22 +18,24 @@ from jaxvlm.config import Config, build_config
 from jaxvlm.errors import UserError
 
 
-class Parser(argparse.ArgumentParser):
-    """Argument parser of a command: its module's docstring is its help; mistakes are a `UserError`."""
+class Subparser(argparse.ArgumentParser):
+    """Argument parser whose mistakes are a `UserError`; also of one command of several (`parser_class`)."""
 
-    def __init__(self, name: str, doc: str | None):
-        super().__init__(
-            f"python -m jaxvlm.{name}",
-            description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
         self.add_argument("--json", action="store_true", help="print one machine-readable last line")
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Raises `UserError` in place of argparse's exit, so that all mistakes look the same."""
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+class Parser(Subparser):
+    """Argument parser of a command: its module's docstring is its help."""
+
+    def __init__(self, name: str, doc: str | None):
+        super().__init__(prog=f"python -m jaxvlm.{name}", description=doc)
 
     def add_config(self, *, required: bool = True) -> None:
         """Adds `--config FILE` and, in the help, its overrides."""

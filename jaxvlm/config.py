@@ -6,6 +6,7 @@ A recipe is a Python file with one `get_config() -> ConfigDict`. Every key has i
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import types
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """CLIP vision encoder. Sizes in pixels where they are of images."""
+    """CLIP or SigLIP vision encoder. Sizes in pixels where they are of images."""
 
     image_size: int
     patch_size: int
@@ -32,11 +33,19 @@ class VisionConfig:
     feature_layer: int  # whose output is the feature: -1 the last block, -2 the one before
     image_mean: tuple[float, float, float]  # of red, green and blue in 0..1, subtracted from the pixels
     image_std: tuple[float, float, float]  # by which they are divided then
+    family: str  # "clip", or "siglip": no class token, no norm before the blocks, a bias at the patches
+    activation: str  # of the MLP: quick_gelu, gelu (exact) or gelu_tanh
 
     @property
     def features_per_image(self) -> int:
         """Number of patch features P of an image, the class token left out."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def pad_colour(self) -> tuple[int, int, int]:
+        """What images are padded with: 255 times the mean, rounded down, as in LLaVA; about 0 after normalisation."""
+        red, green, blue = (int(255 * x) for x in self.image_mean)
+        return red, green, blue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +67,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """LLaMA decoder."""
+    """LLaMA decoder, and its relatives Mistral, Qwen2, Qwen3 and SmolLM2."""
 
     vocab_size: int
     embed_dim: int
@@ -71,6 +80,8 @@ class DecoderConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None
     tie_embeddings: bool
+    qkv_bias: bool  # biases at queries, keys and values, as Qwen2 has
+    qk_norm: bool  # RMSNorm over each head's query and key, as Qwen3 has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +141,83 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of a part (arXiv:2106.09685): the fields of the policy `lora(rank=128, alpha=256, ...)`."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0  # of what enters an adapter, while training
+    targets: str = "blocks/.*"  # regex of the projections that get one, such as "blocks/attention/(q|v)"
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732)
+
+    @property
+    def scale(self) -> float:
+        """By what the low-rank term is multiplied."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
 class PartsConfig:
-    """What is trained of each part: "frozen" or "full"."""
+    """What is trained of each part: "frozen", "full" or "lora(rank=..., alpha=..., ...)"."""
 
     vision: str
     projector: str
     language: str
+
+    def adapters(self) -> dict[str, LoraConfig]:
+        """Part -> its adapters, of the parts that have some.
+
+        Raises:
+          UserError: every policy that is unknown or has a bad value, in one message.
+        """
+        policies: dict[str, str] = dataclasses.asdict(self)
+        problems: list[str] = []
+        found = {part: _policy(policy, f"parts.{part}", problems) for part, policy in policies.items()}
+        if found["projector"] is not None:
+            problems.append('parts.projector has no adapters; train it "full", it is small')
+        if problems:
+            raise UserError("; ".join(problems))
+        return {part: lora for part, lora in found.items() if lora is not None}
+
+
+_LORA_KINDS: dict[str, Any] = {
+    "rank": int,
+    "alpha": (int, float),
+    "dropout": (int, float),
+    "targets": str,
+    "rslora": bool,
+}
+
+
+def _policy(policy: str, where: str, problems: list[str]) -> LoraConfig | None:
+    """The adapters that a policy asks for; appends to `problems` what is wrong with it."""
+    if policy in ("frozen", "full"):
+        return None
+    try:
+        call = ast.parse(policy, mode="eval").body
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != "lora":
+            raise ValueError
+        values: dict[str, Any] = dict(zip(_LORA_KINDS, map(ast.literal_eval, call.args), strict=False))
+        values |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        known = '"frozen", "full", "lora(rank=128, alpha=256, dropout=0.05)"'
+        problems.append(f"{where} = {policy!r} is no policy; known: {known}")
+        return None
+    wrong = [
+        f"{name} = {value!r}"
+        for name, value in values.items()
+        if not isinstance(value, _LORA_KINDS.get(name, ())) or (name != "rslora" and isinstance(value, bool))
+    ]
+    wrong += [f"{name} is missing" for name in ("rank", "alpha") if name not in values]
+    if not wrong:
+        lora = LoraConfig(**values)
+        wrong += [f"rank = {lora.rank}, expected 1 or more"] if lora.rank < 1 else []
+        wrong += [f"dropout = {lora.dropout}, expected 0 <= dropout < 1"] if not 0 <= lora.dropout < 1 else []
+    if wrong:
+        fields = ", ".join(_LORA_KINDS)
+        problems.append(f"{where} = {policy!r}: {'; '.join(wrong)} (lora takes {fields})")
+        return None
+    return lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +263,17 @@ class StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What the weights start from; empty strings mean random ones."""
+
+    model: str
+    vision: str
+    projector: str
+    language: str
+    resize_vocab: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """The test at the end of the last stage; an empty source means none."""
 
@@ -197,7 +290,7 @@ class Config:
     model: ModelConfig
     tokenizer: TokenizerConfig
     mesh: MeshConfig
-    init: str
+    init: InitConfig
     stages: tuple[str, ...]
     stage: dict[str, StageConfig]
     evaluation: EvaluationConfig

@@ -20,7 +20,7 @@ from jaxvlm.errors import UserError
 from jaxvlm.models.vlm import Model, build_model
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
-from jaxvlm.training.state import merge, state_layout
+from jaxvlm.training.state import Layout, merge, state_layout
 
 # What a resumed run may change without becoming another run.
 _FREE_KEYS = {"mesh", "evaluation", "workers", "log_every", "eval_every", "eval_records"}
@@ -101,10 +101,25 @@ def _leaves(tree: Any, prefix: str = "config"):
         yield prefix, json.loads(json.dumps(tree))
 
 
+def stage_model(config: Config, stage: StageConfig) -> Model:
+    """The model of a stage: the recipe's, with the adapters that the stage trains."""
+    return build_model(config.model, stage.parts.adapters())
+
+
 def load_params(
-    folder: Path, config: Config, mesh: Mesh, rules: Rules, stage: str = "", step: int = 0
+    folder: Path,
+    config: Config,
+    mesh: Mesh,
+    rules: Rules,
+    stage: str = "",
+    step: int = 0,
+    *,
+    keep_dtypes: bool = False,
 ) -> tuple[dict, str, int]:
     """The weights of a run: of `stage` and `step`, or of the last stage that has a checkpoint and its newest.
+
+    Args:
+      keep_dtypes: whether they have the dtypes they were saved in, not those they are trained in.
 
     Returns:
       the nested dict of the whole model on `mesh`, the stage and the step it is of.
@@ -118,7 +133,8 @@ def load_params(
     found = {name: _saved_steps(folder, name) for name in ([stage] if stage else reversed(saved.stages))}
     for name, steps in found.items():
         if steps and (not step or step in steps):
-            return _restore(folder, config, saved.stage[name], name, step or steps[-1], mesh, rules)
+            layout = state_layout(stage_model(config, saved.stage[name]), saved.stage[name], 1, mesh, rules)
+            return _restore(folder, layout, name, step or steps[-1], keep_dtypes), name, step or steps[-1]
     kept = "; ".join(f"{name}: {', '.join(map(str, steps)) or 'none'}" for name, steps in found.items())
     raise UserError(f"{folder} has no checkpoint{f' of step {step}' if step else ''}; steps that it has: {kept}")
 
@@ -132,22 +148,19 @@ def _saved_steps(folder: Path, stage: str) -> list[int]:
     return steps
 
 
-def _restore(
-    folder: Path, config: Config, stage: StageConfig, name: str, step: int, mesh: Mesh, rules: Rules
-) -> tuple[dict, str, int]:
-    layout = state_layout(build_model(config.model), stage, 1, mesh, rules)
-    checkpoints = Checkpoints(stage_folder(folder, name))
-    trained, frozen = checkpoints.restore_params(layout.state.trained, layout.state.frozen, step)
+def _restore(folder: Path, layout: Layout, stage: str, step: int, keep_dtypes: bool) -> dict:
+    checkpoints = Checkpoints(stage_folder(folder, stage))
+    state = layout.state
+    trained, frozen = checkpoints.restore_params(state.trained, state.frozen, step, keep_dtypes=keep_dtypes)
     checkpoints.close()
-    return merge(trained, frozen), name, step
+    return merge(trained, frozen)
 
 
-def open_run(folder: Path, *, stage: str = "", step: int = 0) -> Run:
+def open_run(folder: Path, *, stage: str = "", step: int = 0, keep_dtypes: bool = False) -> Run:
     """Opens the weights that `load_params` finds, on all devices that are here, however many the run was trained on."""
     config = load_saved_config(folder)
     mesh, rules = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1, sequence=1)), Rules()
-    params, name, found = load_params(folder, config, mesh, rules, stage, step)
+    params, name, found = load_params(folder, config, mesh, rules, stage, step, keep_dtypes=keep_dtypes)
     tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder / "tokenizer")))
-    return Run(
-        folder, config, name, config.stage[name], found, build_model(config.model), params, tokenizer, mesh, rules
-    )
+    settings = config.stage[name]
+    return Run(folder, config, name, settings, found, stage_model(config, settings), params, tokenizer, mesh, rules)

@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from jaxvlm.command import Parser, load_config, run
 from jaxvlm.config import Config, DataConfig, StageConfig
 from jaxvlm.data.pipeline import Pipeline, build_pipeline
@@ -34,18 +32,18 @@ from jaxvlm.data.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
 from jaxvlm.inference.chat import answer, score
-from jaxvlm.models.vlm import build_model
 from jaxvlm.run import (
     differing_keys,
     has_begun,
     is_finished,
-    load_params,
     load_saved_config,
     open_run,
     save_config,
     stage_folder,
+    stage_model,
 )
 from jaxvlm.sharding import Rules, batch_devices, make_mesh, to_devices
+from jaxvlm.start import starting_params
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.loop import train
 from jaxvlm.training.metrics import Writer, plot_metrics
@@ -159,13 +157,13 @@ def _records(data: DataConfig) -> Iterator[Record]:
 def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any) -> None:
     """Runs one stage from where it stands to its end, and writes curves and ledger."""
     stage, mesh, rules = config.stage[name], make_mesh(config.mesh), Rules()
+    check_trains(stage, name)
     check_batch_size(stage, name, batch_devices(mesh, rules))
-    model = build_model(config.model)
+    model = stage_model(config, stage)
     pipeline = build_pipeline(
         stage.data,
         tokenizer,
-        image_size=config.model.vision.image_size,
-        features_per_image=config.model.vision.features_per_image,
+        vision=config.model.vision,
         rows=stage.global_batch_size,
         seed=config.seed,
     )
@@ -176,7 +174,9 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any) -> None:
     checkpoints = Checkpoints(stage_folder(workdir, name), keep=stage.keep_checkpoints)
     batches, newest = pipeline.batches(), checkpoints.newest()
     if newest is None:
-        state = initial_state(layout, config.seed, starting_params(workdir, config, name, mesh, rules))
+        params, notes = starting_params(workdir, config, name, layout)
+        say(*notes)
+        state = initial_state(layout, config.seed, params)
     else:
         state, position = checkpoints.restore(layout.state, newest)
         batches.set_state(position)
@@ -195,6 +195,16 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any) -> None:
     plot_metrics(workdir / "metrics.jsonl", workdir / "loss.png")
 
 
+def check_trains(stage: StageConfig, name: str) -> None:
+    """Raises `UserError` if every part is frozen, or a policy is unknown."""
+    stage.parts.adapters()
+    if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
+        raise UserError(
+            f"every part is frozen; set one of config.stage.{name}.parts.vision, parts.projector, parts.language "
+            'to "full"'
+        )
+
+
 def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
     """Raises `UserError` unless the rows of a micro-batch divide over the devices."""
     pieces = stage.micro_batches * devices
@@ -203,21 +213,6 @@ def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
             f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches "
             f"and {devices} data devices; use a multiple of {pieces} (config.stage.{name}.global_batch_size)"
         )
-
-
-def starting_params(workdir: Path, config: Config, name: str, mesh: Mesh, rules: Rules) -> dict | None:
-    """The weights that a stage starts from: of the stage before it, of `config.init`, or None for random ones."""
-    earlier = config.stages[: config.stages.index(name)]
-    done = [stage for stage in earlier if stage_folder(workdir, stage).exists()]
-    if done:
-        params, _, step = load_params(workdir, config, mesh, rules, done[-1])
-        say(f"stage {name} starts from step {step} of {done[-1]}")
-        return params
-    if config.init:
-        params, stage, step = load_params(Path(config.init), config, mesh, rules)
-        say(f"stage {name} starts from step {step} of {stage} in {config.init}")
-        return params
-    return None
 
 
 def make_evaluate(

@@ -23,7 +23,7 @@ def test_the_dispatcher_lists_its_commands():
 def test_help_teaches_by_example(name):
     shown = jaxvlm(name, "--help")
     assert shown.returncode == 0
-    assert f"python -m jaxvlm.{name} --" in shown.stdout and "--json" in shown.stdout
+    assert f"  python -m jaxvlm.{name} " in shown.stdout and "--json" in shown.stdout
 
 
 def fail(argv):

@@ -12,17 +12,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from jaxvlm.data.records import RecordError
 
 ASPECTS = ("pad", "square")
-_PAD_COLOUR = (122, 116, 104)  # 255 times CLIP's mean, rounded down: 0 after normalisation, as nearly as it goes
+CLIP_GREY = (122, 116, 104)  # `VisionConfig.pad_colour` of CLIP
 _DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I"}  # Pillow's grey of 16 bits; "I" is what it makes of a 16-bit PGM
 
 
-def load_image(source: str | bytes, size: int, aspect: str, origin: str = "") -> np.ndarray:
+def load_image(
+    source: str | bytes, size: int, aspect: str, origin: str = "", *, pad_colour: tuple[int, int, int] = CLIP_GREY
+) -> np.ndarray:
     """Decodes an image and brings it to `size` x `size` pixels.
 
     Orientation in EXIF is applied, transparency laid over white, 16-bit grey scaled to 8, and of an animation the
     first frame is taken. Then, as CLIP's preprocessing does, bicubic both times:
 
-      pad     the whole image, centred on a square of CLIP's mean colour, resized (LLaVA-1.5's fine-tuning)
+      pad     the whole image, centred on a square of one colour, resized (LLaVA-1.5's fine-tuning)
       square  resized until the shortest edge fits, the middle cut out (LLaVA-1.5's first stage)
 
     Args:
@@ -30,6 +32,7 @@ def load_image(source: str | bytes, size: int, aspect: str, origin: str = "") ->
       size: pixels along each side.
       aspect: "pad" or "square".
       origin: which record asks, for messages.
+      pad_colour: RGB of the square, the encoder's `VisionConfig.pad_colour`.
 
     Returns:
       uint8[size, size, 3], RGB.
@@ -49,7 +52,7 @@ def load_image(source: str | bytes, size: int, aspect: str, origin: str = "") ->
             rgb = _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
         raise _image_error(source, origin, error) from error
-    return np.asarray(_pad(rgb, size) if aspect == "pad" else _crop(rgb, size))
+    return np.asarray(_pad(rgb, size, pad_colour) if aspect == "pad" else _crop(rgb, size))
 
 
 def read_size(source: str | bytes, origin: str = "") -> tuple[int, int]:
@@ -139,11 +142,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _pad(image: Image.Image, size: int) -> Image.Image:
+def _pad(image: Image.Image, size: int, colour: tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     side = max(width, height)
     if width != height:
-        canvas = Image.new("RGB", (side, side), _PAD_COLOUR)
+        canvas = Image.new("RGB", (side, side), colour)
         canvas.paste(image, ((side - width) // 2, (side - height) // 2))
         image = canvas
     return image.resize((size, size), Image.Resampling.BICUBIC)

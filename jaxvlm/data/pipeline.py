@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from jaxvlm.batch import Batch
-from jaxvlm.config import DataConfig
+from jaxvlm.config import DataConfig, VisionConfig
 from jaxvlm.data.conversation import Renderer
 from jaxvlm.data.images import ASPECTS
 from jaxvlm.data.ledger import WHOLE, Ledger
@@ -151,11 +151,13 @@ class Pipeline:
         images = np.array([entry.images for entry in entries], np.int32)
         samples.lengths = np.array([entry.length for entry in entries], np.int32)
         # Each worker process keeps its own.
-        needed = int(images.sum()) * samples.image_size**2 * 3 * max(1, config.workers)
+        needed = int(images.sum()) * samples.vision.image_size**2 * 3 * max(1, config.workers)
         samples.keep_images = needed <= _CACHE_BYTES
         self.supervised_tokens = sum(entries[i].supervised for i in trained)
         self._plan = Plan(samples.lengths, images, trained, config, seed)
-        self.spec = Batch.spec(rows=rows, tokens=config.tokens, images=config.images, image_size=samples.image_size)
+        self.spec = Batch.spec(
+            rows=rows, tokens=config.tokens, images=config.images, image_size=samples.vision.image_size
+        )
         self._fingerprint = _fingerprint(samples, images, trained, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
@@ -213,8 +215,7 @@ def build_pipeline(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    image_size: int,
-    features_per_image: int,
+    vision: VisionConfig,
     rows: int,
     seed: int,
     process_index: int = 0,
@@ -225,8 +226,7 @@ def build_pipeline(
     Args:
       config: which records, and how they become rows.
       tokenizer: from `load_tokenizer`.
-      image_size: pixels along each side.
-      features_per_image: P, positions that an image takes in a row.
+      vision: the encoder, which says how large images are and how many positions one takes in a row.
       rows: B, of a global batch.
       seed: of the order of records and of augmentation.
       process_index: this host.
@@ -235,11 +235,11 @@ def build_pipeline(
     Raises:
       UserError: settings that cannot work; with `config.on_bad` "fail", all records that break a rule, in one message.
     """
-    _check_config(config, image_size)
+    _check_config(config, vision.image_size)
     _share(rows, process_count)
     source = load_source(config.source, config.image_folder)
     renderer = Renderer(tokenizer, config.template, image_token_id=image_token_id(tokenizer), system=config.system)
-    samples = Samples(source, renderer, config, image_size, features_per_image)
+    samples = Samples(source, renderer, config, vision)
     entries = _inspect_all(samples, quiet=process_index > 0)
     errors = [entry.error for entry in entries if entry.error is not None]
     if errors and config.on_bad == "fail":
@@ -312,7 +312,9 @@ def _share(rows: int, process_count: int) -> int:
 
 def _empty(samples: Samples, rows: int) -> Batch:
     config = samples.config
-    return empty_batch(Batch.spec(rows=rows, tokens=config.tokens, images=config.images, image_size=samples.image_size))
+    return empty_batch(
+        Batch.spec(rows=rows, tokens=config.tokens, images=config.images, image_size=samples.vision.image_size)
+    )
 
 
 def _fingerprint(samples: Samples, images: np.ndarray, trained: np.ndarray, rows: int, seed: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxvlm.batch import Batch
-from jaxvlm.config import DataConfig
+from jaxvlm.config import DataConfig, VisionConfig
 from jaxvlm.data.conversation import Renderer, Sample, drop_leading_answer
 from jaxvlm.data.images import augment, check_header, load_image
 from jaxvlm.data.packing import FitError, check_row, expand, expanded_length, fill_row, fit
@@ -38,11 +38,8 @@ class Entry:
 class Samples:
     """Turns records into what stands in a row, by index. Small and picklable: worker processes get a copy."""
 
-    def __init__(
-        self, source: Source, renderer: Renderer, config: DataConfig, image_size: int, features_per_image: int
-    ):
-        self.source, self.renderer, self.config = source, renderer, config
-        self.image_size, self.features_per_image = image_size, features_per_image
+    def __init__(self, source: Source, renderer: Renderer, config: DataConfig, vision: VisionConfig):
+        self.source, self.renderer, self.config, self.vision = source, renderer, config, vision
         self.lengths = np.zeros(0, np.int32)  # from the index pass
         self.keep_images = False
         self._images: dict[tuple[int, int], np.ndarray] = {}
@@ -66,14 +63,14 @@ class Samples:
             heldout = is_heldout(original.id, self.config.heldout)
             record = drop_leading_answer(original)
             for image in record.images:
-                check_row(self.config.tokens, self.features_per_image)
-                check_header(image, self.image_size, self.config.aspect, record.origin)
+                check_row(self.config.tokens, self.vision.features_per_image)
+                check_header(image, self.vision.image_size, self.config.aspect, record.origin)
             whole = self.renderer.render(record)
             sample = self._fitted(whole, record.origin)
         except RecordError as error:
             return Entry(heldout=heldout, error=error)
         truncated = len(sample.tokens) < len(whole.tokens)
-        length = expanded_length(sample, self.features_per_image)
+        length = expanded_length(sample, self.vision.features_per_image)
         if self.config.augment.shuffle_turns and not heldout and _shuffles(record):
             length = min(length + _ORDER_SLACK, self.config.tokens)
         supervised = int(np.count_nonzero(sample.loss_weights[1:]))
@@ -89,19 +86,19 @@ class Samples:
         for index in members:
             record = self.record(index)
             random = None if seed is None else python_random.Random(f"{seed}/{index}")
-            pieces.append(expand(self._sample(record, index, random), self.features_per_image))
+            pieces.append(expand(self._sample(record, index, random), self.vision.features_per_image))
             for number in range(len(record.images)):
                 image = self._image(record, index, number)
                 if random is not None:
                     options = self.config.augment
                     image = augment(image, random, flip=options.flip, shift=options.shift)
                 pixels.append(image)
-        fill_row(batch, row, pieces, pixels, self.features_per_image)
+        fill_row(batch, row, pieces, pixels, self.vision.features_per_image)
 
     def _sample(self, record: Record, index: int, random: python_random.Random | None) -> Sample:
         if random is not None and self.config.augment.shuffle_turns and _shuffles(record):
             sample = self.renderer.render(shuffle_turns(record, random))
-            if expanded_length(sample, self.features_per_image) <= self.lengths[index]:
+            if expanded_length(sample, self.vision.features_per_image) <= self.lengths[index]:
                 return sample
         return self._fitted(self.renderer.render(record), record.origin)
 
@@ -109,7 +106,7 @@ class Samples:
         try:
             return fit(
                 sample,
-                features_per_image=self.features_per_image,
+                features_per_image=self.vision.features_per_image,
                 tokens=self.config.tokens,
                 images=self.config.images,
             )
@@ -119,7 +116,13 @@ class Samples:
     def _image(self, record: Record, index: int, number: int) -> np.ndarray:
         image = self._images.get((index, number))
         if image is None:
-            image = load_image(record.images[number], self.image_size, self.config.aspect, record.origin)
+            image = load_image(
+                record.images[number],
+                self.vision.image_size,
+                self.config.aspect,
+                record.origin,
+                pad_colour=self.vision.pad_colour,
+            )
             if self.keep_images:
                 self._images[index, number] = image
         return image

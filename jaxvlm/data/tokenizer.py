@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from jaxvlm.config import TokenizerConfig
 from jaxvlm.data.conversation import TEMPLATES, place_images
+from jaxvlm.data.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.data.records import IMAGE, Record
 from jaxvlm.errors import UserError
 
@@ -24,7 +25,7 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
     """The tokenizer that a recipe names.
 
     Args:
-      config: `source` "train", a folder, or a name on the hub; code that comes with a tokenizer is never run.
+      config: `source` "train", a folder, a GGUF file, or a name on the hub; code that comes with one is never run.
       texts: what to train one on (`training_texts`); not needed for the other sources.
 
     Raises:
@@ -35,6 +36,8 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
             raise ValueError('load_tokenizer needs texts to train on when config.source is "train"')
         return train_tokenizer(texts, config.vocab_size)
     folder = Path(config.source)
+    if folder.is_file():
+        return gguf_tokenizer(folder)
     if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
         raise UserError(
             f"tokenizer.source = {config.source!r} holds none of {', '.join(_FILES)}; "

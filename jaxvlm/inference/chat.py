@@ -89,6 +89,25 @@ def answer(
     return answers
 
 
+def prompt_logits(
+    model: Model, params: dict, tokenizer: Any, data: DataConfig, record: Record, *, mesh: Mesh, rules: Rules
+) -> np.ndarray:
+    """float32[T, V], logits behind each token of a record's prompt; the arguments are those of `answer`."""
+    renderer = _renderer(tokenizer, data.template, data.system)
+    prompts = _build_prompts(renderer, [record], model.config.vision.features_per_image, data.tokens)
+    numbers_B = np.array([0] + [-1] * (batch_devices(mesh, rules) - 1), np.int32)
+    here_B = numbers_B[_rows_of_this_host(mesh, rules, len(numbers_B))]
+    batch = _build_batch(prompts, numbers_B, here_B, model.config.vision, data.aspect, load_image)
+
+    @jax.jit
+    def run(params: dict, batch: Batch) -> Array:
+        vlm = model.bind(params)
+        return vlm.logits(vlm.hidden(batch))
+
+    logits = multihost_utils.process_allgather(run(params, to_devices(batch, mesh, rules)), tiled=True)
+    return np.asarray(logits)[0, : len(prompts[0].piece.tokens)]
+
+
 def score(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
     """Share of answers that are the truth, character by character but for white space at both ends.
 
@@ -190,7 +209,7 @@ def _build_batch(
     here_B: np.ndarray,
     vision: VisionConfig,
     aspect: str,
-    load: Callable[[str | bytes, int, str, str], np.ndarray],
+    load: Callable[..., np.ndarray],
 ) -> Batch:
     """This host's rows of a batch: its shapes are made for `numbers_B`, its rows hold the prompts `here_B`."""
     sizes = [prompts[number].size for number in numbers_B if number >= 0]
@@ -199,7 +218,10 @@ def _build_batch(
     for row, number in enumerate(here_B):
         if number >= 0:
             record, piece = prompts[number].record, prompts[number].piece
-            pixels = [load(image, vision.image_size, aspect, record.origin) for image in record.images]
+            pixels = [
+                load(image, vision.image_size, aspect, record.origin, pad_colour=vision.pad_colour)
+                for image in record.images
+            ]
             fill_row(batch, row, [piece], pixels, vision.features_per_image)
     return batch
 

@@ -1,16 +1,20 @@
-"""CLIP's vision encoder.
+"""The vision encoders of CLIP and of SigLIP.
 
-Source: CLIP (arXiv:2103.00020); HF models/clip/modeling_clip.py. LLaVA reads the patches behind a block before the last
-one and drops the class token (arXiv:2310.03744).
+Source: CLIP (arXiv:2103.00020); HF models/clip/modeling_clip.py. SigLIP (arXiv:2303.15343); HF
+models/siglip/modeling_siglip.py: the same blocks, but no class token, no norm before them, a bias at the patches, and a
+pooling head with weights of its own. LLaVA reads the patches behind a block before the last one and drops the class
+token (arXiv:2310.03744).
 
 Axis letters:
   B images   Y, X pixels   C channels   P patches   Q values of a patch (rows, columns, channels)
-  T tokens (class token, then patches)   S key tokens   D embed   F mlp   N heads   H head_dim
+  T tokens (CLIP's class token, then patches)   S key tokens   D embed   F mlp   N heads   H head_dim
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +26,13 @@ from jaxvlm.config import VisionConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import Einsum, LayerNorm, make_stack, make_weight, run_stack
+
+FAMILIES = ("clip", "siglip")
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class Attention(nnx.Module):
@@ -42,18 +53,18 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two projections round CLIP's quick GELU, x * sigmoid(1.702 x)."""
+    """Two projections round the config's activation."""
 
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, F = c.embed_dim, c.mlp_dim
         gain = (2 * c.num_layers) ** -0.5
         self.up = Einsum("BTD,DF->BTF", (D, F), ("embed", "mlp"), bias=True, dtype=dtype, rngs=rngs)
         self.down = Einsum("BTF,FD->BTD", (F, D), ("mlp", "embed"), bias=True, gain=gain, dtype=dtype, rngs=rngs)
+        self.activation = c.activation
 
     def __call__(self, x_BTD: Array) -> Array:
         """float[B, T, D] -> float[B, T, D]."""
-        x_BTF = self.up(x_BTD)
-        return self.down(x_BTF * jax.nn.sigmoid(1.702 * x_BTF))
+        return self.down(ACTIVATIONS[self.activation](self.up(x_BTD)))
 
 
 class Block(nnx.Module):
@@ -71,12 +82,25 @@ class Block(nnx.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
+class PoolHead(nnx.Module):
+    """The weights of SigLIP's attention pooling (HF SiglipMultiheadAttentionPoolingHead); LLaVA does not pool."""
+
+    def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        D = c.embed_dim
+        self.probe = make_weight((1, 1, D), (None, None, "embed"), 1 / math.sqrt(D), rngs=rngs)
+        # Queries, keys and values in one matrix, as torch's MultiheadAttention keeps them.
+        self.qkv = Einsum("BTD,DE->BTE", (D, 3 * D), ("embed", None), bias=True, dtype=dtype, rngs=rngs)
+        self.out = Einsum("BTE,ED->BTD", (D, D), (None, "embed"), bias=True, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(D, c.norm_epsilon, dtype=dtype)
+        self.mlp = MLP(c, dtype=dtype, rngs=rngs)
+
+
 class Vision(nnx.Module):
     """From pixels to patch features.
 
     All weights of the Hugging Face model exist, so that a checkpoint goes in and comes out whole. Those that the
-    features do not depend on (the blocks behind `feature_layer`, `post_norm`) are not computed with; their gradient is
-    zero.
+    features do not depend on (the blocks behind `feature_layer`, `post_norm`, `pool`) are not computed with; their
+    gradient is zero.
     """
 
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
@@ -90,18 +114,24 @@ class Vision(nnx.Module):
                 f"config.model.vision.feature_layer = {c.feature_layer}, expected -{c.num_layers} (the first of "
                 f"{c.num_layers} blocks) to -1 (the last)"
             )
+        if c.family not in FAMILIES or c.activation not in ACTIVATIONS:
+            raise UserError(
+                f'config.model.vision: family "{c.family}" and activation "{c.activation}"; known families: '
+                f"{', '.join(FAMILIES)}; known activations: {', '.join(ACTIVATIONS)}"
+            )
         if c.embed_dim % c.num_heads:
             raise UserError(f"config.model.vision: embed_dim {c.embed_dim} does not divide into {c.num_heads} heads")
         if c.patch_size > c.image_size:
             raise UserError(f"config.model.vision: patch_size {c.patch_size} is over image_size {c.image_size}")
-        D, P, Q = c.embed_dim, c.features_per_image, 3 * c.patch_size**2
+        D, P, Q, is_clip = c.embed_dim, c.features_per_image, 3 * c.patch_size**2, c.family == "clip"
         self.config, self.dtype, self.remat = c, dtype, remat
-        self.patch = Einsum("BPQ,QD->BPD", (Q, D), (None, "embed"), dtype=dtype, rngs=rngs)
-        self.class_token = make_weight((D,), ("embed",), 1 / math.sqrt(D), rngs=rngs)
-        self.positions = make_weight((1 + P, D), ("patches", "embed"), 1 / math.sqrt(D), rngs=rngs)
-        self.pre_norm = LayerNorm(D, c.norm_epsilon, dtype=dtype)
+        self.patch = Einsum("BPQ,QD->BPD", (Q, D), (None, "embed"), bias=not is_clip, dtype=dtype, rngs=rngs)
+        self.class_token = make_weight((D,), ("embed",), 1 / math.sqrt(D), rngs=rngs) if is_clip else None
+        self.positions = make_weight((is_clip + P, D), ("patches", "embed"), 1 / math.sqrt(D), rngs=rngs)
+        self.pre_norm = LayerNorm(D, c.norm_epsilon, dtype=dtype) if is_clip else None
         self.blocks = make_stack(lambda rngs: Block(c, dtype=dtype, rngs=rngs), c.num_layers, rngs=rngs)
-        self.post_norm = LayerNorm(D, c.norm_epsilon, dtype=dtype)  # of CLIP's pooled output only
+        self.post_norm = LayerNorm(D, c.norm_epsilon, dtype=dtype)  # of the pooled output only
+        self.pool = None if is_clip else PoolHead(c, dtype=dtype, rngs=rngs)
 
     def embed(self, pixels_BYXC: Array) -> Array:
         """The stream that enters the first block.
@@ -110,7 +140,7 @@ class Vision(nnx.Module):
           pixels_BYXC: uint8[B, Y, X, 3], RGB.
 
         Returns:
-          float[B, 1 + P, D].
+          float[B, 1 + P, D]; of SigLIP float[B, P, D].
         """
         side, size = self.config.image_size // self.config.patch_size, self.config.patch_size
         B = pixels_BYXC.shape[0]
@@ -118,13 +148,15 @@ class Vision(nnx.Module):
         patches = pixels_BYXC.reshape(B, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
         mean, std = jnp.array(self.config.image_mean), jnp.array(self.config.image_std)
         patches = (patches.astype(jnp.float32) / 255 - mean) / std
-        x_BPD = self.patch(patches.reshape(B, side**2, size**2 * 3))
-        first_B1D = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (B, 1, x_BPD.shape[-1]))
-        x_BTD = jnp.concatenate([first_B1D, x_BPD], axis=1)
-        return self.pre_norm(x_BTD + self.positions[...].astype(self.dtype))
+        x_BTD = self.patch(patches.reshape(B, side**2, size**2 * 3))
+        if self.class_token is not None:
+            first_B1D = jnp.broadcast_to(self.class_token[...].astype(self.dtype), (B, 1, x_BTD.shape[-1]))
+            x_BTD = jnp.concatenate([first_B1D, x_BTD], axis=1)
+        x_BTD = x_BTD + self.positions[...].astype(self.dtype)
+        return x_BTD if self.pre_norm is None else self.pre_norm(x_BTD)
 
     def __call__(self, pixels_BYXC: Array) -> Array:
-        """Patch features of the feature layer, class token left out.
+        """Patch features of the feature layer, CLIP's class token left out.
 
         Args:
           pixels_BYXC: uint8[B, Y, X, 3], RGB.
@@ -139,4 +171,4 @@ class Vision(nnx.Module):
             length=self.config.num_layers + 1 + self.config.feature_layer,
             remat=self.remat,
         )
-        return x_BTD[:, 1:]
+        return x_BTD if self.class_token is None else x_BTD[:, 1:]

@@ -1,6 +1,8 @@
-"""LLaMA decoder, with a key/value cache for inference.
+"""LLaMA decoder and its relatives, with a key/value cache for inference.
 
 Source: LLaMA (arXiv:2302.13971), Llama 2 (arXiv:2307.09288), GQA (arXiv:2305.13245); HF models/llama/modeling_llama.py.
+Mistral and SmolLM2 are the same function; Qwen2 (arXiv:2407.10671) has biases at queries, keys and values, Qwen3
+(arXiv:2505.09388) norms each head's query and key.
 
 Axis letters:
   B rows   T token (query) position   S key position   D embed   F mlp
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,26 +54,37 @@ class Attention(nnx.Module):
     def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
         gain = (2 * c.num_layers) ** -0.5
-        self.q = Einsum("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", "head_dim"), dtype=dtype, rngs=rngs)
-        self.k = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), dtype=dtype, rngs=rngs)
-        self.v = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), dtype=dtype, rngs=rngs)
+        options: dict[str, Any] = {"bias": c.qkv_bias, "dtype": dtype, "rngs": rngs}
+        self.q = Einsum("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
+        self.k = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), **options)
+        self.v = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), **options)
+        self.q_norm = RMSNorm(H, c.norm_epsilon, axis="head_dim", dtype=dtype) if c.qk_norm else None
+        self.k_norm = RMSNorm(H, c.norm_epsilon, axis="head_dim", dtype=dtype) if c.qk_norm else None
         self.out = Einsum("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), gain=gain, dtype=dtype, rngs=rngs)
+
+    def _queries(self, x_BTD: Array, table: Pair) -> Array:
+        q_BTNH = self.q(x_BTD)
+        return rope(q_BTNH if self.q_norm is None else self.q_norm(q_BTNH), table)
+
+    def _keys(self, x_BSD: Array, table: Pair) -> Array:
+        k_BSKH = self.k(x_BSD)
+        return rope(k_BSKH if self.k_norm is None else self.k_norm(k_BSKH), table)
 
     def __call__(self, x_BTD: Array, table: Pair, segments_BT: Array) -> tuple[Array, Pair]:
         """Attention within the row; also returns the keys and values, for a cache."""
-        k_BSKH, v_BSKH = rope(self.k(x_BTD), table), self.v(x_BTD)
-        y_BTNH = attend(rope(self.q(x_BTD), table), k_BSKH, v_BSKH, (segments_BT, segments_BT), causal=True)
+        k_BSKH, v_BSKH = self._keys(x_BTD, table), self.v(x_BTD)
+        y_BTNH = attend(self._queries(x_BTD, table), k_BSKH, v_BSKH, (segments_BT, segments_BT), causal=True)
         return self.out(y_BTNH), (k_BSKH, v_BSKH)
 
     def extend(self, x_B1D: Array, table: Pair, cache: Cache, layer: Array) -> tuple[Array, Pair]:
         """Attention of one new token to the cache, into whose `next` slot of `layer` its key and value are written."""
         start = (layer, 0, cache.next, 0, 0)
-        k_LBSKH = jax.lax.dynamic_update_slice(cache.keys, rope(self.k(x_B1D), table)[None], start)
+        k_LBSKH = jax.lax.dynamic_update_slice(cache.keys, self._keys(x_B1D, table)[None], start)
         v_LBSKH = jax.lax.dynamic_update_slice(cache.values, self.v(x_B1D)[None], start)
         segments_B1 = jax.lax.dynamic_slice_in_dim(cache.segments, cache.next, 1, axis=1)
         k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, layer, keepdims=False)
         v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, layer, keepdims=False)
-        q_B1NH = rope(self.q(x_B1D), table)
+        q_B1NH = self._queries(x_B1D, table)
         # Not `causal`: slots behind this one are free, hence of no segment.
         y_B1NH = attend(q_B1NH, k_BSKH, v_BSKH, (segments_B1, cache.segments), causal=False)
         return self.out(y_B1NH), (k_LBSKH, v_LBSKH)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 
 from jaxvlm.batch import Array
-from jaxvlm.config import RopeScaling
+from jaxvlm.config import LoraConfig, RopeScaling
 from jaxvlm.errors import UserError
 
 BlockT = TypeVar("BlockT", bound=nnx.Module)
@@ -115,18 +116,77 @@ class Einsum(nnx.Module):
         self.equation, self.dtype, self.summed = equation, dtype, kept
         self.w = make_weight(shape, axes, gain / math.sqrt(math.prod(shape[:kept])), rngs=rngs)
         self.bias = make_constant(shape[kept:], axes[kept:], 0.0) if bias else None
+        self.lora: Lora | None = nnx.data(None)
 
     def __call__(self, x: Array) -> Array:
-        """The projection of `x` in the compute dtype. An adapter's low-rank term would be added to `y` here."""
+        """The projection of `x` in the compute dtype."""
         y = matmul(x.astype(self.dtype), self.w[...].astype(self.dtype), self.summed)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.lora is None else y + self.lora(x.astype(self.dtype))
+
+
+class Lora(nnx.Module):
+    """The low-rank term of a projection, `scale * dropout(x) a b`; zero before it is trained, since `b` is.
+
+    Source: LoRA (arXiv:2106.09685); `a` starts as in PEFT (`reset_lora_parameters`), uniform within 1 / sqrt(fan in).
+    """
+
+    def __init__(self, base: Einsum, c: LoraConfig, *, rngs: nnx.Rngs):
+        """Makes the weights of the adapter of `base`, or of all adapters if `base` is a stack of projections.
+
+        a: float32[layers, ...what is summed over..., rank]; b: float32[layers, rank, ...the result's...].
+        """
+        shape, axes = base.w.shape, tuple(base.w.get_metadata("out_sharding"))
+        self.stack = len(shape) - len(base.equation.split("->")[0].split(",")[1])  # 1 in a stack, else 0
+        middle = self.stack + base.summed
+        layers, inner, outer = shape[: self.stack], shape[self.stack : middle], shape[middle:]
+        bound = 1 / math.sqrt(math.prod(inner))
+        a = jax.random.uniform(rngs.params(), (*layers, *inner, c.rank), jnp.float32, -bound, bound)
+        self.a = nnx.Param(a, out_sharding=(*axes[:middle], None), eager_sharding=False)
+        self.b = make_constant((*layers, c.rank, *outer), (*axes[: self.stack], None, *axes[middle:]), 0.0)
+        self.summed, self.dtype, self.scale, self.dropout = base.summed, base.dtype, c.scale, c.dropout
+        self.key: nnx.Variable[Array] | None = nnx.data(None)  # None: nothing is dropped
+
+    def __call__(self, x: Array) -> Array:
+        """What is added to the projection of `x`."""
+        if self.key is not None:
+            kept = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.dropout), 0).astype(self.dtype)
+        y = matmul(x, self.a[...].astype(self.dtype), self.summed)
+        return matmul(y, self.b[...].astype(self.dtype), 1) * self.scale
+
+
+def add_lora(part: nnx.Module, name: str, c: LoraConfig, *, rngs: nnx.Rngs) -> None:
+    """Gives an adapter to each projection of `part` whose path fits `c.targets`; `name` is the part's, for messages.
+
+    Raises:
+      UserError: no projection fits.
+    """
+    projections = {"/".join(map(str, path)): x for path, x in nnx.iter_modules(part) if isinstance(x, Einsum)}
+    chosen = [path for path in projections if re.fullmatch(c.targets, path)]
+    if not chosen:
+        nearest = difflib.get_close_matches(c.targets, projections, 1, cutoff=0.0)
+        raise UserError(
+            f'parts.{name}: lora targets "{c.targets}" match no projection; nearest: {nearest[0]}; '
+            f"all: {', '.join(sorted(projections))}"
+        )
+    for path in chosen:
+        projections[path].lora = Lora(projections[path], c, rngs=rngs)
+
+
+def set_dropout(model: nnx.Module, key: Array) -> None:
+    """Lets the adapters of `model` drop some of what enters them; `key` is a typed key of `jax.random`."""
+    adapters = [x for _, x in nnx.iter_modules(model) if isinstance(x, Lora) and x.dropout]
+    for i, adapter in enumerate(adapters):
+        own = jax.random.fold_in(key, i)
+        adapter.key = nnx.Variable(jax.random.split(own, adapter.a.shape[0]) if adapter.stack else own)
 
 
 class RMSNorm(nnx.Module):
     """Divides by the root mean square over the last axis. Source: arXiv:1910.07467."""
 
-    def __init__(self, embed_dim: int, epsilon: float, *, dtype: jnp.dtype):
-        self.scale = make_constant((embed_dim,), ("embed",), 1.0)
+    def __init__(self, embed_dim: int, epsilon: float, *, axis: str = "embed", dtype: jnp.dtype):
+        self.scale = make_constant((embed_dim,), (axis,), 1.0)
         self.epsilon, self.dtype = epsilon, dtype
 
     def __call__(self, x: Array) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvlm.batch import Array, Batch
-from jaxvlm.config import ModelConfig
+from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.clip import Vision
 from jaxvlm.models.decoder import Cache, Decoder
-from jaxvlm.models.layers import remat_policy
+from jaxvlm.models.layers import add_lora, remat_policy, set_dropout
 from jaxvlm.models.projector import Projector
 
 
@@ -46,8 +47,8 @@ def merge_image_features(embeds_BTD: Array, features_BPD: Array, image_index_BT:
 class VLM(nnx.Module):
     """An image encoder, a projector and a language decoder, joined by one sequence."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        """Makes the weights.
+    def __init__(self, config: ModelConfig, adapters: Mapping[str, LoraConfig], rngs: nnx.Rngs):
+        """Makes the weights; `adapters` are those of the parts that have some.
 
         Raises:
           UserError: the config has a value that no model can be built with.
@@ -60,6 +61,8 @@ class VLM(nnx.Module):
         self.vision = Vision(config.vision, dtype=dtype, remat=config.remat, rngs=rngs)
         self.projector = Projector(config.projector, vision_dim, embed_dim, dtype=dtype, rngs=rngs)
         self.language = Decoder(config.language, dtype=dtype, remat=config.remat, rngs=rngs)
+        for part, lora in adapters.items():
+            add_lora(getattr(self, part), part, lora, rngs=rngs)
 
     def embed(self, batch: Batch) -> Array:
         """What enters the decoder: token embeddings, and image features in their places; float[B, T, D]."""
@@ -124,31 +127,51 @@ class Model:
     """
 
     config: ModelConfig
+    adapters: tuple[tuple[str, LoraConfig], ...]  # (part, its adapters)
     graph: nnx.GraphDef[VLM]
     abstract: dict[str, Any]  # jax.ShapeDtypeStruct (float32) at each leaf
     axes: dict[str, Any]  # a tuple of logical axis names (or None) at each leaf, one for each dimension
 
     def init(self, key: Array) -> dict[str, Any]:
         """Random weights. Pure: under `jax.jit` with `out_shardings` each device makes its own share."""
-        return nnx.to_pure_dict(nnx.state(VLM(self.config, nnx.Rngs(params=key))))
+        return nnx.to_pure_dict(nnx.state(VLM(self.config, dict(self.adapters), nnx.Rngs(params=key))))
 
-    def bind(self, params: dict[str, Any]) -> VLM:
-        """The module with `params` (of any dtype) in it; costs nothing under `jax.jit`."""
-        return nnx.merge(self.graph, nnx.State(params))
+    def bind(self, params: dict[str, Any], dropout_key: Array | None = None) -> VLM:
+        """The module with `params` (of any dtype) in it; costs nothing under `jax.jit`.
+
+        Args:
+          dropout_key: typed key of `jax.random` for the adapters' dropout; None: nothing is dropped.
+        """
+        module = nnx.merge(self.graph, nnx.State(params))
+        if dropout_key is not None:
+            set_dropout(module, dropout_key)
+        return module
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training needs a `dropout_key`."""
+        return any(lora.dropout for _, lora in self.adapters)
+
+
+def build_model(config: ModelConfig, adapters: Mapping[str, LoraConfig] | None = None) -> Model:
+    """The model of a config; only shapes are computed. Equal configs give the same model, so programs are reused.
+
+    Args:
+      adapters: part -> its adapters, whose leaves `lora/a` and `lora/b` lie beside the weight they adapt.
+
+    Raises:
+      UserError: the config has a value that no model can be built with, or adapters fit no projection.
+    """
+    return _build_model(config, tuple((adapters or {}).items()))
 
 
 @functools.lru_cache(maxsize=8)
-def build_model(config: ModelConfig) -> Model:
-    """The model of a config; only shapes are computed. Equal configs give the same model, so programs are reused.
-
-    Raises:
-      UserError: the config has a value that no model can be built with.
-    """
-    module = nnx.eval_shape(lambda: VLM(config, nnx.Rngs(params=0)))
+def _build_model(config: ModelConfig, adapters: tuple[tuple[str, LoraConfig], ...]) -> Model:
+    module = nnx.eval_shape(lambda: VLM(config, dict(adapters), nnx.Rngs(params=0)))
     graph, state = nnx.split(module)
     axes = jax.tree.map(
         lambda variable: tuple(variable.get_metadata("out_sharding")),
         nnx.to_pure_dict(state, extract_fn=lambda variable: variable),
         is_leaf=lambda x: isinstance(x, nnx.Variable),
     )
-    return Model(config, graph, nnx.to_pure_dict(state), axes)
+    return Model(config, adapters, graph, nnx.to_pure_dict(state), axes)

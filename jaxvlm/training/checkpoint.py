@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from jaxvlm.errors import UserError
-from jaxvlm.training.optimizer import paths
+from jaxvlm.training.optimizer import map_paths, paths
 from jaxvlm.training.state import State
 
 
@@ -68,16 +69,24 @@ class Checkpoints:
         position = self._restore(step, position=ocp.args.JsonRestore())
         return State(trained=trained, frozen=frozen, **restored["training"]), position["position"]["data"]
 
-    def restore_params(self, trained: dict, frozen: dict, step: int) -> tuple[dict, dict]:
+    def restore_params(self, trained: dict, frozen: dict, step: int, *, keep_dtypes: bool = False) -> tuple[dict, dict]:
         """The leaves of `step` on the shardings of the abstract `trained` and `frozen`.
+
+        Args:
+          keep_dtypes: whether leaves have the dtypes they were saved in, not those of the abstract ones.
 
         Raises:
           UserError: the checkpoint is of another model: every leaf that differs, or the first ten.
         """
         wanted = {"trained": trained, "frozen": frozen}
-        self._compare(wanted, step)
+        saved = self._saved(step)
+        self._compare(saved, wanted, step)
+        if keep_dtypes:
+            wanted = map_paths(
+                lambda path, x: jax.ShapeDtypeStruct(x.shape, saved[path].dtype, sharding=x.sharding), wanted
+            )
         params = self._restore(step, params=ocp.args.StandardRestore(wanted))["params"]
-        return params["trained"], params["frozen"] or {}
+        return params["trained"] or {}, params["frozen"] or {}
 
     def is_finished(self) -> bool:
         """Whether the newest checkpoint is that of the stage's last step."""
@@ -97,10 +106,13 @@ class Checkpoints:
     def _restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    def _compare(self, wanted: dict, step: int) -> None:
+    def _saved(self, step: int) -> dict[str, Any]:
+        """Shape and dtype of every leaf of a checkpoint, by path."""
         metadata = self._manager.item_metadata(step).params
-        tree = {name: metadata.get(name) or {} for name in ("trained", "frozen")}
-        saved = {path: tuple(leaf.shape) for path, leaf in paths(tree).items()}
+        return paths({name: metadata.get(name) or {} for name in ("trained", "frozen")})
+
+    def _compare(self, leaves: dict[str, Any], wanted: dict, step: int) -> None:
+        saved = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
         ours = {path: tuple(leaf.shape) for path, leaf in paths(wanted).items()}
         differing = [
             f"{path}: {saved.get(path, 'absent')} saved, {ours.get(path, 'absent')} in this recipe"

@@ -30,14 +30,17 @@ class LossSum:
     weight: Array  # float32[], sum of the loss weights
 
 
-def batch_loss(model: Model, params: dict, batch: Batch, *, shards: int = 1) -> LossSum:
+def batch_loss(
+    model: Model, params: dict, batch: Batch, *, shards: int = 1, dropout_key: Array | None = None
+) -> LossSum:
     """Loss sums of a batch.
 
     Args:
       params: nested dict of the whole model's weights.
       shards: over how many devices the rows are split; sizes the chunks.
+      dropout_key: as in `Model.bind`.
     """
-    vlm = model.bind(params)
+    vlm = model.bind(params, dropout_key)
     B, T = batch.tokens.shape
     chunk = max(1, min(T, _CHUNK_POSITIONS * shards // B))
     x_BTD = vlm.hidden(batch)

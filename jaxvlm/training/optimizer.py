@@ -51,22 +51,26 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, 1.0, max(1, warmup)), shapes[config.schedule]], [warmup])
 
 
-def group_of(config: OptimizerConfig, parameter_paths: list[str]) -> dict[str, Group]:
-    """Learning rate and weight decay of each parameter.
+def group_of(config: OptimizerConfig, trained: list[str], frozen: list[str]) -> dict[str, Group]:
+    """Learning rate and weight decay of each trained parameter.
+
+    Args:
+      trained: paths of the trained parameters.
+      frozen: paths of the others, which a pattern may match too.
 
     Raises:
       UserError: patterns that match no parameter, each with the nearest path.
     """
     patterns = [(pattern, f"optimizer.groups[{i}]") for i, (pattern, _) in enumerate(config.groups)]
     patterns += [(pattern, f"optimizer.no_weight_decay[{i}]") for i, pattern in enumerate(config.no_weight_decay)]
-    unmatched = []
+    unmatched, known = [], [*trained, *frozen]
     for pattern, where in patterns:
-        if not any(re.fullmatch(pattern, path) for path in parameter_paths):
-            nearest = difflib.get_close_matches(pattern, parameter_paths, 1, cutoff=0.0)
+        if not any(re.fullmatch(pattern, path) for path in known):
+            nearest = difflib.get_close_matches(pattern, known, 1, cutoff=0.0)
             unmatched.append(f'pattern "{pattern}" matches no parameter; nearest path: {nearest[0]} ({where})')
     if unmatched:
         raise UserError("; ".join(unmatched))
-    return {path: _group(config, path) for path in parameter_paths}
+    return {path: _group(config, path) for path in trained}
 
 
 def _group(config: OptimizerConfig, path: str) -> Group:
@@ -80,14 +84,15 @@ def _group(config: OptimizerConfig, path: str) -> Group:
     )
 
 
-def build_optimizer(config: OptimizerConfig, steps: int, trained: dict) -> optax.GradientTransformation:
+def build_optimizer(config: OptimizerConfig, steps: int, trained: dict, frozen: dict) -> optax.GradientTransformation:
     """The optimizer of the trained leaves.
 
     Args:
       steps: length of the schedule, in updates.
       trained: nested dict of the trained leaves, abstract or real.
+      frozen: of the others; only their paths count.
     """
-    groups = group_of(config, list(paths(trained)))
+    groups = group_of(config, list(paths(trained)), list(paths(frozen)))
     multiplier = schedule(config, steps)
     labels = map_paths(lambda path, _: str(groups[path]), trained)
     transforms = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,13 +13,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvlm.batch import Array
-from jaxvlm.config import PartsConfig, StageConfig
-from jaxvlm.errors import UserError
+from jaxvlm.config import LoraConfig, PartsConfig, StageConfig
 from jaxvlm.models.vlm import Model
 from jaxvlm.sharding import Rules, named_shardings
-from jaxvlm.training.optimizer import build_optimizer, group_of, paths
-
-POLICIES = ("frozen", "full")
+from jaxvlm.training.optimizer import build_optimizer, group_of, map_paths, paths
 
 
 @jax.tree_util.register_dataclass
@@ -44,19 +43,36 @@ class Layout:
 
 
 def split(params: dict, parts: PartsConfig) -> tuple[dict, dict]:
-    """Splits the parts of a nested dict into (trained, frozen).
+    """Splits a nested dict into (trained, frozen): whole parts, or a part's adapters and what they adapt.
 
     Raises:
-      UserError: an unknown policy, or nothing to train.
+      UserError: an unknown policy.
     """
-    policies = dataclasses.asdict(parts)
-    unknown = [f"parts.{part} = {policy!r}" for part, policy in policies.items() if policy not in POLICIES]
-    if unknown:
-        raise UserError(f"unknown policy: {', '.join(unknown)}; known: {', '.join(POLICIES)}")
+    policies, adapters = dataclasses.asdict(parts), parts.adapters()
     trained = {part: params[part] for part, policy in policies.items() if policy == "full"}
-    if not trained:
-        raise UserError('every part is frozen; set one of parts.vision, parts.projector, parts.language to "full"')
-    return trained, {part: params[part] for part in policies if part not in trained}
+    frozen = {part: params[part] for part, policy in policies.items() if policy == "frozen"}
+    for part in adapters:
+        trained[part], frozen[part] = _pick(params[part], adapters=True), without_adapters(params[part])
+    return trained, frozen
+
+
+def without_adapters(tree: dict) -> dict:
+    """The leaves of a nested dict that are not of an adapter."""
+    return _pick(tree, adapters=False)
+
+
+def _pick(tree: dict, *, adapters: bool) -> dict:
+    """The leaves of a nested dict that are, or are not, of an adapter."""
+    picked: dict = {}
+    for name, value in tree.items():
+        if name == "lora":
+            picked |= {name: value} if adapters else {}
+        elif isinstance(value, dict):
+            rest = _pick(value, adapters=adapters)
+            picked |= {name: rest} if rest else {}
+        elif not adapters:
+            picked[name] = value
+    return picked
 
 
 def merge(trained: dict, frozen: dict) -> dict:
@@ -67,6 +83,28 @@ def merge(trained: dict, frozen: dict) -> dict:
     return merged
 
 
+def merge_adapters(params: dict, adapters: Mapping[str, LoraConfig]) -> dict:
+    """The same model without adapters: each weight that has one becomes `w + scale * a b`, in float32.
+
+    Args:
+      params: nested dict of the whole model; weights without an adapter are passed on as they are.
+      adapters: part -> its adapters.
+    """
+
+    def fold(tree: dict, scale: float, stack: int) -> dict:
+        folded: dict[str, Any] = {
+            name: fold(value, scale, stack or name == "blocks") if isinstance(value, dict) else value
+            for name, value in tree.items()
+        }
+        if lora := folded.pop("lora", None):
+            a, b, layers = lora["a"], lora["b"], tuple(lora["a"].shape[:stack])
+            a, b = a.reshape(*layers, -1, a.shape[-1]), b.reshape(*layers, a.shape[-1], -1)
+            folded["w"] = folded["w"].astype(jnp.float32) + (scale * (a @ b)).reshape(folded["w"].shape)
+        return folded
+
+    return {part: fold(tree, adapters[part].scale, 0) if part in adapters else tree for part, tree in params.items()}
+
+
 def state_layout(model: Model, stage: StageConfig, steps: int, mesh: Mesh, rules: Rules) -> Layout:
     """Shapes, dtypes and shardings of a stage's state; `steps` is the length of its schedule."""
     shardings = named_shardings(mesh, rules, model.abstract, model.axes)
@@ -74,7 +112,7 @@ def state_layout(model: Model, stage: StageConfig, steps: int, mesh: Mesh, rules
     trained, frozen = split(abstract, stage.parts)
     frozen_dtype = jnp.dtype(stage.frozen_dtype)
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, frozen_dtype, sharding=x.sharding), frozen)
-    optimizer = build_optimizer(stage.optimizer, steps, trained)
+    optimizer = build_optimizer(stage.optimizer, steps, trained, frozen)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def whole(x: Any) -> jax.ShapeDtypeStruct:
@@ -101,26 +139,25 @@ def initial_state(layout: Layout, seed: int, params: dict | None = None) -> Stat
     """State before the first step, made in place by one compiled program.
 
     Args:
-      params: weights to start from; None makes random ones.
+      params: weights to start from, used up (donated); those that it lacks (a part, or adapters) are random, None: all.
     """
 
     def make(key: Array, params: dict | None) -> State:
-        params = layout.model.init(jax.random.wrap_key_data(key)) if params is None else params
-        flat, abstract = paths(params), merge(layout.state.trained, layout.state.frozen)
-        cast = jax.tree.unflatten(
-            jax.tree.structure(abstract),
-            [flat[path].astype(leaf.dtype) for path, leaf in paths(abstract).items()],
-        )
-        trained = {part: cast[part] for part in layout.state.trained}
-        frozen = {part: cast[part] for part in layout.state.frozen}
+        made, given = paths(layout.model.init(jax.random.wrap_key_data(key))), paths(params or {})
+
+        def start(path: str, leaf: jax.ShapeDtypeStruct) -> Array:
+            return (given[path] if path in given else made[path]).astype(leaf.dtype)
+
+        trained, frozen = (map_paths(start, tree) for tree in (layout.state.trained, layout.state.frozen))
         return State(jnp.zeros((), jnp.int32), trained, frozen, layout.optimizer.init(trained), key)
 
     shardings = jax.tree.map(lambda x: x.sharding, layout.state)
     # Run once: a CPU compiles the random numbers of a tiny model in 2.6 s instead of 8.6 s if it optimises them less.
     on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 1} if on_cpu else None
-    with jax.set_mesh(layout.mesh):
-        return jax.jit(make, out_shardings=shardings, compiler_options=options)(
+    with jax.set_mesh(layout.mesh), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # those of another dtype
+        return jax.jit(make, out_shardings=shardings, compiler_options=options, donate_argnums=1)(
             jax.random.key_data(jax.random.key(seed)), params
         )
 
@@ -128,24 +165,19 @@ def initial_state(layout: Layout, seed: int, params: dict | None = None) -> Stat
 def table_of_parts(layout: Layout, stage: StageConfig) -> str:
     """The table that a run prints at its start: what each part holds, what is trained of it, and how fast."""
     rows = [("part", "parameters", "trained", "learning rate", "weight decay", "dtype", "MiB")]
-    groups = group_of(stage.optimizer, list(paths(merge(layout.state.trained, layout.state.frozen))))
+    groups = group_of(stage.optimizer, list(paths(layout.state.trained)), list(paths(layout.state.frozen)))
     for part in dataclasses.asdict(stage.parts):
-        is_trained = part in layout.state.trained
-        leaves = paths({part: (layout.state.trained if is_trained else layout.state.frozen)[part]})
-        count = sum(leaf.size for leaf in leaves.values())
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()) / 2**20
-        rates = sorted({groups[path].learning_rate for path in leaves}) if is_trained else []
-        decays = sorted({groups[path].weight_decay for path in leaves}) if is_trained else []
-        dtypes = sorted({str(leaf.dtype) for leaf in leaves.values()})
+        trained = paths({part: layout.state.trained.get(part, {})})
+        leaves = trained | paths({part: layout.state.frozen.get(part, {})})
         rows.append(
             (
                 part,
-                f"{count:,}",
-                f"{count if is_trained else 0:,}",
-                ", ".join(f"{rate:g}" for rate in rates) or "-",
-                ", ".join(f"{decay:g}" for decay in decays) or "-",
-                ", ".join(dtypes),
-                f"{size:,.1f}",
+                f"{sum(leaf.size for leaf in leaves.values()):,}",
+                f"{sum(leaf.size for leaf in trained.values()):,}",
+                ", ".join(f"{rate:g}" for rate in sorted({groups[path].learning_rate for path in trained})) or "-",
+                ", ".join(f"{decay:g}" for decay in sorted({groups[path].weight_decay for path in trained})) or "-",
+                ", ".join(sorted({str(leaf.dtype) for leaf in leaves.values()})),
+                f"{sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values()) / 2**20:,.1f}",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

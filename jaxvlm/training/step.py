@@ -27,8 +27,10 @@ def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batc
     """
     shards = batch_devices(layout.mesh, layout.rules)
 
-    def share_of_loss(trained: dict, frozen: dict, batch: Batch, weight: Array) -> tuple[Array, LossSum]:
-        sums = batch_loss(layout.model, merge(trained, frozen), batch, shards=shards)
+    def share_of_loss(
+        trained: dict, frozen: dict, batch: Batch, weight: Array, key: Array | None
+    ) -> tuple[Array, LossSum]:
+        sums = batch_loss(layout.model, merge(trained, frozen), batch, shards=shards, dropout_key=key)
         return sums.loss / weight, sums
 
     gradients_of = jax.grad(share_of_loss, has_aux=True)
@@ -37,17 +39,23 @@ def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batc
         # Known before the first micro-batch, so the division is of a number and not of every gradient. A batch without
         # supervised tokens changes nothing but the moments.
         weight = jnp.maximum(batch.loss_weights.sum(), 1.0)
+        key = None
+        if layout.model.has_dropout:
+            key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if micro_batches == 1:
-            gradients, sums = gradients_of(state.trained, state.frozen, batch, weight)
+            gradients, sums = gradients_of(state.trained, state.frozen, batch, weight, key)
         else:
 
-            def add(carry: tuple[dict, LossSum], micro_batch: Batch) -> tuple[tuple[dict, LossSum], None]:
-                added = gradients_of(state.trained, state.frozen, micro_batch, weight)
+            def add(carry: tuple[dict, LossSum], piece: tuple[Batch, Array]) -> tuple[tuple[dict, LossSum], None]:
+                micro_batch, index = piece
+                own = None if key is None else jax.random.fold_in(key, index)
+                added = gradients_of(state.trained, state.frozen, micro_batch, weight, own)
                 return jax.tree.map(jnp.add, carry, added), None
 
             zero = jnp.zeros((), jnp.float32)
             zeros = (jax.tree.map(jnp.zeros_like, state.trained), LossSum(zero, zero, zero))
-            (gradients, sums), _ = jax.lax.scan(add, zeros, _split_rows(batch, micro_batches))
+            pieces = (_split_rows(batch, micro_batches), jnp.arange(micro_batches))
+            (gradients, sums), _ = jax.lax.scan(add, zeros, pieces)
         updates, optimizer = layout.optimizer.update(gradients, state.optimizer, state.trained)
         info = {
             "loss": sums.loss / weight,

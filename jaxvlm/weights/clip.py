@@ -1,4 +1,8 @@
-"""CLIP's vision encoder. Source: HF models/clip/modeling_clip.py, CLIPVisionModel (names of transformers 5)."""
+"""The vision encoders of CLIP and SigLIP: one table, of which a model uses the rows it has weights for.
+
+Source: HF models/clip/modeling_clip.py, CLIPVisionModel; models/siglip/modeling_siglip.py, SiglipVisionModel (names of
+transformers 5; older files have `vision_model.` in front).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ _BLOCK = "encoder.layers.{i}."
 RULES = (
     Rule("embeddings.class_embedding", "class_token"),
     Rule("embeddings.patch_embedding.weight", "patch/w", "D C Y X -> (Y X C) D"),
+    Rule("embeddings.patch_embedding.bias", "patch/bias"),  # SigLIP
     Rule("embeddings.position_embedding.weight", "positions", "P D -> P D"),
     Rule("pre_layrnorm.weight", "pre_norm/scale"),  # HF's spelling
     Rule("pre_layrnorm.bias", "pre_norm/bias"),
@@ -32,4 +37,16 @@ RULES = (
     Rule(_BLOCK + "mlp.fc2.bias", "blocks/mlp/down/bias"),
     Rule("post_layernorm.weight", "post_norm/scale"),
     Rule("post_layernorm.bias", "post_norm/bias"),
+    # SigLIP's pooling, which LLaVA does not compute; E is queries, keys and values.
+    Rule("head.probe", "pool/probe"),
+    Rule("head.attention.in_proj_weight", "pool/qkv/w", "E D -> D E"),
+    Rule("head.attention.in_proj_bias", "pool/qkv/bias"),
+    Rule("head.attention.out_proj.weight", "pool/out/w", "D E -> E D"),
+    Rule("head.attention.out_proj.bias", "pool/out/bias"),
+    Rule("head.layernorm.weight", "pool/norm/scale"),
+    Rule("head.layernorm.bias", "pool/norm/bias"),
+    Rule("head.mlp.fc1.weight", "pool/mlp/up/w", "F D -> D F"),
+    Rule("head.mlp.fc1.bias", "pool/mlp/up/bias"),
+    Rule("head.mlp.fc2.weight", "pool/mlp/down/w", "D F -> F D"),
+    Rule("head.mlp.fc2.bias", "pool/mlp/down/bias"),
 )

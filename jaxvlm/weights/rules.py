@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import einops
+import jax
 import numpy as np
+from tqdm import tqdm
 
 from jaxvlm.errors import UserError
+from jaxvlm.weights.folder import TensorSource, TensorSpec, as_source, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,76 +64,297 @@ def unflatten_tree(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def import_tensors(
-    rules: Sequence[Rule], hf: Mapping[str, np.ndarray], abstract: Mapping[str, Any], sizes: Mapping[str, int]
+    rules: Sequence[Rule],
+    source: Mapping[str, np.ndarray],
+    abstract: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    *,
+    ignored: Sequence[str] = (),
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Our weights out of Hugging Face's tensors.
 
+    A leaf of `abstract` with a sharding becomes a global `jax.Array` of its shape, dtype and sharding, for which this
+    host reads only the parts that its devices hold. A leaf without becomes a NumPy array of its shape, in the dtype of
+    the tensors. One leaf is made after the other: beyond the result, memory holds less than twice the largest leaf.
+
     Args:
       rules: a table; every weight of `abstract` has one row.
-      hf: name -> tensor.
-      abstract: nested dict of values with a shape, what the model expects.
+      source: name -> tensor; a `TensorSource` is read lazily and by several threads.
+      abstract: nested dict of values with a shape and a dtype, what the model expects.
       sizes: of the letters that no shape of ours shows, such as the rows and columns of a patch.
+      ignored: patterns of whole names that may be in `source` and have no place, such as buffers.
+      progress: whether a terminal shows a bar of the bytes made.
 
     Returns:
-      Nested dict of NumPy arrays with the tree and shapes of `abstract` and the dtypes of `hf`.
+      Nested dict of arrays with the tree of `abstract`.
 
     Raises:
-      UserError: every tensor that is unused, missing or of a wrong shape, in one message.
+      UserError: before anything is read, every tensor that is unused, missing, of a wrong shape or of integers where
+        floats are expected, in one message.
     """
-    wanted, flat, used, problems = flatten_tree(abstract), {}, set(), _uncovered(rules, abstract)
-    for rule in rules:
-        if rule.ours not in wanted:
-            continue  # its tensors, if there are any, are reported as unused
-        shape = tuple(wanted[rule.ours].shape)
-        names = _names(rule, shape)
-        used.update(names)
-        missing = [name for name in names if name not in hf]
-        problems += [f"{name} is missing, for {rule.ours} {shape}" for name in missing]
-        ours, theirs = _shapes(rule, shape, sizes)
-        wrong = [name for name in names if name in hf and tuple(hf[name].shape) != theirs]
-        problems += [f"{name} is {tuple(hf[name].shape)}, expected {theirs} for {rule.ours} {shape}" for name in wrong]
-        if not missing and not wrong:
-            parts = [einops.rearrange(hf[name], rule.pattern, **_known(rule, ours, sizes)) for name in names]
-            flat[rule.ours] = np.stack(parts) if rule.stacked else parts[0]
-    problems += [f"{name} {tuple(hf[name].shape)} has no place in the model" for name in sorted(set(hf) - used)]
-    if problems:
-        raise UserError(f"weights do not fit, {len(problems)} problems: " + "; ".join(problems))
-    return unflatten_tree({path: flat[path] for path in wanted})
+    tensors, wanted = as_source(source), flatten_tree(abstract)
+    _check(rules, tensors, wanted, sizes, ignored)
+    rows = {rule.ours: rule for rule in rules}
+    leaves = {path: _Leaf(rows[path], leaf, tensors, sizes) for path, leaf in wanted.items()}
+    total = sum(leaf.nbytes for leaf in leaves.values())
+    bar = tqdm(
+        total=total, desc="weights", unit="B", unit_scale=True, dynamic_ncols=True, disable=None if progress else True
+    )
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return unflatten_tree({path: leaf.load(tensors, pool, bar) for path, leaf in leaves.items()})
 
 
-def export_tensors(rules: Sequence[Rule], params: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Hugging Face's tensors out of our weights: `import_tensors` backwards.
+def export_tensors(rules: Sequence[Rule], params: Mapping[str, Any], sizes: Mapping[str, int]) -> TensorSource:
+    """Hugging Face's tensors out of our weights: `import_tensors` backwards, each tensor made when it is asked for.
+
+    Args:
+      rules: a table.
+      params: nested dict of NumPy or `jax.Array` leaves; of a stack on a device one layer is fetched at a time.
+      sizes: as for `import_tensors`.
 
     Raises:
       UserError: weights without a row.
     """
     flat = flatten_tree(params)
-    if problems := _uncovered(rules, params):
-        raise UserError("weights cannot be exported: " + "; ".join(problems))
-    tensors: dict[str, np.ndarray] = {}
-    for rule in rules:
-        if rule.ours not in flat:
-            continue
-        array = np.asarray(flat[rule.ours])
+    if problems := _uncovered(rules, flat):
+        raise UserError(f"weights cannot be exported, {len(problems)} problems: {listed(problems, '; ')}")
+    return _Exported([rule for rule in rules if rule.ours in flat], flat, sizes)
+
+
+class _Exported(TensorSource):
+    """Tensors made of our weights on access."""
+
+    def __init__(self, rules: Sequence[Rule], flat: Mapping[str, Any], sizes: Mapping[str, int]):
+        self._flat, self._sizes = flat, sizes
+        self._rows: dict[str, tuple[Rule, int]] = {}
+        specs = {}
+        for rule in rules:
+            leaf = flat[rule.ours]
+            _, theirs = _shapes(rule, tuple(leaf.shape), sizes)
+            for i, name in enumerate(_names(rule, leaf.shape)):
+                self._rows[name] = rule, i
+                specs[name] = TensorSpec(theirs, np.dtype(leaf.dtype))
+        super().__init__(specs)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        rule, i = self._rows[name]
+        leaf = self._flat[rule.ours]
+        if rule.stacked:
+            # On the device: a `jax.Array` keeps the whole that NumPy has once asked for.
+            leaf = jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) if isinstance(leaf, jax.Array) else leaf[i]
+        part = np.asarray(leaf)
         left, right = rule.pattern.split("->")
-        known = _known(rule, array.shape[1:] if rule.stacked else array.shape, sizes)
-        parts = array if rule.stacked else array[None]
-        for name, part in zip(_names(rule, array.shape), parts, strict=True):
-            tensors[name] = np.ascontiguousarray(einops.rearrange(part, f"{right} -> {left}", **known))
-    return tensors
+        tensor = np.empty(*self.spec(name))
+        _copy(tensor, einops.rearrange(part, f"{right} -> {left}", **_known(rule, part.shape, self._sizes)))
+        return tensor
+
+
+def _check(
+    rules: Sequence[Rule],
+    source: TensorSource,
+    wanted: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    ignored: Sequence[str],
+) -> None:
+    """Raises one error about all that does not fit; reads no tensor."""
+    missing, shapes, dtypes, used = [], [], [], set()
+    for rule in rules:
+        if rule.ours not in wanted:
+            continue  # its tensors, if there are any, are reported as unused
+        leaf = wanted[rule.ours]
+        shape = tuple(leaf.shape)
+        theirs = _shapes(rule, shape, sizes)[1]
+        for name in _names(rule, shape):
+            used.add(name)
+            place = f"for {rule.ours} {shape}"
+            if name not in source:
+                missing.append(f"{name} is missing, {place}")
+                continue
+            spec = source.spec(name)
+            if spec.shape != theirs:
+                shapes.append(f"{name} is {spec.shape}, expected {theirs} {place}{_in_file(source, name)}")
+            elif _is_float(leaf.dtype) and not _is_float(spec.dtype):
+                dtypes.append(f"{name} is {spec.dtype}, expected floats {place}{_in_file(source, name)}")
+    unused = [
+        f"{name} {source.spec(name).shape} has no place in the model{_in_file(source, name)}"
+        for name in sorted(set(source) - used)
+        if not any(re.fullmatch(pattern, name) for pattern in ignored)
+    ]
+    kinds = [kind for kind in (_uncovered(rules, wanted), missing, shapes, dtypes, unused) if kind]
+    if kinds:
+        problems = "; ".join(listed(kind, "; ") for kind in kinds)
+        raise UserError(
+            f"weights do not fit, {sum(map(len, kinds))} problems: {problems}; take weights of the recipe's model, or "
+            "change config.model to theirs"
+        )
+
+
+def _in_file(source: TensorSource, name: str) -> str:
+    return f" ({where})" if (where := source.where(name)) else ""
+
+
+def _is_float(dtype: Any) -> bool:
+    return jax.dtypes.issubdtype(dtype, np.floating)  # NumPy's own does not know bfloat16
+
+
+_JOB_BYTES = 32 * 2**20  # of a tensor that one thread maps and copies at a time
+_TILE = 512  # rows and columns of a transposed copy's block, which must fit into a core's cache: 512 KiB of bfloat16
+
+
+class _Leaf:
+    """One weight of ours: what this host holds of it, and how it is made of its tensors."""
+
+    def __init__(self, rule: Rule, leaf: Any, source: TensorSource, sizes: Mapping[str, int]):
+        self.shape = tuple(leaf.shape)
+        self.names = _names(rule, self.shape)
+        self.stacked, self.pattern = rule.stacked, rule.pattern
+        self.known = _known(rule, self.shape[1:] if rule.stacked else self.shape, sizes)
+        self.sharding = getattr(leaf, "sharding", None)
+        if self.sharding is None:
+            self.dtype = np.result_type(*(source.spec(name).dtype for name in self.names))
+            self.boxes = [tuple((0, size) for size in self.shape)]
+        else:
+            self.dtype = np.dtype(leaf.dtype)
+            indices = self.sharding.addressable_devices_indices_map(self.shape).values()
+            self.boxes = sorted({_box(index, self.shape) for index in indices})  # replicas are read once
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that this host makes."""
+        return sum(math.prod(stop - start for start, stop in box) for box in self.boxes) * self.dtype.itemsize
+
+    def load(self, source: TensorSource, pool: ThreadPoolExecutor, bar: Any) -> Any:
+        """The weight, on its devices if it has a sharding."""
+        buffers = {box: _empty(tuple(stop - start for start, stop in box), self.dtype) for box in self.boxes}
+        jobs = [pool.submit(self._copy_pieces, source, *job) for job in self._jobs(source, buffers)]
+        try:
+            for job in as_completed(jobs):
+                bar.update(job.result())
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+        if self.sharding is None:
+            return buffers[self.boxes[0]]
+        array = jax.make_array_from_callback(
+            self.shape, self.sharding, lambda index: buffers[_box(index, self.shape)], self.dtype
+        )
+        return jax.block_until_ready(array)  # so that the buffers of two leaves are never in memory at once
+
+    def _jobs(self, source: TensorSource, buffers: Mapping[_Box, np.ndarray]) -> Iterator[tuple[str, list[_Piece]]]:
+        """What one thread copies at a time: `_JOB_BYTES` of a mapped tensor, all of another, to make it once."""
+        for k, name in enumerate(self.names):
+            pieces: list[_Piece] = []
+            for box, buffer in buffers.items():
+                if not self.stacked:
+                    pieces += self._pieces(source.spec(name), box, buffer)
+                elif box[0][0] <= k < box[0][1]:
+                    pieces += self._pieces(source.spec(name), box[1:], buffer[k - box[0][0]])
+            if source.is_mapped(name):
+                yield from ((name, [piece]) for piece in pieces)
+            elif pieces:
+                yield name, pieces
+
+    def _pieces(self, spec: TensorSpec, box: _Box, into: np.ndarray) -> Iterator[_Piece]:
+        """One box of a tensor in pieces of at most `_JOB_BYTES`, each a run of its file."""
+        index = tuple(slice(*bounds) for bounds in box)
+        # Memory that is never touched costs nothing: this shows how the tensor's view will lie.
+        view = self._view(np.empty(*spec))[index]
+        if view.nbytes <= _JOB_BYTES:
+            yield index, into
+            return
+        axis = int(np.argmax(view.strides))
+        first, size = index[axis].start, view.shape[axis]
+        step = max(1, size * _JOB_BYTES // view.nbytes)
+        for start in range(0, size, step):
+            stop = min(start + step, size)
+            part = (*index[:axis], slice(first + start, first + stop), *index[axis + 1 :])
+            yield part, into[(*[slice(None)] * axis, slice(start, stop))]
+
+    def _copy_pieces(self, source: TensorSource, name: str, pieces: list[_Piece]) -> int:
+        view = self._view(source[name])
+        for index, into in pieces:
+            _copy(into, view[index])
+        return sum(into.nbytes for _, into in pieces)
+
+    def _view(self, tensor: np.ndarray) -> np.ndarray:
+        """A tensor in the axes of our part; of almost all patterns a view."""
+        return einops.rearrange(tensor, self.pattern, **self.known)
+
+
+_Box = tuple[tuple[int, int], ...]  # start and stop along each axis; unlike a slice it can be a key before Python 3.12
+_Piece = tuple[tuple[slice, ...], np.ndarray]  # which part of a tensor's view, and where it goes
+
+
+def _box(index: Any, shape: tuple[int, ...]) -> _Box:
+    return tuple(piece.indices(size)[:2] for piece, size in zip(index, shape, strict=True))
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Like `np.empty`, but aligned so that JAX's CPU devices take it over without a copy."""
+    size, alignment = math.prod(shape) * dtype.itemsize, 64
+    raw = np.empty(size + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _copy(into: np.ndarray, view: np.ndarray) -> None:
+    """`into[...] = view` with a cast to its dtype; quick where `view` is transposed, and without Python's lock.
+
+    NumPy walks a transposed array with a step of a whole row, for each element another line of the cache. Here a block
+    goes to a small array as it lies in the source, and from there to its place.
+    """
+    if view.dtype == into.dtype:
+        # As integers: the loops of bfloat16 may be slow and hold Python's lock.
+        into, view = _bits(into), _bits(view)
+    if into.ndim > 2:
+        into, view = _merged(into, view)
+    fast = int(np.argmin(view.strides)) if view.ndim else 0
+    last = view.ndim - 1
+    if view.ndim < 2 or fast == last or view.shape[fast] == 1:
+        into[...] = view
+        return
+    if view.ndim > 2:  # the axes which are not exchanged, one after the other
+        axis = next(axis for axis in range(last) if axis != fast)
+        for k in range(view.shape[axis]):
+            at: tuple[Any, ...] = (*[slice(None)] * axis, k)
+            _copy(into[at], view[at])
+        return
+    rows, columns = (min(_TILE, size) for size in view.shape)
+    # The padding keeps the rows of a block, a power of two apart, from falling on the same lines of the cache.
+    block = np.empty((columns, rows + 32), into.dtype)
+    for i in range(0, view.shape[0], _TILE):
+        for j in range(0, view.shape[1], _TILE):
+            piece = view[i : i + _TILE, j : j + _TILE]
+            rows, columns = piece.shape
+            block[:columns, :rows] = piece.T
+            _bits(into)[i : i + rows, j : j + columns] = _bits(block)[:columns, :rows].T
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """A view as unsigned integers."""
+    return array.view(f"u{array.itemsize}")
+
+
+def _merged(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays with neighbouring axes made one where both lie so that it is a view."""
+    shape = [a.shape[0]]
+    for axis in range(1, a.ndim):
+        if all(x.strides[axis - 1] == x.shape[axis] * x.strides[axis] for x in (a, b)):
+            shape[-1] *= a.shape[axis]
+        else:
+            shape.append(a.shape[axis])
+    return a.reshape(shape), b.reshape(shape)
 
 
 def _names(rule: Rule, shape: tuple[int, ...]) -> list[str]:
     return [rule.hf.replace("{i}", str(i)) for i in range(shape[0])] if rule.stacked else [rule.hf]
 
 
-def _uncovered(rules: Sequence[Rule], tree: Mapping[str, Any]) -> list[str]:
+def _uncovered(rules: Sequence[Rule], flat: Mapping[str, Any]) -> list[str]:
     covered = {rule.ours for rule in rules}
-    return [
-        f"{path} {tuple(x.shape)} has no row in the table"
-        for path, x in flatten_tree(tree).items()
-        if path not in covered
-    ]
+    return [f"{path} {tuple(x.shape)} has no row in the table" for path, x in flat.items() if path not in covered]
 
 
 def _groups(side: str) -> list[list[str]]:

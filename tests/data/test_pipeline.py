@@ -1,5 +1,6 @@
 """Records to batches: nothing lost, every batch a function of its number, and all problems named."""
 
+import dataclasses
 import itertools
 import json
 
@@ -18,7 +19,9 @@ from jaxvlm.data.samples import shuffle_turns
 from jaxvlm.data.sources import load_source
 from jaxvlm.errors import UserError
 from tests.data.conftest import conversation, data_config, write_records
+from tests.parity import pairs
 
+VISION = dataclasses.replace(pairs.tiny_config().vision, image_size=16, patch_size=8)
 SHAKEN = AugmentConfig(flip=True, shift=2, shuffle_turns=True)
 
 
@@ -30,7 +33,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def build(tokenizer):
     def build(source, *, rows=4, seed=0, process=(0, 1), **changes):
-        sizes = {"image_size": 16, "features_per_image": 4, "rows": rows, "seed": seed}
+        sizes = {"vision": VISION, "rows": rows, "seed": seed}
         host = {"process_index": process[0], "process_count": process[1]}
         return build_pipeline(data_config(source, **changes), tokenizer, **sizes, **host)
 
@@ -78,7 +81,11 @@ def test_rows_hold_the_images_of_their_records(build, data):
     from jaxvlm.data.images import load_image
 
     source = load_source(str(data))
-    known = [load_image(image, 16, "pad").tobytes() for i in range(60) for image in source[i].images]
+    known = [
+        load_image(image, 16, "pad", pad_colour=VISION.pad_colour).tobytes()
+        for i in range(60)
+        for image in source[i].images
+    ]
     made = build(data, rows=1)
     found = []
     for batch in take(made.batches(), made.num_rows(1)):
@@ -323,7 +330,7 @@ def test_an_image_that_breaks_behind_its_header_is_named(build, tmp_path, worker
 def test_images_are_decoded_once_if_they_fit_into_memory(build, data, monkeypatch):
     calls = []
     load = samples_module.load_image
-    monkeypatch.setattr(samples_module, "load_image", lambda *a: calls.append(a) or load(*a))
+    monkeypatch.setattr(samples_module, "load_image", lambda *a, **kw: calls.append(a) or load(*a, **kw))
     made = build(data, rows=1, augment=SHAKEN)
     kept = take(made.batches(), 2 * made.num_rows(1))
     assert len(calls) < 60  # 48 images; two threads may decode the same one at the same time

@@ -14,6 +14,7 @@ from jaxvlm.run import load_saved_config, open_run
 from jaxvlm.sharding import make_mesh
 from jaxvlm.training.metrics import read_metrics
 from jaxvlm.training.optimizer import paths
+from jaxvlm.weights.source import PARTS
 from tests.e2e.conftest import RECIPE
 
 # Kills its own process with SIGKILL 5 ms after the n-th batch has gone to the device: within the four micro-batches of
@@ -111,7 +112,15 @@ def test_stages_run_alone_are_the_chain(whole, command, tmp_path):
         (["--workdir", "{new}", "--resume"], r"nothing to resume"),
         (["--workdir", "{new}", "--config.stage.align.global_batch_size=6"], r"does not divide over 4 micro-batches"),
         (["--workdir", "{new}", "--config.stage.align.data.tokens=9"], r"data.tokens"),
-        (["--workdir", "{new}", "--config.stage.align.parts.vision=thawed"], r"parts.vision = 'thawed'; known"),
+        (
+            ["--workdir", "{new}", "--config.stage.align.parts.vision=thawed"],
+            r"parts.vision = 'thawed' is no policy; known",
+        ),
+        (
+            ["--workdir", "{new}", *(f"--config.stage.align.parts.{part}=frozen" for part in PARTS)],
+            r"every part is frozen; set one of config.stage.align.parts.vision",
+        ),
+        (["--workdir", "{new}", "--config.init.model=/nowhere"], r"/nowhere is neither a folder or file that is here"),
         (["--workdir", "{new}", "--config.stage.align.dato.tokens=9"], r"unknown key config.stage.align.dato.tokens"),
         (["--workdir", "{new}", "--stage", "third"], r"--stage third: .* align, finetune"),
         (["--workdir", "{new}", "--config.tokenizer.source=/nowhere"], r"tokenizer.source = '/nowhere'"),

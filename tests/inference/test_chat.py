@@ -89,7 +89,9 @@ def greedy_by_hand(world, record, count):
     )
     piece = expand(renderer.render_prompt(record), vision.features_per_image)
     batch = empty_batch(Batch.spec(rows=1, tokens=80, images=2, image_size=vision.image_size))
-    pixels = [load_image(image, vision.image_size, world.data.aspect) for image in record.images]
+    pixels = [
+        load_image(image, vision.image_size, world.data.aspect, pad_colour=vision.pad_colour) for image in record.images
+    ]
     fill_row(batch, 0, [piece], pixels, vision.features_per_image)
     length = len(piece.tokens)
     for at in range(length, length + count):
@@ -147,7 +149,7 @@ def test_samples_do_not_depend_on_the_batch_size(world):
 
 def test_an_image_is_decoded_once_for_all_its_questions(world, monkeypatch):
     loaded = []
-    monkeypatch.setattr(chat, "load_image", lambda *args: loaded.append(args[0]) or load_image(*args))
+    monkeypatch.setattr(chat, "load_image", lambda *args, **kw: loaded.append(args[0]) or load_image(*args, **kw))
     questions = [world.record("is it red?", colour) for _ in range(6) for colour in ("red", "green")]
     world.ask(questions)
     assert len(loaded) == 2

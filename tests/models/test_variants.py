@@ -9,12 +9,19 @@ from jaxvlm.models import variants
 from jaxvlm.models.vlm import build_model
 from tests.parity import pairs
 
-# Parameters in millions as published (model cards; CLIP's are of the image encoder alone).
+# Parameters in millions as published (model cards; of CLIP and SigLIP those of the image encoder, without CLIP's
+# projection and with SigLIP's pooling; tied embeddings once).
 MILLIONS = {
     "clip_b32": 87.5,
     "clip_b16": 85.8,
     "clip_l14": 303.2,
     "clip_l14_336": 303.5,
+    "clip_h14": 630.8,
+    "siglip_b16": 92.9,
+    "siglip_so400m_384": 428.2,
+    "siglip2_b16": 92.9,
+    "siglip2_so400m_384": 428.2,
+    "llama_7b": 6738.4,
     "llama2_7b": 6738.4,
     "llama2_13b": 13015.9,
     "llama3_8b": 8030.3,
@@ -22,6 +29,17 @@ MILLIONS = {
     "llama32_1b": 1235.8,
     "smollm2_135m": 134.5,
     "smollm2_360m": 361.8,
+    "smollm2_1_7b": 1711.4,
+    "mistral02_7b": 7241.7,
+    "mistral03_7b": 7248.0,
+    "qwen25_0_5b": 494.0,
+    "qwen25_1_5b": 1543.7,
+    "qwen25_3b": 3085.9,
+    "qwen25_7b": 7615.6,
+    "qwen3_0_6b": 596.0,
+    "qwen3_1_7b": 1720.6,
+    "qwen3_4b": 4022.5,
+    "qwen3_8b": 8190.7,
     "vicuna15_7b": 6738.4,
     "vicuna15_13b": 13015.9,
 }
@@ -30,7 +48,7 @@ MILLIONS = {
 @pytest.mark.parametrize("name", MILLIONS)
 def test_published_sizes(name):
     config = pairs.tiny_config()
-    if name.startswith("clip"):
+    if name.startswith(("clip", "siglip")):
         part, values = "vision", build_config(VisionConfig, variants.vision(name))
     else:
         part, values = "language", build_config(DecoderConfig, variants.language(name))
@@ -43,4 +61,8 @@ def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(UserError, match='no language model is called "lama2_7b" .did you mean "llama2_7b"'):
         variants.language("lama2_7b")
     with pytest.raises(UserError, match="known: clip_b32"):
-        variants.vision("siglip")
+        variants.vision("vit")
+
+
+def test_every_row_has_a_published_number():
+    assert set(MILLIONS) == {*variants._VISION, *variants._LANGUAGE}

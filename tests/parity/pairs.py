@@ -41,8 +41,8 @@ class Sample:
 
 def tiny_config(**changes) -> ModelConfig:
     """Every axis of another size; images of 23 pixels leave two over behind patches of 7."""
-    vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2, MEAN, STD)
-    language = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 10000.0, None, False)
+    vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2, MEAN, STD, "clip", "quick_gelu")
+    language = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 10000.0, None, False, False, False)
     config = ModelConfig(vision, ProjectorConfig("mlp2x_gelu"), language, "float32", "none")
     return dataclasses.replace(config, **changes)
 
@@ -54,15 +54,29 @@ def tied_config() -> ModelConfig:
     return dataclasses.replace(config, language=language, vision=dataclasses.replace(config.vision, feature_layer=-1))
 
 
-def hf_config(config: ModelConfig) -> transformers.LlavaConfig:
-    """Hugging Face's words for a config."""
+def siglip_config(**language) -> ModelConfig:
+    """SigLIP's encoder before a decoder with other choices."""
+    config = tiny_config()
+    vision = dataclasses.replace(config.vision, family="siglip", activation="gelu_tanh", norm_epsilon=1e-6)
+    return dataclasses.replace(config, vision=vision, language=dataclasses.replace(config.language, **language))
+
+
+def gelu_config() -> ModelConfig:
+    """CLIP H/14's exact GELU."""
+    config = tiny_config()
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, activation="gelu"))
+
+
+def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.LlavaConfig:
+    """Hugging Face's words for a config; `decoder` is the text model's type."""
     v, t = config.vision, config.language
     rope = {"rope_type": "default", "rope_theta": t.rope_theta}
     if t.rope_scaling is not None:
         s = t.rope_scaling
         rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor}
         rope |= {"high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original_max_positions}
-    vision = transformers.CLIPVisionConfig(
+    vision_class = transformers.CLIPVisionConfig if v.family == "clip" else transformers.SiglipVisionConfig
+    vision = vision_class(
         hidden_size=v.embed_dim,
         intermediate_size=v.mlp_dim,
         num_hidden_layers=v.num_layers,
@@ -70,9 +84,11 @@ def hf_config(config: ModelConfig) -> transformers.LlavaConfig:
         image_size=v.image_size,
         patch_size=v.patch_size,
         layer_norm_eps=v.norm_epsilon,
-        hidden_act="quick_gelu",
+        hidden_act={"gelu_tanh": "gelu_pytorch_tanh"}.get(v.activation, v.activation),
     )
-    text = transformers.LlamaConfig(
+    text_classes = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}
+    text_classes |= {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
+    text = text_classes[decoder](
         vocab_size=t.vocab_size,
         hidden_size=t.embed_dim,
         intermediate_size=t.mlp_dim,
@@ -85,20 +101,21 @@ def hf_config(config: ModelConfig) -> transformers.LlavaConfig:
         max_position_embeddings=4096,
         tie_word_embeddings=t.tie_embeddings,
         use_cache=False,
+        **({"sliding_window": None} if decoder == "mistral" else {}),
     )
     return transformers.LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE_TOKEN,
         vision_feature_layer=v.feature_layer,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="default" if v.family == "clip" else "full",
         tie_word_embeddings=t.tie_embeddings,
     )
 
 
-def make_pair(config: ModelConfig, *, attention: str = "eager", seed: int = 0) -> Pair:
+def make_pair(config: ModelConfig, *, decoder: str = "llama", attention: str = "eager", seed: int = 0) -> Pair:
     """A random model in both frameworks; `attention` is Hugging Face's `attn_implementation`."""
-    made = hf_config(config)
+    made = hf_config(config, decoder)
     made._attn_implementation = attention
     with torch.device("cpu"):
         hf = transformers.LlavaForConditionalGeneration(made).float().eval()

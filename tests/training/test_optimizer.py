@@ -50,7 +50,7 @@ def test_unknown_schedule_is_named():
 
 
 def test_groups_give_rate_and_decay():
-    groups = group_of(config(), ["language/norm/scale", "language/up/w", "projector/fc1/w", "projector/fc1/bias"])
+    groups = group_of(config(), ["language/norm/scale", "language/up/w", "projector/fc1/w", "projector/fc1/bias"], [])
     assert {path: tuple(group) for path, group in groups.items()} == {
         "language/norm/scale": (1e-2, 0.0),
         "language/up/w": (1e-2, 0.1),
@@ -62,13 +62,13 @@ def test_groups_give_rate_and_decay():
 def test_patterns_that_match_nothing_are_all_named_with_the_nearest_path():
     wrong = config(groups=(("projecter/.*", GroupConfig(1.0)),), no_weight_decay=("norms",))
     with pytest.raises(UserError) as error:
-        group_of(wrong, ["projector/fc1/w", "language/norm"])
+        group_of(wrong, ["projector/fc1/w"], ["language/norm"])
     assert 'pattern "projecter/.*" matches no parameter; nearest path: projector/fc1/w' in str(error.value)
     assert 'pattern "norms" matches no parameter; nearest path: language/norm' in str(error.value)
 
 
 def test_updates_are_those_of_torch_adamw_with_clipping():
-    optimizer = build_optimizer(config(schedule="constant", warmup=0.0), 5, PARAMS)
+    optimizer = build_optimizer(config(schedule="constant", warmup=0.0), 5, PARAMS, {})
     state, params = optimizer.init(PARAMS), PARAMS
     rates = {"w": (1e-2, 0.1), "scale": (1e-2, 0.0), "fc1w": (3e-2, 0.1), "fc1b": (3e-2, 0.0)}
     start = {

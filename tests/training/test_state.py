@@ -73,10 +73,14 @@ def test_split_and_merge_are_inverse():
 
 
 def test_wrong_policies_are_named():
-    with pytest.raises(UserError, match="parts.vision = 'lora'; known: frozen, full"):
-        split({}, tiny.stage(parts={"vision": "lora", "projector": "full", "language": "full"}).parts)
-    with pytest.raises(UserError, match="every part is frozen"):
-        split({}, tiny.stage(parts=dict.fromkeys(("vision", "projector", "language"), "frozen")).parts)
+    wrong = tiny.stage(parts={"vision": "loro(3)", "projector": "lora(1, 2)", "language": "lora(rank=0, alpha='x')"})
+    with pytest.raises(UserError) as error:
+        split({}, wrong.parts)
+    message = str(error.value)
+    assert """parts.vision = 'loro(3)' is no policy; known: "frozen", "full", "lora(""" in message
+    assert "parts.projector has no adapters" in message and "alpha = 'x'" in message
+    with pytest.raises(UserError, match="rank = 0, expected 1 or more"):
+        tiny.stage(parts=dict.fromkeys(("vision", "language"), "lora(0, 2)") | {"projector": "full"}).parts.adapters()
 
 
 def test_checkpoint_gives_back_every_bit(frozen_vision, tmp_path):

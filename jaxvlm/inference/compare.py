@@ -1,0 +1,70 @@
+"""Logits of one prompt, by us and by transformers in torch, to hold against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from PIL import Image
+
+from jaxvlm.data.records import IMAGE, Record, Turn
+from jaxvlm.errors import UserError
+from jaxvlm.inference.chat import prompt_logits
+from jaxvlm.models.vlm import build_model
+from jaxvlm.run import Run
+
+
+def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:
+    """float32[T, V], logits of a run's model behind each token of a question, computed in float32.
+
+    Args:
+      images: files, that stand before the question.
+      prompt: the question.
+    """
+    config = dataclasses.replace(opened.model.config, compute_dtype="float32")
+    text = f"{IMAGE}\n" * len(images) + prompt
+    record = Record("prompt", (Turn("user", text),), tuple(map(str, images)), "--prompt")
+    return prompt_logits(
+        build_model(config, dict(opened.model.adapters)),
+        opened.params,
+        opened.tokenizer,
+        opened.stage.data,
+        record,
+        mesh=opened.mesh,
+        rules=opened.rules,
+    )
+
+
+def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarray:
+    """float32[T, V], the same of a Hugging Face folder, by transformers in torch with the folder's own processor.
+
+    Raises:
+      UserError: torch is not installed, or transformers cannot load the folder.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"to run {folder} torch is needed: pip install torch") from error
+    try:
+        is_llava = (folder / "processor_config.json").is_file()
+        auto = transformers.AutoModelForImageTextToText if is_llava else transformers.AutoModelForCausalLM
+        model: Any = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        processor: Any = (transformers.AutoProcessor if is_llava else transformers.AutoTokenizer).from_pretrained(
+            folder
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"transformers cannot load {folder}: {error}") from error
+    text = f"{IMAGE}\n" * len(images) + prompt
+    said = processor.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+    )
+    if is_llava:
+        opened = [Image.open(image).convert("RGB") for image in images]
+        inputs = processor(text=said, images=opened or None, return_tensors="pt", add_special_tokens=False)
+    else:
+        inputs = processor(said, return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        return model(**inputs).logits[0].float().numpy()

@@ -1,0 +1,208 @@
+"""A decoder out of a GGUF file, llama.cpp's format: weights under Hugging Face's names, and the config.
+
+Source: the format and its metadata keys, docs/gguf.md of ggml; tensor names and the order of rows, llama.cpp's
+convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxvlm.config import DecoderConfig, RopeScaling
+from jaxvlm.data.gguf_tokenizer import read_metadata
+from jaxvlm.errors import UserError
+from jaxvlm.weights.folder import TensorSource, TensorSpec, listed
+
+# GGUF's name of a family -> whether its rows of q and k are in the order of an interleaved rope.
+ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}  # Mistral and SmolLM2 are "llama" too
+
+_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_QK_NORM = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}  # qwen3
+_ROPE_FACTORS = "rope_freqs.weight"  # no weight: what the rotary frequencies are divided by; goes into the config
+
+# Keys behind the architecture's name that would make another model than ours, unless they are absent or 0.
+_OTHER_MODELS = ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale", "embedding_scale")
+
+# As Llama 3.1, 3.2 and 3.3 have it, but for the factor; a GGUF file holds only the numbers that come of it.
+_LLAMA3 = RopeScaling(factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
+
+
+class GGUFSource(TensorSource):
+    """The tensors of a GGUF file under Hugging Face's names, dequantised when they are asked for.
+
+        GGUFSource("smollm2.gguf")["model.layers.0.self_attn.q_proj.weight"]    float32[576, 576]
+
+    Rows of q and k are in Hugging Face's order, whatever order the file has.
+    """
+
+    def __init__(self, path: str | Path):
+        """Reads the header; weights stay on disk.
+
+        Raises:
+          UserError: the package gguf is missing; the file is absent, no GGUF, of an unknown architecture, or holds
+            tensors that no model of its architecture has.
+        """
+        self.path = Path(path)
+        self.metadata = read_metadata(self.path)
+        self.architecture = str(self.metadata.value("general.architecture"))
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(
+                f'{self.path} holds a model of architecture "{self.architecture}"; '
+                f"supported are {', '.join(ARCHITECTURES)}"
+            )
+        names = {tensor.name: _hf_name(tensor.name, self.architecture) for tensor in self.metadata.reader.tensors}
+        unknown = [name for name, hf in names.items() if hf is None and name != _ROPE_FACTORS]
+        if unknown:
+            raise UserError(
+                f'{self.path} holds {len(unknown)} tensors that a plain "{self.architecture}" decoder does not have: '
+                f"{listed(unknown)}"
+            )
+        tensors = {tensor.name: tensor for tensor in self.metadata.reader.tensors}
+        self._tensors = {hf: tensors[name] for name, hf in names.items() if hf is not None}
+        super().__init__({hf: _spec(tensor) for hf, tensor in self._tensors.items()})
+        self.rope_factors = _dequantise(tensors[_ROPE_FACTORS], self.path) if _ROPE_FACTORS in tensors else None
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """float32, in Hugging Face's shape."""
+        array = _dequantise(self._tensors[name], self.path)
+        if ARCHITECTURES[self.architecture] and (match := re.search(r"\.self_attn\.([qk])_proj\.", name)):
+            count = "attention.head_count" if match[1] == "q" else "attention.head_count_kv"
+            return unpermute(array, self.number(count))
+        return array
+
+    def where(self, name: str) -> str:
+        """The file."""
+        return str(self.path)
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A number of the architecture's metadata, `key` without the architecture's name.
+
+        Raises:
+          UserError: it is absent and has no default, or is a list of numbers, one for each block.
+        """
+        if key == "attention.head_count_kv" and default is None:
+            default = self.number("attention.head_count")  # llama.cpp writes it for grouped queries only
+        return self.metadata.number(f"{self.architecture}.{key}", default)
+
+
+def unpermute(array: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k in Hugging Face's order, which rotates halves of a head; llama.cpp's "llama" rotates neighbours.
+
+        a head of six rows    file [ 0 3 1 4 2 5 ]    result [ 0 1 2 3 4 5 ]
+
+    Args:
+      array: [heads * head_dim, ...], a weight or a bias.
+      heads: N of queries, K of keys.
+
+    Source: llama.cpp, convert_hf_to_gguf.py, LlamaModel.permute, whose inverse this is.
+    """
+    pairs = array.reshape(heads, -1, 2, *array.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(array.shape)
+
+
+def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
+    """The decoder whose weights the file holds.
+
+    Raises:
+      UserError: a number that the metadata lacks; or all that says of a model that the decoder is not, in one message.
+    """
+    heads, embed_dim = source.number("attention.head_count"), source.number("embedding_length")
+    head_dim = source.number("attention.key_length", embed_dim // heads)
+    problems = [
+        f"{source.architecture}.{key} = {value}, which the decoder does not have"
+        for key in _OTHER_MODELS
+        if (value := source.number(key, 0))
+    ]
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (size := source.number(key, head_dim)) != head_dim:
+            problems.append(f"{source.architecture}.{key} = {size}, expected the head's {head_dim}")
+    if "model.embed_tokens.weight" not in source:
+        problems.append("there are no weights (token_embd.weight)")
+    theta = source.number("rope.freq_base", 10000.0)
+    scaling = _rope_scaling(source, head_dim, theta, problems)
+    if problems:
+        raise UserError(f"{source.path} cannot be a decoder: " + "; ".join(problems))
+    return DecoderConfig(
+        vocab_size=source.spec("model.embed_tokens.weight").shape[0],
+        embed_dim=embed_dim,
+        mlp_dim=source.number("feed_forward_length"),
+        num_layers=source.number("block_count"),
+        num_heads=heads,
+        num_kv_heads=source.number("attention.head_count_kv"),
+        head_dim=head_dim,
+        norm_epsilon=_shortest(source.number("attention.layer_norm_rms_epsilon")),
+        rope_theta=_shortest(theta),
+        rope_scaling=scaling,
+        tie_embeddings="lm_head.weight" not in source,
+        qkv_bias="model.layers.0.self_attn.q_proj.bias" in source,
+        qk_norm="model.layers.0.self_attn.q_norm.weight" in source,
+    )
+
+
+def _hf_name(name: str, architecture: str) -> str | None:
+    """ "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; None of an unknown one."""
+    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    if match is None:
+        return None
+    block, part, kind = match.groups()
+    table = _WHOLE if block is None else _BLOCK | (_QK_NORM if architecture == "qwen3" else {})
+    if part not in table:
+        return None
+    return f"{table[part]}.{kind}" if block is None else f"model.layers.{block}.{table[part]}.{kind}"
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    """Of what `_dequantise` gives; the file names the fastest axis first."""
+    return TensorSpec(tuple(int(size) for size in reversed(tensor.shape)), np.dtype(np.float32))
+
+
+def _dequantise(tensor: Any, path: Path) -> np.ndarray:
+    import gguf
+
+    try:
+        return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{path}: {tensor.name} is of type {tensor.tensor_type.name}, which the package gguf cannot read; "
+            "take a file of another quantisation, such as Q8_0 or F16"
+        ) from error
+
+
+def _shortest(value: float) -> float:
+    """The number that a float32 of the file was made of: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _rope_scaling(source: GGUFSource, head_dim: int, theta: float, problems: list[str]) -> RopeScaling | None:
+    """Llama 3's scaling if the file's factors are its; appends to `problems` what they are else."""
+    kind = source.metadata.value(f"{source.architecture}.rope.scaling.type", "linear")  # llama.cpp's default
+    stretch = source.number("rope.scaling.factor", source.number("rope.scale_linear", 1.0))
+    if kind != "none" and stretch != 1.0:
+        problems.append(f'rope scaling "{kind}" by {stretch}; the decoder has Llama 3\'s only')
+    if source.rope_factors is None or np.all(source.rope_factors == 1.0):
+        return None
+    scaling = dataclasses.replace(_LLAMA3, factor=float(source.rope_factors.max()))
+    turns = scaling.original_max_positions * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    expected = 1 / (kept + (1 - kept) / scaling.factor)
+    if source.rope_factors.shape != expected.shape or not np.allclose(source.rope_factors, expected, rtol=1e-3):
+        problems.append(f"{_ROPE_FACTORS} holds other factors than Llama 3's {scaling}")
+    return scaling

@@ -1,0 +1,170 @@
+"""Adapters: what they compute, what is trained of a part that has some, and what is kept."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvlm.config import LoraConfig, MeshConfig, PartsConfig
+from jaxvlm.errors import UserError
+from jaxvlm.models.vlm import build_model
+from jaxvlm.sharding import Rules, make_mesh, to_devices
+from jaxvlm.training.optimizer import paths
+from jaxvlm.training.state import initial_state, merge, merge_adapters, state_layout, table_of_parts
+from jaxvlm.training.step import compile_train_step
+from tests import tiny
+
+CONFIG = tiny.config(tiny.recipe()).model
+PARTS = {"vision": "lora(4, 6.0, targets='blocks/mlp/.*')", "projector": "full", "language": "lora(5, alpha=8)"}
+ADAPTERS = PartsConfig(**PARTS).adapters()
+
+
+def one_device_layout(parts, **values):
+    stage = tiny.stage(parts=parts, frozen_dtype="bfloat16", **values)
+    mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+    return stage, state_layout(build_model(CONFIG, stage.parts.adapters()), stage, 4, mesh, Rules())
+
+
+def random_params(adapters, seed=0):
+    random = np.random.default_rng(seed)
+    abstract = build_model(CONFIG, adapters).abstract
+    return jax.tree.map(lambda x: (random.standard_normal(x.shape) / 6).astype(np.float32), abstract)
+
+
+def logits(adapters, params, key=None):
+    def run(params, batch):
+        vlm = build_model(CONFIG, adapters).bind(params, key)
+        return vlm.logits(vlm.hidden(batch))
+
+    return np.asarray(jax.jit(run)(params, tiny.batch(rows=2)))
+
+
+def test_a_policy_in_words():
+    assert ADAPTERS["language"] == LoraConfig(rank=5, alpha=8)
+    assert ADAPTERS["language"].scale == 8 / 5 and LoraConfig(9, 6.0, rslora=True).scale == 2.0
+
+
+def test_shapes_and_axes_follow_the_weight():
+    model = build_model(CONFIG, ADAPTERS)
+    shapes = {path: leaf.shape for path, leaf in paths(model.abstract).items() if "/lora/" in path}
+    assert shapes["language/blocks/attention/q/lora/a"] == (3, 48, 5)
+    assert shapes["language/blocks/attention/q/lora/b"] == (3, 5, 6, 10)
+    assert shapes["language/blocks/attention/out/lora/a"] == (3, 6, 10, 5)
+    assert shapes["vision/blocks/mlp/down/lora/a"] == (4, 44, 4)
+    assert len(shapes) == 2 * (7 + 2)
+    adapter = model.axes["language"]["blocks"]["attention"]["out"]["lora"]
+    assert adapter == {"a": ("layers", "heads", "head_dim", None), "b": ("layers", None, "embed")}
+
+
+def test_new_adapters_change_no_logit():
+    made = jax.jit(build_model(CONFIG, ADAPTERS).init)(jax.random.key(1))
+    params = {name: leaf for name, leaf in paths(made).items() if "/lora/" in name}
+    assert all(leaf.any() == name.endswith("/a") for name, leaf in params.items())
+    bare = merge_adapters(made, ADAPTERS)
+    np.testing.assert_array_equal(logits(ADAPTERS, made), logits({}, bare))
+
+
+def test_merged_adapters_give_the_same_logits():
+    params = random_params(ADAPTERS)
+    merged = merge_adapters(params, ADAPTERS)
+    assert jax.tree.structure(merged) == jax.tree.structure(build_model(CONFIG).abstract)
+    assert not np.allclose(
+        merged["language"]["blocks"]["mlp"]["up"]["w"], params["language"]["blocks"]["mlp"]["up"]["w"]
+    )
+    np.testing.assert_allclose(logits({}, merged), logits(ADAPTERS, params), atol=1e-5)
+
+
+def test_merging_unstacks_nothing_when_the_rank_is_the_number_of_layers():
+    adapters = {"language": LoraConfig(CONFIG.language.num_layers, 2.0)}
+    params = random_params(adapters)
+    np.testing.assert_allclose(logits({}, merge_adapters(params, adapters)), logits(adapters, params), atol=1e-5)
+
+
+def test_only_adapters_and_projector_train():
+    stage, layout = one_device_layout(PARTS)
+    state = initial_state(layout, 3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype(jnp.bfloat16)}
+    assert all("/lora/" in path or path.startswith("projector/") for path in paths(state.trained))
+    moments = jax.tree.leaves(state.optimizer)
+    assert sum(x.size for x in moments) < 2.2 * sum(x.size for x in jax.tree.leaves(state.trained))
+    frozen = jax.device_get(state.frozen)
+    before = jax.device_get(state.trained)
+    step, batch = compile_train_step(layout, 2), to_devices(tiny.batch(), layout.mesh, layout.rules)
+    losses = []
+    for _ in range(3):
+        state, info = step(state, batch)
+        losses.append(float(info["loss"]))
+    assert losses[-1] < losses[0]
+    for path, leaf in paths(state.frozen).items():
+        assert np.array_equal(leaf, paths(frozen)[path]), path
+    unchanged = [path for path, leaf in paths(state.trained).items() if np.array_equal(leaf, paths(before)[path])]
+    last = [path for path in unchanged if not path.startswith("vision/")]
+    assert not last  # vision's blocks behind the feature layer are in the same leaves, so those change as well
+    table = table_of_parts(layout, stage).splitlines()
+    assert "bfloat16, float32" in table[1] and "bfloat16, float32" in table[3]
+
+
+def test_weights_that_are_given_are_kept_and_the_rest_is_new():
+    _, layout = one_device_layout(PARTS)
+    given = random_params({})
+    del given["projector"]
+    state = initial_state(layout, 3, given)
+    merged = merge(state.trained, state.frozen)
+    want = given["language"]["blocks"]["mlp"]["up"]["w"]
+    have = merged["language"]["blocks"]["mlp"]["up"]
+    assert np.array_equal(have["w"], want.astype(jnp.bfloat16))
+    assert have["lora"]["a"].any() and not have["lora"]["b"].any() and merged["projector"]["fc1"]["w"].any()
+
+
+def test_dropout_drops_only_while_training():
+    adapters = {"language": LoraConfig(5, 8, dropout=0.5), "vision": LoraConfig(3, 4, dropout=0.1)}
+    params = random_params(adapters)
+    plain = logits(adapters, params)
+    one, again, other = (logits(adapters, params, jax.random.key(i)) for i in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - plain).max() > 1e-3 and np.abs(one - other).max() > 1e-3
+    without = {part: dataclasses.replace(lora, dropout=0.0) for part, lora in adapters.items()}
+    np.testing.assert_array_equal(logits(without, params, jax.random.key(1)), plain)
+
+
+def test_dropout_keeps_the_mean():
+    adapters = {"language": LoraConfig(5, 8, dropout=0.5, targets="blocks/attention/q")}
+    model, random = build_model(CONFIG, adapters), np.random.default_rng(0)
+    x = random.standard_normal((1, 1, 48)).astype(np.float32)
+    params = random_params(adapters)
+
+    @jax.jit
+    def adapter(key):
+        language = model.bind(params, key).language
+        lora = language.blocks.attention.q.lora
+        a, keep = lora.a[0], jax.random.bernoulli(lora.key[0], 0.5, x.shape)
+        return (jnp.where(keep, x / 0.5, 0) @ a)[0, 0]
+
+    mean = np.mean([adapter(jax.random.key(i)) for i in range(400)], axis=0)
+    want = (x @ params["language"]["blocks"]["attention"]["q"]["lora"]["a"][0])[0, 0]
+    np.testing.assert_allclose(mean, want, atol=0.35)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_dropout_is_the_same_when_recomputed(remat):
+    adapters = {"language": LoraConfig(5, 8, dropout=0.5)}
+    params = random_params(adapters)
+
+    def gradient(name):
+        model = build_model(dataclasses.replace(CONFIG, remat=name), adapters)
+
+        def loss(params):
+            return (model.bind(params, jax.random.key(1)).hidden(tiny.batch(rows=2)) ** 2).sum()
+
+        return jax.jit(jax.grad(loss))(params)["language"]["blocks"]
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(remat), gradient("none"))
+
+
+def test_targets_that_match_nothing():
+    with pytest.raises(
+        UserError, match=r'parts.language: lora targets "q_proj" match no projection; nearest: .*; all: '
+    ):
+        build_model(CONFIG, {"language": LoraConfig(4, 8, targets="q_proj")})

@@ -1,0 +1,248 @@
+"""Exported folders, read by transformers: the same ids and pixels as ours."""
+
+import json
+
+import numpy as np
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxvlm.config import VisionConfig, build_config
+from jaxvlm.data.conversation import TEMPLATES, Renderer
+from jaxvlm.data.images import load_image
+from jaxvlm.data.records import IMAGE, Record, Turn
+from jaxvlm.data.tokenizer import train_tokenizer, training_texts
+from jaxvlm.errors import UserError
+from jaxvlm.models import variants
+from jaxvlm.weights.processor import chat_template, ensure_image_token, write_processor
+from tests.data.conftest import WORDS, data_config
+from tests.data.test_conversation import CHAT, byte_tokenizer, llama_tokenizer, record
+from tests.parity.pairs import tiny_config
+
+
+def quickstart_tokenizer():
+    """As the quickstart trains one."""
+    turns = tuple(Turn(("user", "assistant")[i % 2], " ".join(WORDS)) for i in range(4))
+    return train_tokenizer(training_texts([Record("a", turns, (), "a")] * 3, "vicuna_v1", ""), 400)
+
+
+TOKENIZERS = {
+    "quickstart": quickstart_tokenizer,
+    "llama": lambda: llama_tokenizer(special=CHAT),
+    "new_llama": lambda: llama_tokenizer(legacy=False, special=CHAT),
+    "bytes": byte_tokenizer,
+}
+FITTING = [
+    (kind, name)
+    for kind in TOKENIZERS
+    for name in TEMPLATES
+    if not (kind == "bytes" and name in ("vicuna_v1", "llama2")) and not (kind == "quickstart" and name == "chatml")
+]
+CONVERSATIONS = [
+    record("<image>\nWhat is it?", "A cat."),
+    record("What is it? <image>", "A cat.", "And now?", " Be\nWhat ", "So?"),
+    record("<image>"),
+    record("Who?", "日本 cat", system="Be  brief."),
+    record("Who?", system=""),
+    record("<image> vs <image>\nWhich?", "B", "<image>Why", "\nA"),
+    record("<image><image> ", "It", " now "),
+]
+CAPTIONS = [record("<image>"), record("<image>", "A cat"), record("Say <image>", " A\ncat"), record("<image>", "cat ")]
+
+
+def vision(name="clip_l14_336"):
+    return build_config(VisionConfig, variants.vision(name))
+
+
+def messages(rec, *, parts):
+    """A record as transformers takes one, with text as strings or as parts."""
+    if not parts:
+        return [{"role": turn.role, "content": turn.text} for turn in rec.turns]
+    found = []
+    for turn in rec.turns:
+        content = []
+        for index, text in enumerate(turn.text.split(IMAGE)):
+            content += [{"type": "image"}] if index else []
+            content += [{"type": "text", "text": text}] if text else []
+        found.append({"role": turn.role, "content": content})
+    return found
+
+
+def ours(tokenizer, name, rec, system=None):
+    renderer = Renderer(tokenizer, name, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), system=system)
+    return (renderer.render if rec.turns[-1].role == "assistant" else renderer.render_prompt)(rec).tokens.tolist()
+
+
+def theirs(tokenizer, rec, *, parts=False):
+    asks = rec.turns[-1].role == "user"
+    return tokenizer.apply_chat_template(messages(rec, parts=parts), add_generation_prompt=asks, return_dict=False)
+
+
+@pytest.mark.parametrize("system", [None, "", 'Say "cat".\n'])
+@pytest.mark.parametrize(("kind", "name"), FITTING)
+def test_templates_give_our_ids(kind, name, system):
+    tokenizer, _, _ = ensure_image_token(TOKENIZERS[kind]())
+    tokenizer.chat_template, notes = chat_template(tokenizer, name, system)
+    assert notes == []
+    for rec in CAPTIONS if name == "plain" else CONVERSATIONS:
+        expected = ours(tokenizer, name, rec, system)
+        assert theirs(tokenizer, rec) == expected
+        assert theirs(tokenizer, rec, parts=True) == expected
+
+
+@pytest.fixture(scope="module")
+def ready():
+    """Tokenizers with the template of Vicuna, one of each kind that fits it."""
+    found = []
+    for kind in ("llama", "new_llama", "quickstart"):
+        tokenizer, _, _ = ensure_image_token(TOKENIZERS[kind]())
+        tokenizer.chat_template, _ = chat_template(tokenizer, "vicuna_v1", None)
+        renderer = Renderer(tokenizer, "vicuna_v1", image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
+        found.append((tokenizer, renderer))
+    return found
+
+
+TEXTS = st.lists(st.sampled_from(["cat", " ", "\n", "What", "日", IMAGE, "USER:", "{", "'"]), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(questions=st.lists(TEXTS, min_size=1, max_size=3), answer=st.sampled_from(["A cat.", " B", "\nC "]))
+def test_any_conversation_gives_our_ids(ready, questions, answer):
+    texts = []
+    for words in questions:
+        text = "".join(words)
+        texts += [text if text.strip() else "What", answer]
+    rec = record(*texts[:-1])
+    for tokenizer, renderer in ready:
+        assert theirs(tokenizer, rec, parts=True) == renderer.render_prompt(rec).tokens.tolist()
+
+
+def test_a_tokenizer_that_one_pass_cannot_please():
+    tokenizer, _, _ = ensure_image_token(llama_tokenizer(legacy=False))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["rstrip"] = token["content"] == IMAGE  # swallows the white space behind it, in one pass only
+    backend = type(tokenizer.backend_tokenizer).from_str(json.dumps(state))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", extra_special_tokens=[IMAGE]
+    )
+    _, notes = chat_template(tokenizer, "vicuna_v1", None)
+    assert len(notes) == 1 and notes[0].startswith("text that follows <image> becomes other ids")
+
+
+@pytest.mark.parametrize("encoder", ["clip_l14_336", "siglip_b16"])
+@pytest.mark.parametrize("aspect", ["pad", "square"])
+@pytest.mark.parametrize("kind", ["llama", "new_llama", "quickstart"])
+def test_processor_gives_our_ids_and_pixels(kind, aspect, encoder, tmp_path):
+    config = vision(encoder)
+    tokenizer, image_id, _ = ensure_image_token(TOKENIZERS[kind]())
+    write_processor(tmp_path, tokenizer, config, data_config("", template="vicuna_v1", system=None, aspect=aspect))
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor) is transformers.LlavaProcessor
+
+    random = np.random.default_rng(0)
+    shapes = [(50, 50), (40, 60), (61, 33)]
+    for index, shape in enumerate(shapes):
+        pixels = random.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(pixels).resize((240, 240) if not index else (310, 210)).save(path)
+        rec = record("What <image>", "A cat.", "And?")
+        chat = messages(rec, parts=True)
+        chat[0]["content"][1]["url"] = str(path)
+        out = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+
+        expected = []
+        for id in ours(tokenizer, "vicuna_v1", rec):
+            expected += [id] * (config.features_per_image if id == image_id else 1)
+        assert out["input_ids"][0] == expected
+
+        normal = np.asarray(out["pixel_values"])[0].transpose(1, 2, 0)
+        levels = 255 * (normal * np.float32(config.image_std) + np.float32(config.image_mean))
+        expected_pixels = load_image(str(path), config.image_size, aspect, pad_colour=config.pad_colour).astype(
+            np.float32
+        )
+        assert np.abs(levels - expected_pixels).max() <= 1.01
+
+
+def test_files_of_a_folder(tmp_path):
+    tokenizer, _, added = ensure_image_token(byte_tokenizer())
+    assert added == [IMAGE]
+    before = tokenizer.chat_template, tokenizer.padding_side
+    notes = write_processor(
+        tmp_path / "new" / "folder", tokenizer, vision("siglip_b16"), data_config("", template="chatml", aspect="pad")
+    )
+    assert notes == []
+    assert (tokenizer.chat_template, tokenizer.padding_side) == before
+    folder = tmp_path / "new" / "folder"
+    assert {path.name for path in folder.iterdir()} == {
+        "chat_template.jinja",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    generation = transformers.GenerationConfig.from_pretrained(folder)
+    end, stop = (tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|im_end|>"))
+    assert (generation.eos_token_id, generation.pad_token_id, generation.do_sample) == ([stop, end], end, False)
+    values = json.loads((folder / "processor_config.json").read_text())
+    assert (values["num_additional_image_tokens"], values["vision_feature_select_strategy"]) == (0, "full")
+    assert not any(str(tmp_path) in path.read_text() for path in folder.iterdir())
+
+
+def test_the_tokenizers_own_template_is_kept(tmp_path):
+    tokenizer, _, _ = ensure_image_token(byte_tokenizer())
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system="Be brief."))
+    assert [note.partition(":")[2] for note in notes] == [
+        ' write "<image>" and a newline before the question yourself',
+        " give the system message of the training yourself",
+    ]
+    read = transformers.AutoProcessor.from_pretrained(tmp_path)
+    assert read.chat_template == read.tokenizer.chat_template == tokenizer.chat_template
+    rec = record("<image>\nWhat?", "A", "B?")
+    assert theirs(read.tokenizer, rec) == ours(tokenizer, "tokenizer", rec)
+
+
+def test_a_folder_for_a_tiny_model(tmp_path):
+    config = tiny_config().vision
+    write_processor(tmp_path, quickstart_tokenizer(), config, data_config("", aspect="square"))
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    out = processor(text=f"{IMAGE}\nwhat", images=Image.new("RGB", (30, 40)))
+    assert out["input_ids"][0].count(processor.image_token_id) == config.features_per_image
+
+
+def test_the_image_token():
+    plain = llama_tokenizer()
+    tokenizer, id, added = ensure_image_token(plain)
+    assert (id, added) == (len(plain), [IMAGE]) and IMAGE not in plain.get_vocab()
+    assert tokenizer(f"a{IMAGE}b", add_special_tokens=False).input_ids.count(id) == 1
+    assert ensure_image_token(tokenizer) == (tokenizer, id, [])
+    # There already, but as plain text: it keeps its id.
+    old = llama_tokenizer(not_special=[IMAGE])
+    tokenizer, id, added = ensure_image_token(old)
+    assert (id, added) == (old.convert_tokens_to_ids(IMAGE), []) and IMAGE in tokenizer.all_special_tokens
+
+
+def test_other_special_tokens_stay():
+    old = llama_tokenizer()
+    old.add_special_tokens({"extra_special_tokens": ["<box>"]})
+    tokenizer, _, _ = ensure_image_token(old)
+    assert {"<box>", IMAGE} <= set(tokenizer.all_special_tokens)
+
+
+def test_refused(tmp_path):
+    with pytest.raises(UserError, match="has no <image>"):
+        write_processor(tmp_path, llama_tokenizer(), vision(), data_config(""))
+    tokenizer, _, _ = ensure_image_token(llama_tokenizer())
+    with pytest.raises(UserError, match='no template "vicuna"'):
+        write_processor(tmp_path, tokenizer, vision(), data_config("", template="vicuna"))
+    with pytest.raises(UserError, match='no template "vicuna"; templates: plain, vicuna_v1'):
+        chat_template(tokenizer, "vicuna", None)
+    with pytest.raises(UserError, match="has not: <.im_start.>"):
+        write_processor(tmp_path, tokenizer, vision(), data_config("", template="chatml"))
