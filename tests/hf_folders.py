@@ -1,0 +1,58 @@
+"""Hugging Face folders of small random models, made on the spot by transformers itself."""
+
+from pathlib import Path
+
+import torch
+import transformers
+
+from jaxvlm.config import ModelConfig
+from jaxvlm.data.tokenizer import train_tokenizer
+from tests.parity import pairs
+
+WORDS = ["USER: <image>\nwhat color is it? ASSISTANT: red</s>", "is it green or blue? yes, no, it is red not green"]
+
+
+def tokenizer(vocab_size: int, *, image_token: bool = True):
+    """A tokenizer of few words; its last token is "<image>" or there is none."""
+    made = train_tokenizer(WORDS, vocab_size)
+    if not image_token:
+        path = Path(made.init_kwargs.get("name_or_path") or ".")
+        del path
+        vocab = made.get_vocab()
+        backend = made.backend_tokenizer.to_str().replace('"<image>"', '"<picture>"')
+        made = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=type(made.backend_tokenizer).from_str(backend),
+            unk_token="<unk>",
+            bos_token="<s>",
+            eos_token="</s>",
+            pad_token="<pad>",
+            clean_up_tokenization_spaces=False,
+        )
+        assert len(made.get_vocab()) == len(vocab)
+    return made
+
+
+def write_llava(folder: Path, config: ModelConfig, *, decoder="llama", dtype="float32", shard="50GB", seed=0):
+    """A LLaVA as `save_pretrained` writes it, with a tokenizer; returns the model."""
+    pair = pairs.make_pair(config, decoder=decoder, seed=seed)
+    hf = pair.hf.to(getattr(torch, dtype))
+    words = tokenizer(config.language.vocab_size)
+    hf.config.image_token_index = hf.config.image_token_id = words.convert_tokens_to_ids("<image>")
+    hf.save_pretrained(folder, max_shard_size=shard)
+    words.save_pretrained(folder)
+    return hf
+
+
+def write_vision(folder: Path, config: ModelConfig, *, seed=0):
+    """The encoder alone."""
+    pairs.make_pair(config, seed=seed).hf.model.vision_tower.save_pretrained(folder)
+
+
+def write_language(folder: Path, config: ModelConfig, *, decoder="llama", seed=0, image_token=False):
+    """The decoder alone, with a tokenizer that does not know "<image>"."""
+    hf = pairs.make_pair(config, decoder=decoder, seed=seed).hf
+    model = transformers.AutoModelForCausalLM.from_config(hf.config.text_config)
+    model.model.load_state_dict(hf.model.language_model.state_dict())
+    model.lm_head.load_state_dict(hf.lm_head.state_dict())
+    model.save_pretrained(folder)
+    tokenizer(config.language.vocab_size, image_token=image_token).save_pretrained(folder)
