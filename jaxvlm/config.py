@@ -151,6 +151,11 @@ class LoraConfig:
     rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732)
 
     @property
+    def policy(self) -> str:
+        """The same in a recipe's words."""
+        return f"lora({', '.join(f'{name}={value!r}' for name, value in dataclasses.asdict(self).items())})"
+
+    @property
     def scale(self) -> float:
         """By what the low-rank term is multiplied."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)

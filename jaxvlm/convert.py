@@ -32,17 +32,18 @@ from jaxvlm.config import Config, build_config
 from jaxvlm.data.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
-from jaxvlm.models.vlm import build_model
-from jaxvlm.run import Run, has_begun, open_run, save_config, stage_folder
+from jaxvlm.run import Run, has_begun, open_run, save_config, stage_folder, stage_model
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.optimizer import map_paths, paths
 from jaxvlm.training.state import initial_state, merge_adapters, state_layout
+from jaxvlm.weights.adapters import read_adapter, write_adapter
 from jaxvlm.weights.folder import TensorSource, new_folder, open_tensors, parse_size, write_tensors
 from jaxvlm.weights.hf_config import hf_language_config, hf_llava_config, hf_vision_config
+from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.llava import HUB, LANGUAGE, VISION, Spelling, find_spelling, llava_rules, llava_sizes, respelled
 from jaxvlm.weights.processor import ensure_image_token, write_processor
-from jaxvlm.weights.rules import export_tensors
+from jaxvlm.weights.rules import export_tensors, flatten_tree, unflatten_tree
 from jaxvlm.weights.source import PARTS, ResizedVocab, Source, load_weights, open_source
 
 STAGE = "imported"  # the only stage of a run that `import` makes
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
 
     into = commands.add_parser("import", help="make a run of Hugging Face checkpoints")
     into.add_argument("--from", action="append", required=True, dest="sources", metavar="SOURCE", help=_SOURCE_HELP)
+    into.add_argument("--adapter", metavar="FOLDER", help="adapters of these weights, in PEFT's form; also on the hub")
     into.add_argument("--to", required=True, metavar="DIR", type=Path, help="folder of the new run")
     into.add_argument(
         "--template", metavar="NAME", help="conversation template (default: the tokenizer's own, or vicuna_v1)"
@@ -98,6 +100,12 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     """Makes a run whose only stage has the weights of the sources, each in its own dtype."""
     sources = [open_source(spec) for spec in args.sources]
     config, owners = _imported_config(sources, args)
+    trained: dict[str, Any] = {}
+    if args.adapter:
+        trained, adapters = read_adapter(find_source(args.adapter), config.model)
+        parts = dataclasses.replace(config.stage[STAGE].parts, **{part: lora.policy for part, lora in adapters.items()})
+        stage = dataclasses.replace(config.stage[STAGE], parts=parts)
+        config = dataclasses.replace(config, stage={STAGE: stage})
     with new_folder(args.to, overwrite=False) as folder:
         tokenizer = load_tokenizer(config.tokenizer)
         save_config(folder, config)
@@ -106,11 +114,12 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         (folder / SOURCE_FILE).write_text(json.dumps({"from": args.sources, "spellings": spellings}, indent=1) + "\n")
 
         mesh, rules = make_mesh(config.mesh), Rules()
-        layout = state_layout(build_model(config.model), config.stage[STAGE], 1, mesh, rules)
+        layout = state_layout(stage_model(config, config.stage[STAGE]), config.stage[STAGE], 1, mesh, rules)
         params: dict[str, Any] = {}
         for source in sources:
             wanted = {part: layout.state.frozen[part] for part in source.configs}
             params |= load_weights(source, config.model, wanted, keep_dtypes=True)
+        params = unflatten_tree(flatten_tree(params) | flatten_tree(trained))
         kept = map_paths(_with_dtype_of(params), layout.state.frozen)
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
         state = initial_state(layout, args.seed, params)
@@ -186,12 +195,12 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{args.run} has no adapters; leave --adapter out")
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         if args.adapter:
-            from jaxvlm.weights.adapters import write_adapter
-
-            projector = opened.stage.parts.projector == "full"
-            write_adapter(
-                folder, opened.params, opened.config.model, adapters, base_model=args.base, projector=projector
-            )
+            projector = opened.stage.parts.projector == "full" or opened.stage_name == STAGE
+            model = opened.config.model
+            for note in write_adapter(
+                folder, opened.params, model, adapters, base_model=args.base, projector=projector
+            ):
+                say(f"note: {note}")
         else:
             params = merge_adapters(opened.params, adapters) if adapters else opened.params
             _write_model(folder, opened, params, args, shard_bytes)

@@ -20,7 +20,7 @@ from jaxvlm.errors import UserError
 from jaxvlm.models.vlm import Model, build_model
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
-from jaxvlm.training.state import Layout, merge, state_layout
+from jaxvlm.training.state import merge, state_layout
 
 # What a resumed run may change without becoming another run.
 _FREE_KEYS = {"mesh", "evaluation", "workers", "log_every", "eval_every", "eval_records"}
@@ -114,11 +114,13 @@ def load_params(
     stage: str = "",
     step: int = 0,
     *,
+    parts: tuple[str, ...] | None = None,
     keep_dtypes: bool = False,
 ) -> tuple[dict, str, int]:
     """The weights of a run: of `stage` and `step`, or of the last stage that has a checkpoint and its newest.
 
     Args:
+      parts: those to read; None: all.
       keep_dtypes: whether they have the dtypes they were saved in, not those they are trained in.
 
     Returns:
@@ -134,7 +136,14 @@ def load_params(
     for name, steps in found.items():
         if steps and (not step or step in steps):
             layout = state_layout(stage_model(config, saved.stage[name]), saved.stage[name], 1, mesh, rules)
-            return _restore(folder, layout, name, step or steps[-1], keep_dtypes), name, step or steps[-1]
+            found_step = step or steps[-1]
+            checkpoints = Checkpoints(stage_folder(folder, name))
+            state = layout.state
+            read = checkpoints.restore_params(
+                state.trained, state.frozen, found_step, parts=parts, keep_dtypes=keep_dtypes
+            )
+            checkpoints.close()
+            return merge(*read), name, found_step
     kept = "; ".join(f"{name}: {', '.join(map(str, steps)) or 'none'}" for name, steps in found.items())
     raise UserError(f"{folder} has no checkpoint{f' of step {step}' if step else ''}; steps that it has: {kept}")
 
@@ -146,14 +155,6 @@ def _saved_steps(folder: Path, stage: str) -> list[int]:
     steps = checkpoints.steps()
     checkpoints.close()
     return steps
-
-
-def _restore(folder: Path, layout: Layout, stage: str, step: int, keep_dtypes: bool) -> dict:
-    checkpoints = Checkpoints(stage_folder(folder, stage))
-    state = layout.state
-    trained, frozen = checkpoints.restore_params(state.trained, state.frozen, step, keep_dtypes=keep_dtypes)
-    checkpoints.close()
-    return merge(trained, frozen)
 
 
 def open_run(folder: Path, *, stage: str = "", step: int = 0, keep_dtypes: bool = False) -> Run:

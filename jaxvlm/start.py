@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -11,72 +12,95 @@ from jaxvlm.config import Config, LoraConfig
 from jaxvlm.errors import UserError
 from jaxvlm.run import has_begun, load_params, load_saved_config, stage_folder
 from jaxvlm.training.state import Layout, merge, merge_adapters, without_adapters
-from jaxvlm.weights.source import PARTS, check_fit, load_weights, open_source
+from jaxvlm.weights.source import PARTS, Source, check_fit, load_weights, open_source
 
 
-def starting_params(workdir: Path, config: Config, name: str, layout: Layout) -> tuple[dict | None, list[str]]:
-    """The weights that stage `name` starts from.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where some parts come from: a run, or a source of Hugging Face."""
 
-    Adapters of an earlier stage are gone on with if this one has the same, and merged into the weights if not.
+    parts: tuple[str, ...]
+    name: str  # for messages
+    run: Path | None = None
+    stage: str = ""  # of the run; "": its last
+    source: Source | None = None
+
+
+def find_origins(workdir: Path, config: Config, name: str) -> list[Origin]:
+    """Where the weights of stage `name` come from; opened, but not read.
+
+    Raises:
+      UserError: a source that is absent, cannot be read, or does not fit the recipe.
+    """
+    earlier = config.stages[: config.stages.index(name)]
+    done = [stage for stage in earlier if stage_folder(workdir, stage).exists()]
+    if done:
+        return [Origin(PARTS, done[-1], run=workdir, stage=done[-1])]
+    init = config.init
+    own = {part: spec for part in PARTS if (spec := getattr(init, part))}
+    rest = tuple(part for part in PARTS if part not in own)
+    origins = [_find(init.model, rest, config, whole=True)] if init.model and rest else []
+    return origins + [_find(spec, (part,), config) for part, spec in own.items()]
+
+
+def _find(spec: str, parts: tuple[str, ...], config: Config, *, whole: bool = False) -> Origin:
+    if has_begun(Path(spec)):
+        load_saved_config(Path(spec))
+        return Origin(parts, spec, run=Path(spec))
+    source = open_source(spec)
+    if whole and set(source.configs) != set(PARTS):
+        have = list(source.configs)
+        raise UserError(f"config.init.model = {spec!r} has only {', '.join(have)}; name it as config.init.{have[0]}")
+    check_fit(source, config.model, parts, resize_vocab=config.init.resize_vocab)
+    return Origin(parts, spec, source=source)
+
+
+def starting_params(origins: list[Origin], config: Config, layout: Layout) -> tuple[dict | None, list[str]]:
+    """The weights that a stage starts from.
+
+    Adapters of a run are gone on with if this stage has the same, and merged into the weights if not.
 
     Args:
+      origins: of `find_origins`.
       layout: of the stage; weights of Hugging Face's files are placed in its shardings and dtypes.
 
     Returns:
       nested dict of the parts that there are (None: none), and what was taken from where, in sentences.
 
     Raises:
-      UserError: every source that does not fit the recipe.
+      UserError: tensors or checkpoints that do not fit the recipe.
     """
-    init, adapters = config.init, dict(layout.model.adapters)
-    earlier = config.stages[: config.stages.index(name)]
-    done = [stage for stage in earlier if stage_folder(workdir, stage).exists()]
-    if done:
-        params, step = _of_run(workdir, config, layout, adapters, done[-1])
-        return params, [f"stage {name} starts from step {step} of {done[-1]}"]
-    notes, params = [], {}
-    if init.model and has_begun(Path(init.model)):
-        saved = load_saved_config(Path(init.model))
-        params, step = _of_run(Path(init.model), config, layout, adapters)
-        notes.append(f"stage {name} starts from step {step} of {saved.stages[-1]} in {init.model}")
-    elif init.model:
-        params = _of_source(init.model, PARTS, config, layout)
-        notes.append(f"stage {name} starts from {init.model}")
-    for part in PARTS:
-        if spec := getattr(init, part):
-            if has_begun(Path(spec)):
-                params |= {part: _of_run(Path(spec), config, layout, adapters)[0][part]}
-            else:
-                params |= _of_source(spec, (part,), config, layout)
-            notes.append(f"{part} starts from {spec}")
+    params: dict = {}
+    notes: list[str] = []
+    for origin in origins:
+        what = "weights" if origin.parts == PARTS else " and ".join(origin.parts)
+        if origin.run is not None:
+            found, stage, step = _of_run(origin, config, layout)
+            notes.append(f"{what} from step {step} of {stage}" + (f" in {origin.run}" if not origin.stage else ""))
+        else:
+            assert origin.source is not None
+            abstract = without_adapters(merge(layout.state.trained, layout.state.frozen))
+            wanted = {part: abstract[part] for part in origin.parts}
+            found = load_weights(origin.source, config.model, wanted, resize_vocab=config.init.resize_vocab)
+            notes.append(f"{what} from {origin.name}")
+        params |= found
     random = [part for part in PARTS if part not in params]
-    if params and random:
-        notes.append(f"{' and '.join(random)} start{'s' if len(random) == 1 else ''} from random weights")
+    if random:
+        notes.append(f"{' and '.join(random)} from random numbers")
     return params or None, notes
 
 
-def _of_run(
-    folder: Path, config: Config, layout: Layout, adapters: dict[str, LoraConfig], stage: str = ""
-) -> tuple[dict, int]:
-    params, found, step = load_params(folder, config, layout.mesh, layout.rules, stage)
-    saved = load_saved_config(folder).stage[found].parts.adapters()
-    if saved and saved != adapters:
-        shardings = jax.tree.map(lambda x: x.sharding, merge(layout.state.trained, layout.state.frozen))
-        merged = jax.jit(
-            functools.partial(merge_adapters, adapters=saved),
-            out_shardings=without_adapters(shardings),
-            donate_argnums=0,
-        )
-        params = merged(params)
-    return params, step
+def _of_run(origin: Origin, config: Config, layout: Layout) -> tuple[dict, str, int]:
+    assert origin.run is not None
+    mesh, rules, parts = layout.mesh, layout.rules, origin.parts
+    params, stage, step = load_params(origin.run, config, mesh, rules, origin.stage, parts=parts)
+    saved = _of_parts(load_saved_config(origin.run).stage[stage].parts.adapters(), parts)
+    if saved and saved != _of_parts(dict(layout.model.adapters), parts):
+        shardings = jax.tree.map(lambda x: x.sharding, without_adapters(params))
+        fold = functools.partial(merge_adapters, adapters=saved)
+        params = jax.jit(fold, out_shardings=shardings)(params)
+    return params, stage, step
 
 
-def _of_source(spec: str, parts: tuple[str, ...], config: Config, layout: Layout) -> dict:
-    source = open_source(spec)
-    if parts == PARTS and set(source.configs) != set(PARTS):
-        have = ", ".join(source.configs)
-        raise UserError(f"config.init.model = {spec!r} has only {have}; name it as config.init.{have.split(', ')[0]}")
-    check_fit(source, config.model, parts, resize_vocab=config.init.resize_vocab)
-    whole = without_adapters(merge(layout.state.trained, layout.state.frozen))
-    wanted = {part: whole[part] for part in parts}
-    return load_weights(source, config.model, wanted, resize_vocab=config.init.resize_vocab)
+def _of_parts(adapters: dict[str, LoraConfig], parts: tuple[str, ...]) -> dict[str, LoraConfig]:
+    return {part: lora for part, lora in adapters.items() if part in parts}

@@ -43,7 +43,7 @@ from jaxvlm.run import (
     stage_model,
 )
 from jaxvlm.sharding import Rules, batch_devices, make_mesh, to_devices
-from jaxvlm.start import starting_params
+from jaxvlm.start import find_origins, starting_params
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.loop import train
 from jaxvlm.training.metrics import Writer, plot_metrics
@@ -160,6 +160,7 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any) -> None:
     check_trains(stage, name)
     check_batch_size(stage, name, batch_devices(mesh, rules))
     model = stage_model(config, stage)
+    origins = find_origins(workdir, config, name)  # before the data is gone through, which may take long
     pipeline = build_pipeline(
         stage.data,
         tokenizer,
@@ -174,7 +175,7 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any) -> None:
     checkpoints = Checkpoints(stage_folder(workdir, name), keep=stage.keep_checkpoints)
     batches, newest = pipeline.batches(), checkpoints.newest()
     if newest is None:
-        params, notes = starting_params(workdir, config, name, layout)
+        params, notes = starting_params(origins, config, layout)
         say(*notes)
         state = initial_state(layout, config.seed, params)
     else:

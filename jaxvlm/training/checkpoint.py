@@ -69,10 +69,19 @@ class Checkpoints:
         position = self._restore(step, position=ocp.args.JsonRestore())
         return State(trained=trained, frozen=frozen, **restored["training"]), position["position"]["data"]
 
-    def restore_params(self, trained: dict, frozen: dict, step: int, *, keep_dtypes: bool = False) -> tuple[dict, dict]:
+    def restore_params(
+        self,
+        trained: dict,
+        frozen: dict,
+        step: int,
+        *,
+        parts: tuple[str, ...] | None = None,
+        keep_dtypes: bool = False,
+    ) -> tuple[dict, dict]:
         """The leaves of `step` on the shardings of the abstract `trained` and `frozen`.
 
         Args:
+          parts: those to read; None: all.
           keep_dtypes: whether leaves have the dtypes they were saved in, not those of the abstract ones.
 
         Raises:
@@ -81,12 +90,20 @@ class Checkpoints:
         wanted = {"trained": trained, "frozen": frozen}
         saved = self._saved(step)
         self._compare(saved, wanted, step)
+        if parts is not None:
+            wanted = {k: {part: x for part, x in tree.items() if part in parts} for k, tree in wanted.items()}
         if keep_dtypes:
             wanted = map_paths(
                 lambda path, x: jax.ShapeDtypeStruct(x.shape, saved[path].dtype, sharding=x.sharding), wanted
             )
-        params = self._restore(step, params=ocp.args.StandardRestore(wanted))["params"]
-        return params["trained"] or {}, params["frozen"] or {}
+        wanted = {name: tree for name, tree in wanted.items() if tree}
+        arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            params = reader.restore(
+                self.folder / str(step) / "params",
+                args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+            )
+        return params.get("trained", {}), params.get("frozen", {})
 
     def is_finished(self) -> bool:
         """Whether the newest checkpoint is that of the stage's last step."""

@@ -1,0 +1,446 @@
+"""Adapters as PEFT folders: `adapter_config.json` with their settings, `adapter_model.safetensors` with the weights.
+
+Names, groups of axes and the layers of each adapter follow the row of the weight that it adapts: of
+
+    Rule("...layers.{i}.self_attn.q_proj.weight", "language/blocks/attention/q/w", "(N H) D -> D N H")
+
+come the rows of `...q_proj.lora_A.weight` ("R D -> D R") and `...q_proj.lora_B.weight` ("(N H) R -> R N H").
+
+Source: PEFT, `tuners/lora/config.py` (the fields), `utils/save_and_load.py` (the names), `utils/other.py`,
+`get_pattern_key` (how a pattern finds a module); the original LLaVA, `llava/train/train.py`,
+`get_peft_state_non_lora_maybe_zero_3` (the projector's file).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxvlm.config import LoraConfig, ModelConfig
+from jaxvlm.errors import UserError
+from jaxvlm.models.vlm import build_model
+from jaxvlm.weights.folder import RenamedSource, as_source, listed, write_tensors
+from jaxvlm.weights.llava import MEMORY, Spelling, find_spelling, llava_rules, llava_sizes
+from jaxvlm.weights.rules import Rule, export_tensors, flatten_tree, import_tensors, prefixed, unflatten_tree
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that exists is read
+PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, beside them
+
+_BASE = "base_model.model."  # PEFT's module round the model
+
+# A module of a block in any spelling: of this and older transformers, of the original LLaVA, of a part alone.
+_MODULE = re.compile(
+    r"((?P<vision>(model\.)?(vision_tower\.)*(vision_model\.)?)encoder\.|(model\.|language_model\.)*)"
+    r"layers\.(?P<layer>\d+)\.(?P<name>.+)"
+)
+_WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(default\.)?weight")
+
+# Fields that say how an adapter was made or who made it. Which modules have one is told from the tensors.
+_WITHOUT_EFFECT = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "qalora_group_size"),
+    *("megatron_config", "megatron_core", "ensure_weight_tying"),
+}
+# The other ways to start an adapter change the weights that it adapts, too, each time it is loaded.
+_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def write_adapter(
+    folder: Path,
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    adapters: Mapping[str, LoraConfig],
+    *,
+    base_model: str,
+    projector: bool,
+) -> list[str]:
+    """Writes the adapters of a model, as PEFT does it for transformers' `LlavaForConditionalGeneration`.
+
+    `PeftModel.from_pretrained(llava, folder)` reads them. Each weight keeps the dtype that it has here.
+
+    Args:
+      folder: exists; its `adapter_config.json` and `adapter_model.safetensors` are replaced.
+      params: nested dict of the whole model, NumPy or `jax.Array` leaves; at `lora/a` float[layers, ...in..., rank], at
+        `lora/b` float[layers, rank, ...out...].
+      config: of the whole model.
+      adapters: part -> its adapters, which made the leaves.
+      base_model: folder or hub's name of the model that they belong on, for the readers of the folder; may be empty.
+      projector: whether the projector is written, too, as a module that takes the place of the base model's.
+
+    Returns:
+      Sentences on what the format could not hold.
+
+    Raises:
+      UserError: every leaf that is missing, of another shape or of no adapter; adapters on anything but the projections
+        of blocks; parts that differ in `rslora`, of which PEFT has one for all; a disk that is too small.
+    """
+    rows, flat = _projections(config), flatten_tree(params)
+    wanted = _abstract(config, adapters, projector=projector)
+    problems = [] if adapters else ["there are no adapters"]
+    for path, leaf in wanted.items():
+        place, _, weight = path.rpartition("/lora/")
+        if place and place not in rows:
+            if weight == "a":
+                problems.append(f"{place} is no projection of a block; give adapters to those alone (targets)")
+        elif path not in flat:
+            problems.append(f"{path} {leaf.shape} is missing")
+        elif tuple(flat[path].shape) != leaf.shape:
+            problems.append(f"{path} is {tuple(flat[path].shape)}, expected {leaf.shape}")
+    problems += [f"{path} has no adapter in the config" for path in flat if "/lora/" in path and path not in wanted]
+    if len({lora.rslora for lora in adapters.values()}) > 1:
+        given = ", ".join(f"{part}: rslora={lora.rslora}" for part, lora in adapters.items())
+        problems.append(f"PEFT has one rslora for all parts, not {given}; merge them into the weights instead")
+    if problems:
+        raise UserError(f"adapters cannot be written, {len(problems)} problems: {listed(problems, '; ')}")
+
+    adapted = [row for path, row in rows.items() if f"{path}/lora/a" in wanted]
+    rules = [rule for row in adapted for rule in _adapter_rules(row)]
+    rules += prefixed(_projector_rules(config, MEMORY.projector), _BASE, "")
+    chosen = unflatten_tree({path: flat[path] for path in wanted})
+    with tempfile.TemporaryDirectory(dir=folder) as new:
+        write_tensors(Path(new), export_tensors(rules, chosen, llava_sizes(config)), shard_bytes=sys.maxsize)
+        (Path(new) / "model.safetensors").replace(folder / WEIGHT_FILES[0])
+    values, notes = _peft_config(adapted, adapters)
+    values["base_model_name_or_path"] = base_model or None
+    values["modules_to_save"] = ["multi_modal_projector"] if projector else None
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return notes
+
+
+def _peft_config(adapted: Sequence[Rule], adapters: Mapping[str, LoraConfig]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of PEFT's `LoraConfig` that all its versions know, and notes on what they cannot hold."""
+    parts = list(adapters)
+    main = "language" if "language" in parts else parts[0]
+    lora, notes = adapters[main], []
+    ranks, alphas = {}, {}
+    for part, other in adapters.items():
+        # PEFT before 0.14 finds a pattern only behind a dot, so it cannot begin with the whole name.
+        pattern = re.escape(getattr(MEMORY, part).removeprefix("model.")) + ".*"
+        if other.rank != lora.rank:
+            ranks[pattern] = other.rank
+        if other.alpha != lora.alpha:
+            alphas[pattern] = _number(other.alpha)
+        if other.dropout != lora.dropout:
+            notes.append(f"PEFT has one dropout for all parts: {lora.dropout} of {main}, not {other.dropout} of {part}")
+    # By whole paths: the encoder and the decoder have modules of one name, such as q_proj.
+    stacks: dict[str, list[str]] = {}
+    for row in adapted:
+        stacks.setdefault(row.hf.partition("{i}.")[0], []).append(_module_name(row))
+    modules = [re.escape(stack) + r"\d+\." + _one_of(names, ".") for stack, names in stacks.items()]
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": lora.rank,
+        "lora_alpha": _number(lora.alpha),
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
+        "target_modules": _either(modules),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "auto_mapping": None,
+        "revision": None,
+    }
+    return values, notes
+
+
+def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, LoraConfig]]:
+    """Reads adapters that PEFT, the original LLaVA or `write_adapter` wrote.
+
+    They may have been made on LLaVA in any spelling of its modules, or on a decoder or an encoder alone. The projector
+    comes, too, if the folder has one: among the adapters (`modules_to_save`) or in `non_lora_trainables.bin`.
+
+    Args:
+      folder: holds adapter_config.json and adapter_model.safetensors or adapter_model.bin.
+      config: of the whole model.
+
+    Returns:
+      Nested dict of float32 NumPy arrays, [layers, ...in..., rank] at `lora/a` and [layers, rank, ...out...] at
+      `lora/b`, for example at `language/blocks/attention/q/lora/a`, and the leaves of `projector` if there is one; and
+      part -> its adapters, such that `build_model(config, adapters)` has these leaves. Their `targets` fit exactly
+      the projections that have one.
+
+    Raises:
+      UserError: absent, cut off or corrupt files. Everything that ours cannot express: fields that change what is
+        computed, other kinds of adapters, ranks that differ inside a part, stacks of which only some layers have an
+        adapter, adapters outside of blocks, weights of other modules. Tensors of wrong shapes.
+    """
+    values, rows = _read_config(folder / CONFIG_FILE), _projections(config)
+    tensors = {name.removeprefix(_BASE): tensor for name, tensor in _read_tensors(folder).items()}
+    found, renamed, others, homeless = _places(tensors, rows)
+    spelling = find_spelling(others).projector
+    start = spelling.partition("{")[0] if spelling else ""
+    renamed |= {name: name for name in others if start and name.startswith(start)}
+
+    adapters: dict[str, LoraConfig] = {}
+    problems = _field_problems(values)
+    if not problems:
+        adapters, problems = _adapters(values, found, list(rows))
+        absent = [x for x in values["modules_to_save"] or () if not any(f".{x}." in f".{name}" for name in others)]
+        problems += [f"modules_to_save has {module!r}, of which there is no tensor" for module in absent]
+    problems += [f"{module} has an adapter, ours are on the projections of blocks alone" for module in homeless]
+    problems += [] if found else ["no tensor is of an adapter of LoRA (lora_A.weight, lora_B.weight)"]
+    for path, layers in found.items():
+        length = getattr(config, path.partition("/")[0]).num_layers
+        if lacking := [str(i) for i in range(length) if i not in layers]:
+            problems.append(f"{path}: of {length} layers, {', '.join(lacking)} have no adapter; ours have all or none")
+        problems += [f"{layers[i]}: the model has {length} layers" for i in sorted(layers) if i >= length]
+    problems += [f"{name} is no weight of adapters or projector" for name in others if name not in renamed]
+    if problems:
+        raise UserError(
+            f"the adapter in {folder} cannot be used, {len(problems)} problems: {listed(problems, '; ')}; merge it "
+            "into its base model with PEFT (merge_and_unload) and import that, or take another"
+        )
+    rules = [
+        dataclasses.replace(rule, hf=rule.hf.removeprefix(_BASE))
+        for path in found
+        for rule in _adapter_rules(rows[path])
+    ]
+    rules += _projector_rules(config, spelling)
+    abstract = unflatten_tree(_abstract(config, adapters, projector=spelling is not None))
+    source = RenamedSource(as_source(tensors), renamed.get)
+    try:
+        params = import_tensors(rules, source, abstract, llava_sizes(config), progress=False)
+    except UserError as error:
+        raise UserError(f"the adapter in {folder} is of another model: {error}") from error
+    return unflatten_tree({path: x.astype(np.float32) for path, x in flatten_tree(params).items()}), adapters
+
+
+def _places(
+    names: Iterable[str], rows: Mapping[str, Rule]
+) -> tuple[dict[str, dict[int, str]], dict[str, str], list[str], list[str]]:
+    """Where tensors belong, told from their names without `_BASE`.
+
+    Returns:
+      path of each adapted projection of ours -> layer -> module; name of each of their tensors -> its name in the rows
+      of `_adapter_rules`, without `_BASE`; tensors that are of no adapter; adapted modules that ours cannot adapt.
+    """
+    places = {(path.partition("/")[0], _module_name(row)): path for path, row in rows.items()}
+    found: dict[str, dict[int, str]] = {}
+    renamed, others, homeless = {}, [], set()
+    for name in names:
+        weight = _WEIGHT.fullmatch(name)
+        if weight is None:
+            others.append(name)
+            continue
+        module = _MODULE.fullmatch(weight["module"])
+        part = "vision" if module and module["vision"] is not None else "language"
+        if module is None or (part, module["name"]) not in places:
+            homeless.add(weight["module"])
+            continue
+        path, layer = places[part, module["name"]], int(module["layer"])
+        found.setdefault(path, {})[layer] = weight["module"]
+        hf = rows[path].hf.replace("{i}", str(layer))
+        renamed[name] = f"{hf.removesuffix('weight')}lora_{weight['side']}.weight"
+    return found, renamed, others, sorted(homeless)
+
+
+def _adapters(
+    values: Mapping[str, Any], found: Mapping[str, Mapping[int, str]], projections: Sequence[str]
+) -> tuple[dict[str, LoraConfig], list[str]]:
+    """Part -> its adapters, and what is wrong with them. Ranks and alphas are found as PEFT finds them."""
+    adapters, problems = {}, []
+    for part in sorted({path.partition("/")[0] for path in found}, key=("vision", "language").index):
+        paths = [path for path in projections if path in found and path.startswith(f"{part}/")]
+        sizes: dict[tuple[int, float], list[str]] = {}
+        for module in (module for path in paths for module in found[path].values()):
+            rank = _looked_up(values["rank_pattern"], module, values["r"])
+            alpha = _looked_up(values["alpha_pattern"], module, values["lora_alpha"])
+            sizes.setdefault((rank, alpha), []).append(module)
+        if len(sizes) > 1:
+            given = "; ".join(f"r={r}, alpha={alpha:g} for {listed(modules)}" for (r, alpha), modules in sizes.items())
+            problems.append(f"rank_pattern and alpha_pattern differ inside {part}, ours have one of each: {given}")
+            continue
+        (rank, alpha) = next(iter(sizes))
+        everything = [path.partition("/")[2] for path in projections if path.startswith(f"{part}/")]
+        names = [path.partition("/")[2] for path in paths]
+        targets = "blocks/.*" if names == everything else _one_of(names, "/")
+        adapters[part] = LoraConfig(rank, alpha, values["lora_dropout"], targets, bool(values["use_rslora"]))
+    return adapters, problems
+
+
+def _looked_up(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that fits the end of a module's name, from any dot on."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The fields of a file, and PEFT's defaults of those that it lacks."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is absent; give the folder that PEFT's save_pretrained wrote") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON file ({error}); copy or download it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, expected the fields of PEFT's LoraConfig")
+    defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "modules_to_save": None}
+    empty = {name: values.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    return defaults | values | empty
+
+
+def _field_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the fields of a config, or has no counterpart in ours."""
+
+    def is_number(x: Any) -> bool:
+        return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+    def is_rank(x: Any) -> bool:
+        return is_number(x) and isinstance(x, int) and x >= 1
+
+    def fits_patterns(x: Any, fits: Any) -> bool:
+        return isinstance(x, dict) and all(_is_pattern(key) and fits(value) for key, value in x.items())
+
+    saved = values["modules_to_save"]
+    dropout = values["lora_dropout"]
+    expected = {
+        "peft_type": (values.get("peft_type") == "LORA", '"LORA"'),
+        "bias": (values.get("bias", "none") == "none", '"none"'),
+        "fan_in_fan_out": (not values.get("fan_in_fan_out"), "false"),
+        "init_lora_weights": (
+            values.get("init_lora_weights", True) in _STARTS,
+            "a start that leaves the base model as it is (path_initial_model_for_weight_conversion converts it)",
+        ),
+        "r": (is_rank(values["r"]), "1 or more"),
+        "lora_alpha": (is_number(values["lora_alpha"]), "a number"),
+        "lora_dropout": (is_number(dropout) and 0 <= dropout < 1, "0 <= lora_dropout < 1"),
+        "use_rslora": (values["use_rslora"] in (True, False, None), "true or false"),
+        "rank_pattern": (fits_patterns(values["rank_pattern"], is_rank), "regexes and ranks"),
+        "alpha_pattern": (fits_patterns(values["alpha_pattern"], is_number), "regexes and numbers"),
+        "modules_to_save": (saved is None or isinstance(saved, list), "null or a list of names"),
+    }
+    problems = [
+        f"{name} = {json.dumps(values.get(name))}, expected {what}"
+        for name, (fits, what) in expected.items()
+        if not fits
+    ]
+    problems += [
+        f"{name} = {json.dumps(value)} is nothing that ours can do"
+        for name, value in values.items()
+        if value and name not in expected and name not in _WITHOUT_EFFECT
+    ]
+    return problems
+
+
+def _is_pattern(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and re.compile(text) is not None
+    except re.error:
+        return False
+
+
+def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of adapters and projector."""
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has no weights of adapters; looked for {', '.join(WEIGHT_FILES)}")
+    tensors = _read_file(file)
+    beside = folder / PROJECTOR_FILE
+    more = _read_file(beside) if beside.is_file() else {}
+    if twice := sorted(set(tensors) & set(more)):
+        raise UserError(f"{listed(twice)} stand in {file} and in {beside}; keep one of each")
+    return tensors | more
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{path} ({path.stat().st_size:,} bytes) is cut off or corrupt ({error}); copy or download it again "
+                "(a few hundred bytes are a Git LFS pointer: run `git lfs pull`)"
+            ) from error
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a pickle, which needs PyTorch: `pip install torch` (the CPU build is enough)"
+        ) from error
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.detach().float().numpy() for name, tensor in loaded.items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).partition("\n")[0] or repr(error)
+        raise UserError(
+            f"{path} is refused: it is cut off or corrupt, or holds more than a dict of tensors, which could run code "
+            f"({reason}); copy it again, or load it where you trust it and save its state_dict alone"
+        ) from error
+
+
+def _projections(config: ModelConfig) -> dict[str, Rule]:
+    """Path of each projection of the blocks, "language/blocks/attention/q" -> the row of its weight."""
+    rows = (row for row in llava_rules(config) if row.stacked and row.ours.endswith("/w"))
+    return {row.ours.removesuffix("/w"): row for row in rows}
+
+
+def _module_name(row: Rule) -> str:
+    """A module's name inside its block, "self_attn.q_proj"."""
+    return row.hf.partition("{i}.")[2].removesuffix(".weight")
+
+
+def _adapter_rules(row: Rule) -> tuple[Rule, Rule]:
+    """The rows of both weights of an adapter, in PEFT's names; R is the rank."""
+    left, right = row.pattern.split("->")
+    # A Linear has [out, in]; either may be a group of several axes of ours.
+    out, inner = re.findall(r"\([^)]*\)|\S+", left)
+    ours_out = " ".join(letter for letter in right.split() if letter in out)
+    ours_in = " ".join(letter for letter in right.split() if letter in inner)
+    hf, ours = _BASE + row.hf.removesuffix("weight"), row.ours.removesuffix("w")
+    return (
+        Rule(f"{hf}lora_A.weight", f"{ours}lora/a", f"R {inner} -> {ours_in} R"),
+        Rule(f"{hf}lora_B.weight", f"{ours}lora/b", f"{out} R -> R {ours_out}"),
+    )
+
+
+def _projector_rules(config: ModelConfig, prefix: str | None) -> tuple[Rule, ...]:
+    return llava_rules(config, Spelling(vision=None, projector=prefix, language=None, head=None))
+
+
+def _abstract(config: ModelConfig, adapters: Mapping[str, LoraConfig], *, projector: bool) -> dict[str, Any]:
+    """Path -> shape of the leaves of adapters and perhaps projector."""
+    leaves = flatten_tree(build_model(config, adapters).abstract)
+    return {
+        path: leaf for path, leaf in leaves.items() if "/lora/" in path or (projector and path.startswith("projector/"))
+    }
+
+
+def _one_of(names: Iterable[str], separator: str) -> str:
+    """A regex of exactly these names: "blocks/attention/q" and "blocks/attention/v" -> "blocks/attention/(q|v)"."""
+    rest: dict[str, list[str]] = {}
+    for name in names:
+        first, _, tail = name.partition(separator)
+        rest.setdefault(first, []).append(tail)
+    return _either(
+        [
+            re.escape(first) + (re.escape(separator) + _one_of(tails, separator) if tails[0] else "")
+            for first, tails in rest.items()
+        ]
+    )
+
+
+def _either(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else f"({'|'.join(choices)})"
+
+
+def _number(x: float) -> int | float:
+    """PEFT's alpha is an integer where it can be."""
+    return int(x) if x == int(x) else x
