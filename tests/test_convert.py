@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from jaxvlm import convert, evaluate, generate
+from jaxvlm import conversion, convert, evaluate, generate
 from jaxvlm.command import run
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.run import load_saved_config, open_run
@@ -40,7 +40,7 @@ def one_device(monkeypatch):
     from jaxvlm import run as run_module
     from jaxvlm.sharding import make_mesh
 
-    for module in (convert, run_module):
+    for module in (conversion, run_module):
         monkeypatch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
 
 
@@ -297,7 +297,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(llava, tmp_path, capsys
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(convert, "write_processor", full)
+        patched.setattr(conversion, "write_processor", full)
         message = fail(capsys, "export", "--run", tmp_path / "run", "--out", out, "--overwrite")
         assert "no space left" in message
         fail(capsys, "export", "--run", tmp_path / "run", "--out", tmp_path / "new")

@@ -137,6 +137,21 @@ class RenamedSource(TensorSource):
         return self._source[self._old[name]]
 
 
+class CastSource(TensorSource):
+    """Another source in one dtype."""
+
+    def __init__(self, source: TensorSource, dtype: np.dtype):
+        super().__init__({name: TensorSpec(source.spec(name).shape, dtype) for name in source})
+        self._source = source
+
+    def where(self, name: str) -> str:
+        """The file of a tensor."""
+        return self._source.where(name)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._source[name].astype(self.spec(name).dtype)
+
+
 def as_source(tensors: Mapping[str, np.ndarray]) -> TensorSource:
     """`tensors` itself if it is a source, else a source of the arrays in it."""
     return tensors if isinstance(tensors, TensorSource) else DictSource(tensors)

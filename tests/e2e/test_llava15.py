@@ -12,7 +12,7 @@ import torch
 import transformers
 from PIL import Image
 
-from jaxvlm import convert, generate, train
+from jaxvlm import conversion, convert, generate, train
 from jaxvlm.command import run
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.run import load_saved_config, open_run
@@ -37,7 +37,7 @@ def one_device():
     from jaxvlm import run as run_module
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (train, convert, run_module):
+        for module in (train, conversion, run_module):
             patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         yield
 

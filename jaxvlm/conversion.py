@@ -1,0 +1,292 @@
+"""What `jaxvlm convert` does: runs out of Hugging Face checkpoints, Hugging Face folders out of runs, comparisons."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from jaxvlm.config import Config, build_config
+from jaxvlm.data.tokenizer import load_tokenizer
+from jaxvlm.errors import UserError
+from jaxvlm.inference.compare import logits_of_folder, logits_of_run
+from jaxvlm.run import Run, has_begun, open_run, save_config, stage_folder, stage_model
+from jaxvlm.sharding import Rules, make_mesh
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.optimizer import map_paths, paths
+from jaxvlm.training.state import initial_state, merge_adapters, state_layout
+from jaxvlm.weights.adapters import read_adapter, write_adapter
+from jaxvlm.weights.folder import CastSource, TensorSource, new_folder, open_tensors, parse_size, write_tensors
+from jaxvlm.weights.hf_config import hf_language_config, hf_llava_config, hf_vision_config
+from jaxvlm.weights.hub import find_source
+from jaxvlm.weights.llava import HUB, LANGUAGE, VISION, Spelling, find_spelling, llava_rules, llava_sizes, respelled
+from jaxvlm.weights.processor import ensure_image_token, write_processor
+from jaxvlm.weights.rules import export_tensors, flatten_tree, unflatten_tree
+from jaxvlm.weights.source import PARTS, ResizedVocab, Source, load_weights, open_source
+
+STAGE = "imported"  # the only stage of a run that `import_run` makes
+SOURCE_FILE = "source.json"  # in such a run: how the files it was made of spell their tensors
+
+
+def import_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Makes a run whose only stage has the weights of the sources, each in its own dtype."""
+    sources = [open_source(spec) for spec in args.sources]
+    config, owners = _imported_config(sources, args)
+    trained: dict[str, Any] = {}
+    if args.adapter:
+        trained, adapters = read_adapter(find_source(args.adapter), config.model)
+        parts = dataclasses.replace(config.stage[STAGE].parts, **{part: lora.policy for part, lora in adapters.items()})
+        stage = dataclasses.replace(config.stage[STAGE], parts=parts)
+        config = dataclasses.replace(config, stage={STAGE: stage})
+    with new_folder(args.to, overwrite=False) as folder:
+        tokenizer = load_tokenizer(config.tokenizer)
+        save_config(folder, config)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        spellings = [dataclasses.asdict(piece.spelling) for source in sources for piece in source.pieces]
+        (folder / SOURCE_FILE).write_text(json.dumps({"from": args.sources, "spellings": spellings}, indent=1) + "\n")
+
+        mesh, rules = make_mesh(config.mesh), Rules()
+        layout = state_layout(stage_model(config, config.stage[STAGE]), config.stage[STAGE], 1, mesh, rules)
+        params: dict[str, Any] = {}
+        for source in sources:
+            wanted = {part: layout.state.frozen[part] for part in source.configs}
+            params |= load_weights(source, config.model, wanted, keep_dtypes=True)
+        params = unflatten_tree(flatten_tree(params) | flatten_tree(trained))
+        kept = map_paths(_with_dtype_of(params), layout.state.frozen)
+        layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
+        state = initial_state(layout, args.seed, params)
+        checkpoints = Checkpoints(stage_folder(folder, STAGE))
+        checkpoints.save(state, {}, 0)
+        checkpoints.close()
+    random = sorted(set(PARTS) - set(owners))
+    say(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
+    say(f"imported to {args.to}", f'ask it: python -m jaxvlm.generate --run {args.to} --image FILE --prompt "..."')
+    return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
+
+
+def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
+    """Function on a path and an abstract leaf: the leaf with the dtype of `params` there, if it has one."""
+    given = paths(params)
+
+    def leaf(path: str, x: Any) -> jax.ShapeDtypeStruct:
+        dtype = given[path].dtype if path in given else x.dtype
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+    return leaf
+
+
+def _imported_config(sources: list[Source], args: argparse.Namespace) -> tuple[Config, dict[str, Source]]:
+    """The recipe of an imported run, and which source each part is of."""
+    owners: dict[str, Source] = {}
+    for source in sources:
+        for part in source.configs:
+            if part in owners:
+                raise UserError(
+                    f"--from {owners[part].spec} and --from {source.spec} both have a {part}; leave one out"
+                )
+            owners[part] = source
+    missing = [part for part in ("vision", "language") if part not in owners]
+    if missing:
+        raise UserError(
+            f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder beside a LLaMA folder; "
+            "a recipe can take one part alone (config.init.vision, config.init.language)"
+        )
+    c, stage = base.get_config(), base.stage()
+    for part, source in owners.items():
+        c.model[part] = dataclasses.asdict(source.configs[part])
+    language = owners["language"]
+    c.tokenizer.source = str(language.path)
+    stage.parts.update(vision="frozen", projector="frozen", language="frozen")
+    stage.frozen_dtype = str(language.dtype)
+    c.model.compute_dtype = "float32" if language.dtype == np.float32 else "bfloat16"
+    tokenizer = load_tokenizer(dataclasses.replace(build_config(Config, _whole(c, stage)).tokenizer))
+    is_llava = language.kind.startswith("llava")
+    own = bool(getattr(tokenizer, "chat_template", None)) and not is_llava
+    stage.data.template = args.template or ("tokenizer" if own else "vicuna_v1")
+    stage.data.aspect = language.aspect or "pad"
+    return build_config(Config, _whole(c, stage)), owners
+
+
+def _whole(c: Any, stage: Any) -> dict[str, Any]:
+    c.stages, c.stage[STAGE] = (STAGE,), stage
+    return c.to_dict()
+
+
+def export_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Writes a Hugging Face folder of a run, and checks what was written."""
+    shard_bytes = parse_size(args.shard_size)
+    if args.merge and args.adapter:
+        raise UserError("--merge and --adapter exclude each other: merged weights, or adapters beside a base model")
+    opened = open_run(args.run, stage=args.stage, step=args.step, keep_dtypes=True)
+    adapters = dict(opened.model.adapters)
+    if adapters and not (args.merge or args.adapter):
+        raise UserError(
+            f"{args.run} has adapters; pass --merge to fold them into the weights, or --adapter for PEFT's form"
+        )
+    if args.adapter and not adapters:
+        raise UserError(f"{args.run} has no adapters; leave --adapter out")
+    with new_folder(args.out, overwrite=args.overwrite) as folder:
+        if args.adapter:
+            projector = opened.stage.parts.projector == "full" or opened.stage_name == STAGE
+            model = opened.config.model
+            for note in write_adapter(
+                folder, opened.params, model, adapters, base_model=args.base, projector=projector
+            ):
+                say(f"note: {note}")
+        else:
+            params = merge_adapters(opened.params, adapters) if adapters else opened.params
+            _write_model(folder, opened, params, args, shard_bytes)
+    if args.push_to_hub:
+        _push(args.out, args.push_to_hub)
+    say(f"exported step {opened.step} of {opened.stage_name} to {args.out}")
+    return {"folder": str(args.out), "stage": opened.stage_name, "step": opened.step}
+
+
+def _write_model(folder: Path, opened: Run, params: dict, args: argparse.Namespace, shard_bytes: int) -> None:
+    config, tokenizer = opened.config.model, opened.tokenizer
+    added: list[str] = []
+    image_id = -1
+    if args.part is None:
+        tokenizer, image_id, added = ensure_image_token(tokenizer)
+    if added:
+        say(f"the tokenizer had no {added[0]}; it was added with id {image_id}")
+    rows = config.language.vocab_size
+    if image_id >= rows:
+        needed = -(-(image_id + 1) // 64) * 64
+        if not args.resize_embeddings:
+            raise UserError(
+                f"<image> was added to the tokenizer with id {image_id}, and the embedding has {rows} rows; pass "
+                f"--resize-embeddings to add rows up to {needed} (each the mean of all, a multiple of 64)"
+            )
+        rows = needed
+        say(f"the embedding was resized from {config.language.vocab_size} to {rows} rows")
+    spelling = {None: HUB, "vision": VISION, "language": LANGUAGE}[args.part]
+    if args.part is None:
+        spelling = _source_spelling(opened.folder) or spelling
+    chosen = {args.part: params[args.part]} if args.part else params
+    tensors: TensorSource = export_tensors(llava_rules(config, spelling), chosen, llava_sizes(config))
+    if rows != config.language.vocab_size:
+        tensors = ResizedVocab(tensors, spelling, rows)
+        config = dataclasses.replace(config, language=dataclasses.replace(config.language, vocab_size=rows))
+    if args.dtype:
+        tensors = CastSource(tensors, jnp.dtype(args.dtype))
+    dtype = args.dtype or str(max((tensors.spec(name) for name in tensors), key=lambda spec: spec.nbytes).dtype)
+    write_tensors(folder, tensors, shard_bytes=shard_bytes)
+
+    positions = max(stage.data.tokens for stage in opened.config.stage.values())
+    options: dict[str, Any] = {"dtype": dtype, "max_positions": positions}
+    if args.part == "vision":
+        values = hf_vision_config(config.vision, dtype=dtype)
+    elif args.part == "language":
+        values = hf_language_config(config.language, tokenizer, **options)
+        tokenizer.save_pretrained(folder)
+    else:
+        values = hf_llava_config(config, tokenizer, image_token_id=image_id, **options)
+        for note in write_processor(folder, tokenizer, config.vision, opened.stage.data):
+            say(f"note: {note}")
+    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    _check_written(folder, tensors)
+
+
+def _check_written(folder: Path, wanted: TensorSource) -> None:
+    """Opens the folder as a reader would: its config must say the same model, its files hold every tensor."""
+    written = open_tensors(folder)
+    problems = [
+        f"{name}: {written.spec(name) if name in written else 'absent'}, expected {wanted.spec(name)}"
+        for name in wanted
+        if name not in written or written.spec(name) != wanted.spec(name)
+    ]
+    problems += [f"{name} is too much" for name in written if name not in wanted]
+    if problems:
+        raise UserError(f"{folder} was not written as it should be: {'; '.join(problems)}")
+    open_source(str(folder))
+
+
+def _source_spelling(folder: Path) -> Spelling | None:
+    """How the one folder that a run was imported from spells its tensors, if it had all parts."""
+    path = folder / SOURCE_FILE
+    spellings = json.loads(path.read_text())["spellings"] if path.is_file() else []
+    whole = len(spellings) == 1 and all(spellings[0][part] is not None for part in PARTS)
+    return Spelling(**spellings[0]) if whole and "mm_projector" not in spellings[0]["projector"] else None
+
+
+def _push(folder: Path, name: str) -> None:
+    try:
+        huggingface_hub.create_repo(name, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=name, folder_path=folder)
+    except Exception as error:  # of the hub client and of HTTP: a dozen unrelated types
+        raise UserError(
+            f"{name} did not take the upload ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); "
+            f"{folder} is whole: log in with `hf auth login` and run `hf upload {name} {folder}`"
+        ) from error
+
+
+def verify_pair(args: argparse.Namespace) -> dict[str, Any]:
+    """Compares two checkpoints tensor by tensor; what differs is an error."""
+    a, b = (_tensors(path) for path in (args.a, args.b))
+    problems = [f"only {args.a} has {name}" for name in a if name not in b]
+    problems += [f"only {args.b} has {name}" for name in b if name not in a]
+    differences: dict[str, float] = {}
+    for name in sorted(set(a) & set(b)):
+        one, two = a.spec(name), b.spec(name)
+        if one.shape != two.shape:
+            problems.append(f"{name}: {one.shape} and {two.shape}")
+            continue
+        if one.dtype != two.dtype:
+            problems.append(f"{name}: {one.dtype} and {two.dtype}")
+        x, y = np.asarray(a[name], np.float32), np.asarray(b[name], np.float32)
+        differences[name] = float(np.abs(x - y).max(initial=0.0))
+    differing = {name: value for name, value in differences.items() if value > 0}
+    for name, value in sorted(differing.items(), key=lambda item: -item[1])[:20]:
+        print(f"{value:12.3e}  {name}")
+    largest = max(differences.values(), default=0.0)
+    equal = len(differences) - len(differing)
+    print(f"{len(differences)} tensors compared, {equal} equal, largest difference {largest:g}")
+    result: dict[str, Any] = {"compared": len(differences), "differing": len(differing), "largest": largest}
+    if args.logits:
+        result["logits"] = _verify_logits(args)
+    if problems or differing:
+        listed = problems + [f"{len(differing)} tensors differ, by up to {largest:g}"] * bool(differing)
+        raise UserError(f"{args.a} and {args.b} are not the same: {'; '.join(listed[:20])}")
+    return result
+
+
+def _tensors(path: Path) -> TensorSource:
+    """A checkpoint's tensors under the hub's names, whatever it calls them."""
+    if has_begun(path):
+        opened = open_run(path, keep_dtypes=True)
+        config, params = opened.config.model, merge_adapters(opened.params, dict(opened.model.adapters))
+        return export_tensors(llava_rules(config, HUB), params, llava_sizes(config))
+    tensors = open_tensors(path)
+    return respelled(tensors, find_spelling(tensors))
+
+
+def _verify_logits(args: argparse.Namespace) -> float:
+    images = [Path(image) for image in args.image]
+    a, b = (
+        logits_of_run(open_run(path), images, args.prompt)
+        if has_begun(path)
+        else logits_of_folder(path, images, args.prompt)
+        for path in (args.a, args.b)
+    )
+    if a.shape[0] != b.shape[0]:
+        raise UserError(f"the prompt is {a.shape[0]} tokens in {args.a} and {b.shape[0]} in {args.b}")
+    columns = min(a.shape[1], b.shape[1])
+    difference = float(np.abs(a[:, :columns] - b[:, :columns]).max())
+    print(f"logits of {a.shape[0]} tokens: largest difference {difference:.3e}, largest logit {np.abs(a).max():.3g}")
+    return difference
+
+
+def say(*lines: str) -> None:
+    """Prints for the person who watches; standard output is left to results."""
+    print(*lines, sep="\n", file=sys.stderr)
