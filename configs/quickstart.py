@@ -43,18 +43,19 @@ def get_config() -> ConfigDict:
         stage.data.heldout = 0.05
         stage.data.system = ""  # the template's 35 tokens would be a fifth of a conversation
         stage.data.augment.update(flip=True, shift=4, shuffle_turns=True)
-        stage.optimizer.update(learning_rate=1e-3, b2=0.95, weight_decay=0.05)
+        stage.optimizer.update(learning_rate=1e-3, weight_decay=0.05)
         stage.optimizer.groups = (("vision/.*", {"learning_rate": 3e-4}),)
         stage.eval_every = 400
         stage.eval_records = 200
 
     align.data.update(source="easy_vqa:train:shape+color", tokens=96, images=1, pack=False)
-    align.optimizer.schedule = "constant"
     align.global_batch_size = 16
     align.epochs = 5.0
 
     finetune.data.update(source="easy_vqa:train", tokens=416, images=2)  # 98 % full; 352 tokens would be 78 %
-    finetune.optimizer.learning_rate = 1.5e-3
+    # Faster, or with b2 = 0.95, and some runs never learn to compare what is asked with what is seen.
+    finetune.optimizer.learning_rate = 8e-4
+    finetune.optimizer.schedule = "wsd"  # colours are learned late, by when a cosine has fallen too far
     finetune.global_batch_size = 8
     finetune.epochs = 12.0
 

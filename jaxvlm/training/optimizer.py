@@ -33,6 +33,8 @@ def map_paths(function, tree: dict) -> dict:
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Multiplier of every learning rate: from 0 to 1 in the warm-up, then by cosine or line to 0, or constant.
 
+    "wsd" (warm-up, stable, decay; arXiv:2404.06395) is constant, and goes to 0 in a line over the last fifth.
+
     As HF `get_cosine_schedule_with_warmup`, the first update has multiplier 0 if there is a warm-up, and
     `ceil(warmup * steps)` updates are the warm-up.
 
@@ -45,6 +47,7 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         "cosine": optax.cosine_decay_schedule(1.0, rest),
         "linear": optax.linear_schedule(1.0, 0.0, rest),
         "constant": optax.constant_schedule(1.0),
+        "wsd": optax.linear_schedule(1.0, 0.0, -(-rest // 5), transition_begin=rest - -(-rest // 5)),
     }
     if config.schedule not in shapes:
         raise UserError(f'unknown schedule "{config.schedule}" (optimizer.schedule); known: {", ".join(shapes)}')
