@@ -106,7 +106,7 @@ def stage() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 2e-5
-    c.optimizer.schedule = "cosine"  # cosine or linear to 0, or constant
+    c.optimizer.schedule = "cosine"  # cosine or linear to 0, constant, or wsd: constant, and to 0 in the last fifth
     c.optimizer.warmup = 0.03  # share of the steps
     c.optimizer.weight_decay = 0.0
     c.optimizer.no_weight_decay = (r".*/(scale|bias)",)  # patterns of parameters that are never decayed

@@ -44,8 +44,15 @@ def test_schedule_is_that_of_transformers(name):
         original.step()
 
 
+def test_wsd_holds_the_rate_and_lets_it_fall_in_the_last_fifth():
+    rates = [float(schedule(config(schedule="wsd", warmup=0.1), 100)(step)) for step in range(101)]
+    assert rates[:11] == pytest.approx([step / 10 for step in range(11)])
+    assert set(rates[10:83]) == {1.0}  # 18 of the 90 updates behind the warm-up
+    assert rates[82:] == pytest.approx([1 - step / 18 for step in range(19)], abs=1e-6)
+
+
 def test_unknown_schedule_is_named():
-    with pytest.raises(UserError, match='unknown schedule "cosin".*cosine, linear, constant'):
+    with pytest.raises(UserError, match='unknown schedule "cosin".*cosine, linear, constant, wsd'):
         schedule(config(schedule="cosin"), 10)
 
 
