@@ -107,6 +107,11 @@ def _unknown_override(name: str, keys: list[str]) -> str:
     return f"unknown key config.{name} ({hint})"
 
 
+def say(*lines: str) -> None:
+    """Prints for the person who watches; standard output is left to results."""
+    print(*lines, sep="\n", file=sys.stderr)
+
+
 def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, 2 after a `UserError` (one line), 130 after Ctrl-C.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.config import Config, build_config
+from jaxvlm.command import say
+from jaxvlm.config import Config, TokenizerConfig, build_config
 from jaxvlm.data.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
@@ -41,7 +41,9 @@ SOURCE_FILE = "source.json"  # in such a run: how the files it was made of spell
 def import_run(args: argparse.Namespace) -> dict[str, Any]:
     """Makes a run whose only stage has the weights of the sources, each in its own dtype."""
     sources = [open_source(spec) for spec in args.sources]
-    config, owners = _imported_config(sources, args)
+    owners = _owners(sources)
+    tokenizer = load_tokenizer(TokenizerConfig(str(owners["language"].path), vocab_size=0))  # 0: none is trained
+    config = _imported_config(owners, tokenizer, args.template)
     trained: dict[str, Any] = {}
     if args.adapter:
         trained, adapters = read_adapter(find_source(args.adapter), config.model)
@@ -49,7 +51,6 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         stage = dataclasses.replace(config.stage[STAGE], parts=parts)
         config = dataclasses.replace(config, stage={STAGE: stage})
     with new_folder(args.to, overwrite=False) as folder:
-        tokenizer = load_tokenizer(config.tokenizer)
         save_config(folder, config)
         tokenizer.save_pretrained(folder / "tokenizer")
         spellings = [dataclasses.asdict(piece.spelling) for source in sources for piece in source.pieces]
@@ -85,8 +86,8 @@ def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
     return leaf
 
 
-def _imported_config(sources: list[Source], args: argparse.Namespace) -> tuple[Config, dict[str, Source]]:
-    """The recipe of an imported run, and which source each part is of."""
+def _owners(sources: list[Source]) -> dict[str, Source]:
+    """Which source each part is of."""
     owners: dict[str, Source] = {}
     for source in sources:
         for part in source.configs:
@@ -101,25 +102,26 @@ def _imported_config(sources: list[Source], args: argparse.Namespace) -> tuple[C
             f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder beside a LLaMA folder; "
             "a recipe can take one part alone (config.init.vision, config.init.language)"
         )
+    return owners
+
+
+def _imported_config(owners: dict[str, Source], tokenizer: Any, template: str | None) -> Config:
+    """The recipe of an imported run."""
     c, stage = base.get_config(), base.stage()
     for part, source in owners.items():
         c.model[part] = dataclasses.asdict(source.configs[part])
     language = owners["language"]
     c.tokenizer.source = str(language.path)
     stage.parts.update(vision="frozen", projector="frozen", language="frozen")
-    stage.frozen_dtype = str(language.dtype)
-    c.model.compute_dtype = "float32" if language.dtype == np.float32 else "bfloat16"
-    tokenizer = load_tokenizer(dataclasses.replace(build_config(Config, _whole(c, stage)).tokenizer))
+    dtype = language.pieces[0].tensors.dtype
+    stage.frozen_dtype = str(dtype)
+    c.model.compute_dtype = "float32" if dtype == np.float32 else "bfloat16"
     is_llava = language.kind.startswith("llava")
     own = bool(getattr(tokenizer, "chat_template", None)) and not is_llava
-    stage.data.template = args.template or ("tokenizer" if own else "vicuna_v1")
+    stage.data.template = template or ("tokenizer" if own else "vicuna_v1")
     stage.data.aspect = language.aspect or "pad"
-    return build_config(Config, _whole(c, stage)), owners
-
-
-def _whole(c: Any, stage: Any) -> dict[str, Any]:
     c.stages, c.stage[STAGE] = (STAGE,), stage
-    return c.to_dict()
+    return build_config(Config, c.to_dict())
 
 
 def export_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -144,8 +146,7 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
             ):
                 say(f"note: {note}")
         else:
-            params = merge_adapters(opened.params, adapters) if adapters else opened.params
-            _write_model(folder, opened, params, args, shard_bytes)
+            _write_model(folder, opened, merge_adapters(opened.params, adapters), args, shard_bytes)
     if args.push_to_hub:
         _push(args.out, args.push_to_hub)
     say(f"exported step {opened.step} of {opened.stage_name} to {args.out}")
@@ -180,7 +181,7 @@ def _write_model(folder: Path, opened: Run, params: dict, args: argparse.Namespa
         config = dataclasses.replace(config, language=dataclasses.replace(config.language, vocab_size=rows))
     if args.dtype:
         tensors = CastSource(tensors, jnp.dtype(args.dtype))
-    dtype = args.dtype or str(max((tensors.spec(name) for name in tensors), key=lambda spec: spec.nbytes).dtype)
+    dtype = str(tensors.dtype)
     write_tensors(folder, tensors, shard_bytes=shard_bytes)
 
     positions = max(stage.data.tokens for stage in opened.config.stage.values())
@@ -285,8 +286,3 @@ def _verify_logits(args: argparse.Namespace) -> float:
     difference = float(np.abs(a[:, :columns] - b[:, :columns]).max())
     print(f"logits of {a.shape[0]} tokens: largest difference {difference:.3e}, largest logit {np.abs(a).max():.3g}")
     return difference
-
-
-def say(*lines: str) -> None:
-    """Prints for the person who watches; standard output is left to results."""
-    print(*lines, sep="\n", file=sys.stderr)

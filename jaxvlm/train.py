@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxvlm.command import Parser, load_config, run
+from jaxvlm.command import Parser, load_config, run, say
 from jaxvlm.config import Config, DataConfig, StageConfig
 from jaxvlm.data.pipeline import Pipeline, build_pipeline
 from jaxvlm.data.records import Record, RecordError
@@ -252,11 +252,6 @@ def save_ledger(path: Path, stage: str, ledger: dict[str, Any]) -> None:
     """Writes a stage's ledger beside those of the other stages."""
     ledgers = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(ledgers | {stage: ledger}, indent=1) + "\n")
-
-
-def say(*lines: str) -> None:
-    """Prints for the person who watches; standard output is left to results."""
-    print(*lines, sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

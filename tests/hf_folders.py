@@ -13,23 +13,19 @@ WORDS = ["USER: <image>\nwhat color is it? ASSISTANT: red</s>", "is it green or 
 
 
 def tokenizer(vocab_size: int, *, image_token: bool = True):
-    """A tokenizer of few words; its last token is "<image>" or there is none."""
+    """A tokenizer of few words, with "<image>" among its tokens or without."""
     made = train_tokenizer(WORDS, vocab_size)
-    if not image_token:
-        path = Path(made.init_kwargs.get("name_or_path") or ".")
-        del path
-        vocab = made.get_vocab()
-        backend = made.backend_tokenizer.to_str().replace('"<image>"', '"<picture>"')
-        made = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=type(made.backend_tokenizer).from_str(backend),
-            unk_token="<unk>",
-            bos_token="<s>",
-            eos_token="</s>",
-            pad_token="<pad>",
-            clean_up_tokenization_spaces=False,
-        )
-        assert len(made.get_vocab()) == len(vocab)
-    return made
+    if image_token:
+        return made
+    backend = made.backend_tokenizer.to_str().replace('"<image>"', '"<picture>"')
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=type(made.backend_tokenizer).from_str(backend),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def write_llava(folder: Path, config: ModelConfig, *, decoder="llama", dtype="float32", shard="50GB", seed=0):

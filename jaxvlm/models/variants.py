@@ -33,20 +33,9 @@ def _clip(
 def _siglip(
     image_size: int, patch_size: int, embed_dim: int, mlp_dim: int, num_layers: int, num_heads: int
 ) -> dict[str, Any]:
-    return {
-        "family": "siglip",
-        "activation": "gelu_tanh",
-        "image_size": image_size,
-        "patch_size": patch_size,
-        "embed_dim": embed_dim,
-        "mlp_dim": mlp_dim,
-        "num_layers": num_layers,
-        "num_heads": num_heads,
-        "norm_epsilon": 1e-6,
-        "feature_layer": -2,  # LLaVA's choice
-        "image_mean": (0.5, 0.5, 0.5),  # preprocessor_config.json
-        "image_std": (0.5, 0.5, 0.5),
-    }
+    own = {"family": "siglip", "mlp_dim": mlp_dim, "norm_epsilon": 1e-6}
+    pixels = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+    return _clip(image_size, patch_size, embed_dim, num_layers, num_heads, "gelu_tanh") | own | pixels
 
 
 def _llama(

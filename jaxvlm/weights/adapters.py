@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 import re
 import sys
 import tempfile
@@ -24,13 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.vlm import build_model
-from jaxvlm.weights.folder import RenamedSource, as_source, listed, write_tensors
+from jaxvlm.weights.folder import RenamedSource, as_source, listed, open_file, write_tensors
 from jaxvlm.weights.llava import MEMORY, Spelling, find_spelling, llava_rules, llava_sizes
 from jaxvlm.weights.rules import Rule, export_tensors, flatten_tree, import_tensors, prefixed, unflatten_tree
 
@@ -361,29 +358,10 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f"{path} ({path.stat().st_size:,} bytes) is cut off or corrupt ({error}); copy or download it again "
-                "(a few hundred bytes are a Git LFS pointer: run `git lfs pull`)"
-            ) from error
     try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            f"{path} is a pickle, which needs PyTorch: `pip install torch` (the CPU build is enough)"
-        ) from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.detach().float().numpy() for name, tensor in loaded.items()}
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).partition("\n")[0] or repr(error)
-        raise UserError(
-            f"{path} is refused: it is cut off or corrupt, or holds more than a dict of tensors, which could run code "
-            f"({reason}); copy it again, or load it where you trust it and save its state_dict alone"
-        ) from error
+        return dict(open_file(path))
+    except UserError as error:
+        raise UserError(f"{path} is refused: {error}") from error
 
 
 def _projections(config: ModelConfig) -> dict[str, Rule]:

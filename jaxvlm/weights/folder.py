@@ -82,6 +82,14 @@ class TensorSource(Mapping[str, np.ndarray]):
         """Whether an access costs nothing, and memory only what is then looked at."""
         return False
 
+    @property
+    def dtype(self) -> np.dtype:
+        """That of most of the bytes."""
+        sizes: dict[np.dtype, int] = {}
+        for spec in self._specs.values():
+            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+        return max(sizes, key=sizes.__getitem__)
+
     @abc.abstractmethod
     def __getitem__(self, name: str) -> np.ndarray: ...
 
@@ -108,6 +116,22 @@ class DictSource(TensorSource):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._tensors[name]
+
+
+class DerivedSource(TensorSource):
+    """Tensors that are made of those of another source, under the same names; such as need no work are passed on."""
+
+    def __init__(self, source: TensorSource, specs: Mapping[str, TensorSpec]):
+        super().__init__(specs)
+        self._source = source
+
+    def where(self, name: str) -> str:
+        """The file of a tensor."""
+        return self._source.where(name)
+
+    def is_mapped(self, name: str) -> bool:
+        """As in the other source, if it is passed on."""
+        return self.spec(name) == self._source.spec(name) and self._source.is_mapped(name)
 
 
 class RenamedSource(TensorSource):
@@ -137,19 +161,14 @@ class RenamedSource(TensorSource):
         return self._source[self._old[name]]
 
 
-class CastSource(TensorSource):
+class CastSource(DerivedSource):
     """Another source in one dtype."""
 
     def __init__(self, source: TensorSource, dtype: np.dtype):
-        super().__init__({name: TensorSpec(source.spec(name).shape, dtype) for name in source})
-        self._source = source
-
-    def where(self, name: str) -> str:
-        """The file of a tensor."""
-        return self._source.where(name)
+        super().__init__(source, {name: TensorSpec(source.spec(name).shape, dtype) for name in source})
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._source[name].astype(self.spec(name).dtype)
+        return self._source[name].astype(self.spec(name).dtype, copy=False)
 
 
 def as_source(tensors: Mapping[str, np.ndarray]) -> TensorSource:
@@ -177,9 +196,9 @@ def open_tensors(folder: Path) -> TensorSource:
     found = {name for name in (*_SAFETENSORS, *_PICKLES) if (folder / name).is_file()}
     single = sorted(path.name for path in folder.glob("*.safetensors"))
     if name := next((name for name in _SAFETENSORS if name in found), single[0] if len(single) == 1 else ""):
-        return _open(folder / name, _SafetensorsFile)
+        return _open(folder / name)
     if name := next((name for name in _PICKLES if name in found), ""):
-        return _open(folder / name, _PickleFile)
+        return _open(folder / name)
     problem = f"holds {listed(single)}, but no index that says which belong together" if single else "has no weights"
     if not folder.is_dir():
         problem = "is no folder"
@@ -187,10 +206,19 @@ def open_tensors(folder: Path) -> TensorSource:
     raise UserError(f"{folder} {problem}; looked for {looked}; give the folder of a downloaded model")
 
 
-def _open(path: Path, kind: Callable[[Path], TensorSource]) -> TensorSource:
+def open_file(path: Path) -> TensorSource:
+    """The tensors of one .safetensors file, or of one .bin file of `torch.save`, none of them read yet.
+
+    Raises:
+      UserError: as `open_tensors` of a file.
+    """
+    return _SafetensorsFile(path) if path.suffix == ".safetensors" else _PickleFile(path)
+
+
+def _open(path: Path) -> TensorSource:
     """One file, or all that an index names."""
     if path.suffix != ".json":
-        return _open_all(path.parent, [path.name], kind)[path.name]
+        return open_file(path)
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(index.values()))
@@ -202,7 +230,7 @@ def _open(path: Path, kind: Callable[[Path], TensorSource]) -> TensorSource:
             f"{len(absent)} of the {len(files)} files that {path} names are absent: {listed(absent)}; "
             "copy or download them, too"
         )
-    shards = _open_all(path.parent, files, kind)
+    shards = _open_all(path.parent, files)
     if lost := [f"{tensor} (in {name})" for tensor, name in index.items() if tensor not in shards[name]]:
         raise UserError(
             f"{len(lost)} tensors are not in the file in which {path} says they are: {listed(lost)}; "
@@ -213,11 +241,11 @@ def _open(path: Path, kind: Callable[[Path], TensorSource]) -> TensorSource:
     return _Shards({tensor: shards[name] for tensor, name in home.items()})
 
 
-def _open_all(folder: Path, files: Sequence[str], kind: Callable[[Path], TensorSource]) -> dict[str, TensorSource]:
+def _open_all(folder: Path, files: Sequence[str]) -> dict[str, TensorSource]:
     opened, problems = {}, []
     for name in files:
         try:
-            opened[name] = kind(folder / name)
+            opened[name] = open_file(folder / name)
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxvlm.config import DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
 from jaxvlm.errors import UserError
 from jaxvlm.weights import hf_config
-from jaxvlm.weights.folder import TensorSource, TensorSpec, open_tensors
+from jaxvlm.weights.folder import DerivedSource, TensorSource, TensorSpec, open_tensors
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.llava import Spelling, find_spelling, llava_rules, llava_sizes
@@ -56,15 +56,6 @@ class Source:
     pieces: tuple[Piece, ...]
     configs: Mapping[str, VisionConfig | ProjectorConfig | DecoderConfig]  # by part
     aspect: str | None = None  # of images, if the files say so
-
-    @property
-    def dtype(self) -> np.dtype:
-        """That of most of its bytes."""
-        sizes: dict[np.dtype, int] = {}
-        for piece in self.pieces:
-            for spec in map(piece.tensors.spec, piece.tensors):
-                sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
-        return max(sizes, key=sizes.__getitem__)
 
 
 def open_source(spec: str) -> Source:
@@ -199,22 +190,18 @@ def _with_saved_dtypes(abstract: Mapping[str, Any], rules: Sequence[Rule], tenso
     return unflatten_tree(flat)
 
 
-class ResizedVocab(TensorSource):
+class ResizedVocab(DerivedSource):
     """Tensors with more rows in the embedding and the head; what is added is the mean of the rows that were there."""
 
     def __init__(self, source: TensorSource, spelling: Spelling, rows: int):
-        self._source, self._rows = source, rows
+        self._rows = rows
         self._tables = {f"{spelling.language}embed_tokens.weight", f"{spelling.head}weight"} & set(source)
 
         def spec(name: str) -> TensorSpec:
             known = source.spec(name)
             return TensorSpec((rows, *known.shape[1:]), known.dtype) if name in self._tables else known
 
-        super().__init__({name: spec(name) for name in source})
-
-    def where(self, name: str) -> str:
-        """The file of a tensor."""
-        return self._source.where(name)
+        super().__init__(source, {name: spec(name) for name in source})
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self._source[name]
