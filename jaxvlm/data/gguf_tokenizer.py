@@ -67,7 +67,7 @@ def read_metadata(path: Path) -> Metadata:
         raise UserError(f"{path} cannot be read as GGUF ({error}); is the download complete?") from error
 
 
-def gguf_tokenizer(source: Metadata | Path) -> PreTrainedTokenizerBase:
+def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
     """The file's tokenizer, with its special tokens and its chat template.
 
     transformers reads a GGUF's tokenizer too, but cuts "smollm" words as GPT-2 does: two spaces before a number become
@@ -79,7 +79,7 @@ def gguf_tokenizer(source: Metadata | Path) -> PreTrainedTokenizerBase:
     Raises:
       UserError: the package gguf is missing, the file is no GGUF, or its kind of tokenizer is not known.
     """
-    metadata = source if isinstance(source, Metadata) else read_metadata(source)
+    metadata = source if isinstance(source, Metadata) else read_metadata(Path(source))
     kind = metadata.value("tokenizer.ggml.model")
     if kind == "gpt2":
         return _byte_level_tokenizer(metadata)

@@ -61,6 +61,8 @@ class World:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # A suite that runs in the background ignores Ctrl-C, and bash keeps what it inherits.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **streams,
         )
 
