@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
 
     c.seed = 42
     c.steps = placeholder(int)  # at most so many steps in each stage, for a quick try
+    c.profile = ()  # (first, last) steps of each stage to trace into WORKDIR/profile; (): none
     return c
 
 
@@ -124,4 +125,6 @@ def stage() -> ConfigDict:
     c.eval_records = 64  # of the held-out ones, for loss and for answers
     c.checkpoint_every = 1000  # steps; the last step is always saved
     c.keep_checkpoints = 2
+    c.on_nonfinite = "stop"  # loss or gradient not finite: "stop", or "skip": leave that update out and go on
+    c.nonfinite_limit = 3  # so many in a row stop the run in either case; their batches are in WORKDIR/nonfinite
     return c

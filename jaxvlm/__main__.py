@@ -10,6 +10,7 @@ from jaxvlm.command import run
 COMMANDS = {
     "train": "train a recipe's stages, then test the result",
     "evaluate": "exact match of a run's answers on a data set",
+    "plan": "say whether a recipe fits a TPU slice, how fast it is there and at what cost",
     "convert": "take weights from Hugging Face checkpoints, give them back, compare two",
     "generate": "answer questions about images, or hold a conversation",
 }

@@ -107,20 +107,26 @@ def _unknown_override(name: str, keys: list[str]) -> str:
     return f"unknown key config.{name} ({hint})"
 
 
-def say(*lines: str) -> None:
-    """Prints for the person who watches; standard output is left to results."""
-    print(*lines, sep="\n", file=sys.stderr)
+class Answer(Exception):  # noqa: N818 - not an error
+    """An answer that the exit code tells too, such as `plan`'s 3 for "it does not fit"; not a failure."""
+
+    def __init__(self, exit_code: int, result: dict[str, Any]):
+        super().__init__(exit_code, result)
+        self.exit_code, self.result = exit_code, result
 
 
 def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 after a `UserError` (one line), 130 after Ctrl-C.
+    """Runs a command; returns the exit code: 0, 2 after a `UserError` (one line), 130 after Ctrl-C, or an `Answer`'s.
 
     Args:
       main: gets the arguments; what it returns is printed as the last line, in JSON, if `--json` is among them.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    exit_code = 0
     try:
         result = main(argv)
+    except Answer as answer:
+        exit_code, result = answer.exit_code, answer.result
     except UserError as error:
         if "--debug" in argv:
             raise
@@ -131,4 +137,4 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
         return 130
     if "--json" in argv and result is not None:
         print(json.dumps(result))
-    return 0
+    return exit_code

@@ -265,6 +265,8 @@ class StageConfig:
     eval_records: int
     checkpoint_every: int
     keep_checkpoints: int
+    on_nonfinite: str
+    nonfinite_limit: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +303,7 @@ class Config:
     evaluation: EvaluationConfig
     seed: int
     steps: int | None
+    profile: tuple[int, ...]
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:

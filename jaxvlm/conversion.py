@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.command import say
 from jaxvlm.config import Config, TokenizerConfig, build_config
 from jaxvlm.data.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
+from jaxvlm.processes import say
 from jaxvlm.run import Run, has_begun, open_run, save_config, stage_folder, stage_model
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
@@ -67,7 +67,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
         state = initial_state(layout, args.seed, params)
         checkpoints = Checkpoints(stage_folder(folder, STAGE))
-        checkpoints.save(state, {}, 0)
+        checkpoints.save(state, {}, 0, wait=True)
         checkpoints.close()
     random = sorted(set(PARTS) - set(owners))
     say(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))

@@ -14,17 +14,20 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from jaxvlm import processes
 from jaxvlm.config import Config, MeshConfig, StageConfig, build_config, to_dict
 from jaxvlm.data.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
+from jaxvlm.files import replace_text
 from jaxvlm.models.vlm import Model, build_model
 from jaxvlm.sharding import Rules, make_mesh
-from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training import checkpoint
+from jaxvlm.training.checkpoint import Checkpoints, whole_steps
 from jaxvlm.training.state import merge, state_layout
 
 # What a resumed run may change without becoming another run.
 _FREE_KEYS = {"mesh", "evaluation", "workers", "log_every", "eval_every", "eval_records"}
-_FREE_KEYS |= {"checkpoint_every", "keep_checkpoints"}
+_FREE_KEYS |= {"checkpoint_every", "keep_checkpoints", "on_nonfinite", "nonfinite_limit", "profile"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +58,12 @@ def has_begun(folder: Path) -> bool:
 
 def is_finished(folder: Path, stage: str) -> bool:
     """Whether a stage has reached its last step."""
-    if not stage_folder(folder, stage).exists():
-        return False
-    checkpoints = Checkpoints(stage_folder(folder, stage))
-    finished = checkpoints.is_finished()
-    checkpoints.close()
-    return finished
+    return processes.from_first(lambda: checkpoint.is_finished(stage_folder(folder, stage)))
 
 
 def save_config(folder: Path, config: Config) -> None:
     """Writes the resolved recipe."""
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=1) + "\n")
+    replace_text(folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
 
 
 def load_saved_config(folder: Path) -> Config:
@@ -84,13 +82,18 @@ def load_saved_config(folder: Path) -> Config:
 
 def differing_keys(saved: Config, now: Config) -> list[str]:
     """`key: old -> new` for every value that a resumed run must not change."""
-    old, new = dict(_leaves(to_dict(saved))), dict(_leaves(to_dict(now)))
+    old, new = all_keys(saved), all_keys(now)
     names = sorted(old.keys() | new.keys())
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in names
         if old.get(name) != new.get(name) and not _FREE_KEYS & set(name.split("."))
     ]
+
+
+def all_keys(config: Config) -> dict[str, Any]:
+    """Every value of a recipe by its key, such as `config.model.language.embed_dim`."""
+    return dict(_leaves(to_dict(config)))
 
 
 def _leaves(tree: Any, prefix: str = "config"):
@@ -149,12 +152,7 @@ def load_params(
 
 
 def _saved_steps(folder: Path, stage: str) -> list[int]:
-    if not stage_folder(folder, stage).is_dir():
-        return []
-    checkpoints = Checkpoints(stage_folder(folder, stage))
-    steps = checkpoints.steps()
-    checkpoints.close()
-    return steps
+    return processes.from_first(lambda: whole_steps(stage_folder(folder, stage)))
 
 
 def open_run(folder: Path, *, stage: str = "", step: int = 0, keep_dtypes: bool = False) -> Run:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -75,6 +78,52 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             "set one axis to -1 to use all that are left"
         )
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the arrays of a program lie while it is traced."""
+
+    mesh: Mesh
+    rules: Rules
+
+    @property
+    def platform(self) -> str:
+        """ "cpu", "gpu" or "tpu": of the devices that the program is for, which need not be here."""
+        return self.mesh.devices.flat[0].platform
+
+    def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+        """Partition of an activation; an axis that does not divide stays whole."""
+        parts = self.rules.partition(axes, "an activation")
+        sizes = zip(shape, parts, strict=True)
+        return PartitionSpec(*(part if size % _devices_along(self.mesh, part) == 0 else None for size, part in sizes))
+
+
+_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
+
+
+@contextlib.contextmanager
+def placed(mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """Tells the code that is traced within where its arrays are to lie; see `constrain` and `models.attention`."""
+    token = _placement.set(Placement(mesh, rules))
+    try:
+        yield
+    finally:
+        _placement.reset(token)
+
+
+def placement() -> Placement | None:
+    """What `placed` said; None outside of it."""
+    return _placement.get()
+
+
+def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """`x` with the sharding that its logical axes have within `placed`; unchanged outside of it."""
+    here = placement()
+    if here is None or here.mesh.size == 1:
+        return x
+    sharding = NamedSharding(here.mesh, here.spec(axes, x.shape))
+    return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def named_shardings(mesh: Mesh, rules: Rules, abstract: Any, axes: Any) -> Any:

@@ -5,11 +5,18 @@ Examples:
   python -m jaxvlm.train --config configs/quickstart.py --config.steps=10 --workdir runs/try
   python -m jaxvlm.train --config configs/quickstart.py --stage finetune --workdir runs/quickstart
   python -m jaxvlm.train --config configs/quickstart.py --resume
+  python -m jaxvlm.train --config configs/quickstart.py --resume-or-start --distributed auto
 
 Everything is left in --workdir (default: runs/ and the recipe's name): config.json, checkpoints/STAGE/STEP,
 metrics.jsonl, tensorboard/, loss.png, ledger.json and, if the recipe has a test, evaluation.json and samples.png.
 A stopped run goes on with --resume, step for step as if it had never stopped. --stage runs one stage alone, from the
 result of the stage before it if the workdir has one.
+
+Several processes (hosts of a TPU slice, say) are each started with this command, on a workdir that all of them see; a
+run may go on with another number of them. heartbeats/I.json says what process I is doing.
+
+Told to stop (SIGTERM, a preemption), a run finishes its step, saves and ends with exit code 75: start it again. Other
+codes: 0 done, 1 a crash or another process gone, 2 a mistake that a person must mend.
 """
 
 from __future__ import annotations
@@ -23,7 +30,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxvlm.command import Parser, load_config, run, say
+from jax.sharding import Mesh
+
+from jaxvlm import processes
+from jaxvlm.command import Parser, load_config, run
 from jaxvlm.config import Config, DataConfig, StageConfig
 from jaxvlm.data.pipeline import Pipeline, build_pipeline
 from jaxvlm.data.records import Record, RecordError
@@ -31,8 +41,11 @@ from jaxvlm.data.sources import load_source
 from jaxvlm.data.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
+from jaxvlm.files import Lock, replace_text
 from jaxvlm.inference.chat import answer, score
+from jaxvlm.processes import say
 from jaxvlm.run import (
+    all_keys,
     differing_keys,
     has_begun,
     is_finished,
@@ -42,13 +55,17 @@ from jaxvlm.run import (
     stage_folder,
     stage_model,
 )
-from jaxvlm.sharding import Rules, batch_devices, make_mesh, to_devices
+from jaxvlm.sharding import Rules, batch_devices, batch_sharding, make_mesh, to_devices
 from jaxvlm.start import find_origins, starting_params
-from jaxvlm.training.checkpoint import Checkpoints
-from jaxvlm.training.loop import train
+from jaxvlm.training.checkpoint import Checkpoints, whole_steps
+from jaxvlm.training.loop import Keepers, train
 from jaxvlm.training.metrics import Writer, plot_metrics
+from jaxvlm.training.nonfinite import NonFinite
+from jaxvlm.training.preemption import Preemption
+from jaxvlm.training.profile import Profile
 from jaxvlm.training.state import Layout, State, initial_state, merge, state_layout, table_of_parts
 from jaxvlm.training.step import compile_eval_step
+from jaxvlm.training.watch import Watch
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -58,34 +75,53 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--workdir", metavar="DIR", help="where the run is kept (default: runs/RECIPE)")
     parser.add_argument("--stage", metavar="NAME", help="run only this stage of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the workdir")
+    parser.add_argument("--resume-or-start", action="store_true", help="the same, or start if there is none")
+    processes.add_flags(parser)
     args, overrides = parser.parse_with_overrides(argv)
     config = load_config(args.config, overrides)
     if args.stage and args.stage not in config.stages:
         raise UserError(f"--stage {args.stage}: {args.config} has the stages {', '.join(config.stages)}")
     stages = (args.stage,) if args.stage else config.stages
     workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
-    start_run(workdir, config, stages, resume=args.resume)
+    how = "resume or start" if args.resume_or_start else "resume" if args.resume else "start"
 
+    processes.connect(args)
+    with processes.together():
+        processes.check_same(all_keys(config) | {"--stage": stages, "--workdir": str(workdir), "--resume": how})
+        lock = Lock(workdir / "lock")
+        processes.from_first(lambda: start_run(workdir, config, stages, how, lock))
+        try:
+            with Watch(workdir) as watch, Preemption() as preemption:
+                return run_stages(workdir, config, stages, watch, preemption)
+        finally:
+            lock.release()
+
+
+def run_stages(
+    workdir: Path, config: Config, stages: tuple[str, ...], watch: Watch, preemption: Preemption
+) -> dict[str, Any]:
+    """Runs the stages that are not finished, and the test; returns what `--json` prints."""
     began = time.perf_counter()
+    processes.from_first(lambda: save_tokenizer(workdir, config))
     tokenizer = run_tokenizer(workdir, config)
     for name in stages:
         if is_finished(workdir, name):
             say(f"stage {name} is finished already")
         else:
-            run_stage(workdir, config, name, tokenizer)
-    say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes")
-    result = {"workdir": str(workdir)}
+            run_stage(workdir, config, name, tokenizer, watch, preemption)
+    result: dict[str, Any] = {"workdir": str(workdir)}
     if config.evaluation.source and stages[-1] == config.stages[-1]:
-        result |= evaluate_run(open_run(workdir, stage=stages[-1]), config.evaluation)
-    say(list_files(workdir, stages[-1]))
-    return result
+        with watch.phase("evaluate", 0):
+            result |= evaluate_run(open_run(workdir, stage=stages[-1]), config.evaluation)
+    if processes.index() == 0:
+        say(list_files(workdir, stages[-1]))
+    say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; of the time: {watch.summary()}")
+    return result | {"shares": watch.shares()}
 
 
 def list_files(workdir: Path, stage: str) -> str:
     """Where everything is, and what to do next."""
-    checkpoints = Checkpoints(stage_folder(workdir, stage))
-    step = checkpoints.newest()
-    checkpoints.close()
+    step = max(whole_steps(stage_folder(workdir, stage)), default=0)
     files = {
         f"checkpoints/{stage}/{step}": "the weights",
         "metrics.jsonl": "a line of numbers for each step",
@@ -100,14 +136,19 @@ def list_files(workdir: Path, stage: str) -> str:
     return "\n".join(["", "left for you:", *lines, f"ask it yourself: {ask}"])
 
 
-def start_run(workdir: Path, config: Config, stages: tuple[str, ...], *, resume: bool) -> None:
-    """Makes the workdir, or checks that the run in it may go on.
+def start_run(workdir: Path, config: Config, stages: tuple[str, ...], how: str, lock: Lock) -> None:
+    """Makes the workdir, or checks that the run in it may go on, and locks it.
+
+    Args:
+      how: "start", "resume" or "resume or start".
 
     Raises:
-      UserError: the workdir holds a run and `resume` is not asked for; nothing to resume; another recipe.
+      UserError: the workdir holds a run and it is not to be resumed, or is in use; nothing to resume; another recipe.
     """
+    if workdir.is_dir():
+        lock.take()
     begun = [name for name in stages if stage_folder(workdir, name).exists()]
-    if begun and not resume:
+    if begun and how == "start":
         raise UserError(
             f"{workdir} already holds a run (stages begun: {', '.join(begun)}); pass --resume to go on with it, "
             "or choose another --workdir"
@@ -119,21 +160,21 @@ def start_run(workdir: Path, config: Config, stages: tuple[str, ...], *, resume:
                 f"the run in {workdir} was started with another recipe: {'; '.join(differing)}; "
                 "resume with the same values, or choose another --workdir"
             )
-    elif resume:
+    elif how == "resume":
         raise UserError(f"nothing to resume in {workdir}; leave --resume out to start")
     workdir.mkdir(parents=True, exist_ok=True)
+    lock.take()
     save_config(workdir, config)
 
 
-def run_tokenizer(workdir: Path, config: Config) -> Any:
-    """The run's tokenizer: the one it saved, or the recipe's, which it saves.
+def save_tokenizer(workdir: Path, config: Config) -> None:
+    """Saves the recipe's tokenizer in the run, unless it has begun: then it has one.
 
     Raises:
       UserError: the tokenizer has more tokens than the model.
     """
-    folder = workdir / "tokenizer"
     if has_begun(workdir):
-        return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder)))
+        return
     data = config.stage[config.stages[0]].data
     texts = training_texts(_records(data), data.template, data.system) if config.tokenizer.source == "train" else None
     tokenizer = load_tokenizer(config.tokenizer, texts)
@@ -142,8 +183,12 @@ def run_tokenizer(workdir: Path, config: Config) -> Any:
             f"the tokenizer has {len(tokenizer)} tokens, the model room for {config.model.language.vocab_size}; "
             f"set config.model.language.vocab_size to {len(tokenizer)} or more"
         )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    tokenizer.save_pretrained(workdir / "tokenizer")
+
+
+def run_tokenizer(workdir: Path, config: Config) -> Any:
+    """The tokenizer that the run saved."""
+    return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(workdir / "tokenizer")))
 
 
 def _records(data: DataConfig) -> Iterator[Record]:
@@ -154,46 +199,81 @@ def _records(data: DataConfig) -> Iterator[Record]:
             yield source[index]
 
 
-def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any) -> None:
+def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: Watch, preemption: Preemption) -> None:
     """Runs one stage from where it stands to its end, and writes curves and ledger."""
     stage, mesh, rules = config.stage[name], make_mesh(config.mesh), Rules()
     check_trains(stage, name)
     check_batch_size(stage, name, batch_devices(mesh, rules))
     model = stage_model(config, stage)
     origins = find_origins(workdir, config, name)  # before the data is gone through, which may take long
+    share, shares = share_of_rows(mesh, rules, stage.global_batch_size)
     pipeline = build_pipeline(
         stage.data,
         tokenizer,
         vision=config.model.vision,
         rows=stage.global_batch_size,
         seed=config.seed,
+        process_index=share,
+        process_count=shares,
     )
     steps = min(-(-pipeline.num_rows(stage.epochs) // stage.global_batch_size), config.steps or sys.maxsize)
     layout = state_layout(model, stage, steps, mesh, rules)
     say(f"stage {name}: {steps} steps of {stage.global_batch_size} rows", table_of_parts(layout, stage))
 
+    nonfinite = NonFinite(
+        workdir / "nonfinite",
+        name,
+        policy=stage.on_nonfinite,
+        limit=stage.nonfinite_limit,
+        look_up=pipeline.look_up,
+    )
+    profile = Profile(workdir / "profile" / name, config.profile)
     checkpoints = Checkpoints(stage_folder(workdir, name), keep=stage.keep_checkpoints)
-    batches, newest = pipeline.batches(), checkpoints.newest()
-    if newest is None:
+    batches, restored = pipeline.batches(), checkpoints.restore_newest(layout.state)
+    if restored is None:
         params, notes = starting_params(origins, config, layout)
         say(*notes)
         state = initial_state(layout, config.seed, params)
     else:
-        state, position = checkpoints.restore(layout.state, newest)
+        state, position, newest = restored
         batches.set_state(position)
         say(f"resumed at step {newest} of {steps}")
     writer = Writer(workdir, name, first_step=int(state.step), steps=steps)
+    keepers = Keepers(checkpoints, writer, watch, nonfinite, preemption, profile)
+    watch.begin_stage()
     try:
         evaluate = make_evaluate(config, stage, layout, pipeline, tokenizer)
-        train(layout, stage, steps, state, batches, checkpoints, writer, evaluate)
+        train(layout, stage, steps, state, batches, evaluate, keepers)
     finally:
+        profile.close()
         batches.close()
         writer.close()
         checkpoints.close()
-    ledger = pipeline.ledger(steps * stage.global_batch_size)
-    say(ledger.table())
-    save_ledger(workdir / "ledger.json", name, ledger.to_dict())
-    plot_metrics(workdir / "metrics.jsonl", workdir / "loss.png")
+    if processes.index() == 0:
+        ledger = pipeline.ledger(steps * stage.global_batch_size)
+        say(ledger.table())
+        save_ledger(workdir / "ledger.json", name, ledger.to_dict())
+        plot_metrics(workdir / "metrics.jsonl", workdir / "loss.png")
+
+
+def share_of_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
+    """Which share of a batch's rows this process reads, of how many.
+
+    There are as many shares as processes, or fewer if a row is split over the devices of several, which then read the
+    same.
+    """
+    held: dict[int, set[int]] = {}  # process -> rows
+    places: dict[Any, Any] = dict(batch_sharding(mesh, rules).devices_indices_map((rows,)))
+    for device, where in places.items():
+        held.setdefault(device.process_index, set()).update(range(*where[0].indices(rows)))
+    shares = sorted({min(mine) for mine in held.values()})
+    own = held[processes.index()]
+    if len(own) * len(shares) != rows or any(len(mine) != len(own) for mine in held.values()):
+        raise UserError(
+            f"config.mesh = {dict(mesh.shape)} gives the {len(held)} processes unequal shares of the rows; let tensor "
+            "and sequence divide the devices of a process, or be a multiple of them"
+        )
+    return shares.index(min(own)), len(shares)
 
 
 def check_trains(stage: StageConfig, name: str) -> None:
@@ -251,7 +331,7 @@ def make_evaluate(
 def save_ledger(path: Path, stage: str, ledger: dict[str, Any]) -> None:
     """Writes a stage's ledger beside those of the other stages."""
     ledgers = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(ledgers | {stage: ledger}, indent=1) + "\n")
+    replace_text(path, json.dumps(ledgers | {stage: ledger}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,11 +54,14 @@ class _BatchSource:
 
     def __getitem__(self, index: int) -> Batch:
         batch = _empty(self._samples, self._share)
-        first = int(index) * self._rows + self._first
-        for row in range(self._share):
-            epoch, members = self._plan.find(first + row)
+        for row, (epoch, members) in enumerate(self.rows(int(index))):
             self._samples.write_row(batch, row, members, f"{self._seed}/{epoch}")
         return batch
+
+    def rows(self, index: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Of each row of batch `index`: its epoch and its samples."""
+        first = index * self._rows + self._first
+        return [self._plan.find(first + row) for row in range(self._share)]
 
 
 class Batches:
@@ -171,6 +174,21 @@ class Pipeline:
         """This host's share of the training batches, from the first on."""
         source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
         return Batches(source, self._samples.config.workers, self._fingerprint)
+
+    def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
+        """This host's share of training batch `number` (from 0) as it was trained on, and the records of each row.
+
+        A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
+        """
+        source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
+        records = [[self._describe(index) for index in members] for _, members in source.rows(number)]
+        return source[number], records
+
+    def _describe(self, index: int) -> dict[str, Any]:
+        record = self._samples.record(index)
+        images = [image if isinstance(image, str) else f"{len(image)} bytes" for image in record.images]
+        turns = [[turn.role, turn.text] for turn in record.turns]
+        return {"id": record.id, "origin": record.origin, "images": images, "turns": turns}
 
     def heldout_batches(self, rows: int, limit: int | None = None) -> Iterator[Batch]:
         """This host's share of batches of the held-out records, in the file's order, without augmentation.

@@ -8,12 +8,17 @@ Axis letters:
 from __future__ import annotations
 
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec
 
 from jaxvlm.batch import Array
+from jaxvlm.sharding import Placement, placement
 
 # Added to the score of a pair that must not attend. Finite, so that not even a row without any key gives a NaN.
 MASKED = -1e30
@@ -24,6 +29,9 @@ def attend(
 ) -> Array:
     """Softmax attention, scaled by 1 / sqrt(H); N / K neighbouring query heads share a key/value head.
 
+    Within `sharding.placed` it is the program's platform that chooses how: splash kernels on TPUs, cuDNN's on NVIDIA
+    GPUs, plain products elsewhere and for the few queries of a decoding step. All compute the same.
+
     Args:
       q_BTNH: float[B, T, N, H].
       k_BSKH: float[B, S, K, H].
@@ -32,14 +40,105 @@ def attend(
         (0) attends to padding, so every position has a key. None: all attend to all.
       causal: query t sees the keys s <= t of its row (then T = S).
 
-    The backward pass always makes the T x S numbers anew, whatever `config.model.remat` says, as the fused kernels of
-    accelerators do.
+    The backward pass always makes the T x S numbers anew, whatever `config.model.remat` says.
 
     Returns:
       float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `layers.POLICIES`.
     """
+    here = placement()
+    is_square = q_BTNH.shape[1] == k_BSKH.shape[1]
+    if here is not None and here.platform == "tpu" and is_square:
+        return attend_splash(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal, here=here)
+    if here is not None and here.platform in ("gpu", "cuda") and is_square and v_BSKH.dtype == jnp.bfloat16:
+        return checkpoint_name(_attend_cudnn(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal), "attention")
     run = jax.checkpoint(functools.partial(_attend_xla, causal=causal), prevent_cse=False)
     return checkpoint_name(run(q_BTNH, k_BSKH, v_BSKH, segments), "attention")
+
+
+def attend_splash(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    segments: tuple[Array, Array] | None,
+    *,
+    causal: bool,
+    here: Placement,
+    interpret: bool = False,
+) -> Array:
+    """`attend` by JAX's splash kernels for TPUs, each device for its own rows and heads.
+
+    The kernels keep, beside their output, the logarithm of the softmax's denominator; both are named "attention".
+
+    Args:
+      here: mesh and rules of the program; heads are split only if their number and that of the key heads divide.
+      interpret: run the kernels by XLA on any platform, for tests.
+
+    Source: SplashAttention, `jax.experimental.pallas.ops.tpu.splash_attention`; FlashAttention-2 (arXiv:2307.08691).
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    whole = -(-T // _LANES) * _LANES  # the kernels go by blocks; what is added is of segment 0 and is cut off again
+    ids_BT = jnp.ones((B, T), jnp.int32) if segments is None else segments[0]
+    if whole > T:
+        more = [(0, 0), (0, whole - T), (0, 0), (0, 0)]
+        q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, more) for x in (q_BTNH, k_BTKH, v_BTKH))
+        ids_BT = jnp.pad(ids_BT, more[:2])
+    q_BNTH = (q_BTNH * H**-0.5).transpose(0, 2, 1, 3)
+    k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
+
+    rows = here.spec(("batch",), (B,))[0]
+    heads, kv_heads = (here.spec((axis,), (size,))[0] for axis, size in (("heads", N), ("kv_heads", K)))
+    heads = heads if heads == kv_heads else None
+    spec = PartitionSpec(rows, heads, None, None)
+    splits = here.mesh.shape[heads] if isinstance(heads, str) else 1
+
+    def run(q: Array, k: Array, v: Array, ids: Array) -> Array:
+        kernel = _splash_kernel(N // splits, whole, causal, interpret)
+        is_masked = segments is not None or whole > T
+        if not is_masked:
+            return jax.vmap(lambda q, k, v: kernel(q, k, v))(q, k, v)
+        return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids)))(q, k, v, ids)
+
+    y_BNTH = jax.shard_map(
+        run, mesh=here.mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
+    )(q_BNTH, k_BKTH, v_BKTH, ids_BT)
+    return y_BNTH.transpose(0, 2, 1, 3)[:, :T]
+
+
+_LANES = 128  # of a TPU's vector registers: blocks are multiples of it
+_BLOCK = 512  # queries and keys of a block; larger ones where the length, such as CLIP's 640, divides into no smaller
+
+
+@functools.lru_cache(maxsize=32)
+def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Any:
+    blocks = [size for size in range(_LANES, length + 1, _LANES) if length % size == 0]
+    size = max((size for size in blocks if size <= _BLOCK), default=length)
+    if size < _BLOCK // 2:  # a block of 128 costs more than one that is larger than wanted
+        size = next((size for size in blocks if size >= _BLOCK), size)
+    mask = splash_mask.CausalMask((length, length)) if causal else splash_mask.FullMask((length, length))
+    sizes = splash.BlockSizes(size, size, size, size, size, size, size, size)
+    with jax.ensure_compile_time_eval():  # the kernel holds arrays, and is kept from one trace to the next
+        return splash.make_splash_mha(
+            splash_mask.MultiHeadMask([mask] * heads),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name="attention",
+            interpret=interpret,
+        )
+
+
+def _attend_cudnn(
+    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments: tuple[Array, Array] | None, *, causal: bool
+) -> Array:
+    """`attend` by cuDNN, which takes half precision only."""
+    mask = None if segments is None else (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=causal, implementation=_GPU_IMPLEMENTATION
+    )
+
+
+_GPU_IMPLEMENTATION: Literal["cudnn"] = "cudnn"
 
 
 def _attend_xla(

@@ -26,6 +26,7 @@ from jaxvlm.config import VisionConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import Einsum, LayerNorm, make_stack, make_weight, run_stack
+from jaxvlm.sharding import constrain
 
 FAMILIES = ("clip", "siglip")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -78,6 +79,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """float[B, T, D] -> float[B, T, D]."""
+        x_BTD = constrain(x_BTD, ("batch", None, None))
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 

@@ -24,6 +24,7 @@ from jaxvlm.config import DecoderConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import Einsum, RMSNorm, make_stack, make_weight, matmul, rope, rope_table, run_stack
+from jaxvlm.sharding import constrain
 
 Pair = tuple[Array, Array]  # cosines and sines, or keys and values
 
@@ -116,6 +117,7 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD: Array, table: Pair, segments_BT: Array) -> tuple[Array, Pair]:
         """The stream behind this block, and the block's keys and values."""
+        x_BTD = constrain(x_BTD, ("batch", "seq", None))
         y_BTD, keys_values = self.attention(self.attention_norm(x_BTD), table, segments_BT)
         x_BTD = x_BTD + y_BTD
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), keys_values

@@ -17,12 +17,14 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_policies
+from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 
 from jaxvlm.batch import Array
 from jaxvlm.config import LoraConfig, RopeScaling
 from jaxvlm.errors import UserError
+from jaxvlm.sharding import placement
 
 BlockT = TypeVar("BlockT", bound=nnx.Module)
 CarryT = TypeVar("CarryT")
@@ -32,9 +34,8 @@ CarryT = TypeVar("CarryT")
 # fastest: writing all results down takes longer than making the cheap ones twice.
 POLICIES: dict[str, Callable[..., Any]] = {
     "none": checkpoint_policies.everything_saveable,  # nothing but the inside of attention
-    "dots": checkpoint_policies.save_from_both_policies(  # all but products with weights and results of attention
-        checkpoint_policies.dots_with_no_batch_dims_saveable, checkpoint_policies.save_only_these_names("attention")
-    ),
+    # All but the results of projections (with their adapters', not those inside an adapter) and of attention.
+    "dots": checkpoint_policies.save_only_these_names("projection", "attention"),
     "full": checkpoint_policies.nothing_saveable,  # everything
 }
 
@@ -122,7 +123,8 @@ class Einsum(nnx.Module):
         """The projection of `x` in the compute dtype."""
         y = matmul(x.astype(self.dtype), self.w[...].astype(self.dtype), self.summed)
         y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
-        return y if self.lora is None else y + self.lora(x.astype(self.dtype))
+        y = y if self.lora is None else y + self.lora(x.astype(self.dtype))
+        return checkpoint_name(y, "projection")
 
 
 class Lora(nnx.Module):
@@ -240,6 +242,17 @@ def rope_table(positions_BT: Array, head_dim: int, theta: float, scaling: RopeSc
 def rope(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
     """Rotates pair (r, r + H/2) of each head by its position's angle; HF's halves, not the paper's neighbours."""
     cos, sin = table
+    here = placement()
+    if here is not None and here.platform == "tpu":
+        # A TPU moves halves of its 128 lanes slowly. A product with zeros and ones moves them exactly, and for nothing.
+        half = x_BTNH.shape[-1] // 2
+        swap_HH = np.zeros((2 * half, 2 * half), np.float32)
+        swap_HH[half:, :half], swap_HH[:half, half:] = -np.eye(half), np.eye(half)
+        swapped = jnp.matmul(
+            x_BTNH, swap_HH.astype(x_BTNH.dtype), precision="highest", preferred_element_type=jnp.float32
+        )
+        cos, sin = (jnp.concatenate([x, x], axis=-1) for x in table)
+        return (x_BTNH.astype(jnp.float32) * cos + swapped * sin).astype(x_BTNH.dtype)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
 

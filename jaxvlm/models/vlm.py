@@ -25,6 +25,7 @@ from jaxvlm.models.clip import Vision
 from jaxvlm.models.decoder import Cache, Decoder
 from jaxvlm.models.layers import add_lora, remat_policy, set_dropout
 from jaxvlm.models.projector import Projector
+from jaxvlm.sharding import constrain
 
 
 def merge_image_features(embeds_BTD: Array, features_BPD: Array, image_index_BT: Array) -> Array:
@@ -72,6 +73,7 @@ class VLM(nnx.Module):
             return x_BTD
         features_PE = self.vision(batch.images.pixels.reshape(B * I, Y, X, C))
         features_BPD = self.projector(features_PE).reshape(B, -1, x_BTD.shape[-1])
+        features_BPD = constrain(features_BPD, ("batch", None, None))
         return merge_image_features(x_BTD, features_BPD, batch.image_index)
 
     def hidden(self, batch: Batch) -> Array:

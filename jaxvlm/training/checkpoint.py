@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from jaxvlm import processes
 from jaxvlm.errors import UserError
 from jaxvlm.training.optimizer import map_paths, paths
 from jaxvlm.training.state import State
+
+_LISTING = "files.json"  # name and size of the other files of a checkpoint, part of it
+_LATER = {_LISTING, "_CHECKPOINT_METADATA", "commit_success.txt"}  # written after it, and not needed to read one
+_TRIES = 3  # of a save that the run cannot go on without
+_RETRY_SECONDS = 5.0
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a stage's folder that have all their files, in order."""
+    return [step for step in _steps(folder) if not damage(folder / str(step))]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the newest whole checkpoint of a stage's folder is that of the stage's last step."""
+    steps = whole_steps(folder)
+    if not steps:
+        return False
+    # The file of orbax's JsonCheckpointHandler.
+    return json.loads((folder / str(steps[-1]) / "position" / "metadata").read_text())["steps"] == steps[-1]
+
+
+def damage(checkpoint: Path) -> str:
+    """What is missing of a checkpoint, or has another size than when it was written; "" if nothing."""
+    listing = checkpoint / _LISTING
+    if not listing.is_file():
+        return ""  # written by a program that makes no listing
+    try:
+        files = json.loads(listing.read_text())
+    except ValueError:
+        return f"{_LISTING} cannot be read"
+    for name, size in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+    return ""
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that were written to their end: until then a folder has another name."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 class Checkpoints:
@@ -23,9 +73,102 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int | None = None):
         self.folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(
+        self._keep = keep
+        self._saving = 0  # the step that is being written
+        self._manager: _Manager | None = self._open()
+
+    def newest(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        return max(self.steps(), default=None)
+
+    def save(self, state: State, data: dict[str, Any], steps: int, *, wait: bool = False) -> None:
+        """Starts to write `state`; returns when the device arrays are copied, so that they may be donated.
+
+        A save that fails, on a full disk for one, is reported and the run goes on: the checkpoints before are kept,
+        and the next save is the next try.
+
+        Args:
+          data: JSON-ready position in the data.
+          steps: the stage's length.
+          wait: until it is on disk; it is tried a few times.
+
+        Raises:
+          UserError: `wait` was asked for and it could not be written.
+        """
+        step = int(state.step)
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave({"trained": state.trained, "frozen": state.frozen}),
+            training=ocp.args.StandardSave(_training(state)),
+            position=ocp.args.JsonSave({"data": data, "steps": steps}),
+        )
+        self.wait()
+        for attempt in range(_TRIES if wait else 1):
+            if attempt:
+                time.sleep(_RETRY_SECONDS)
+            if self._start(step, items) and (not wait or self.wait()):
+                return
+        if wait:
+            raise UserError(
+                f"step {step} could not be saved in {self.folder}; see the reason above; make room or mend it, and go "
+                f"on from step {self.newest() or 0} with --resume"
+            )
+
+    def _start(self, step: int, items: Any) -> bool:
+        self._saving = step
+
+        def start() -> None:
+            if self._manager is None:
+                self._manager = self._open()
+            # Forced: when to save is the loop's to say, and of a stop only jax may be asked, in the loop's own steps.
+            self._manager.save(step, args=items, force=True)
+
+        return self._went_well(start)
+
+    def wait(self) -> bool:
+        """Waits until what was saved is on disk; returns whether it is, and reports why not."""
+        return self._went_well(lambda: self._manager and self._manager.wait_until_finished())
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self.wait()
+        if self._manager is not None:
+            self._manager.close()
+
+    def _went_well(self, act: Callable[[], Any]) -> bool:
+        """Whether `act` worked on all processes; if not, it is said, and half-written files are removed."""
+        problem = ""
+        try:
+            act()
+        except Exception as error:  # of the file system, wrapped by orbax and tensorstore in many ways
+            problem = f"{type(error).__name__}: {error}"
+        problems = [text for text in processes.exchange(problem) if text]
+        if not problems:
+            return True
+        processes.say(
+            "",
+            f"ERROR: the checkpoint of step {self._saving} could NOT be saved in {self.folder}: {problems[0][:500]}",
+            "The run goes on and tries again at its next save; until then a stop loses what was trained since the "
+            f"newest checkpoint, {self.newest() or 'the start'}. Is the disk full?",
+        )
+        with contextlib.suppress(Exception):
+            if self._manager is not None:
+                self._manager.close()
+        self._manager = None
+        processes.from_first(self._remove_halves)
+        return False
+
+    def _remove_halves(self) -> None:
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _open(self) -> _Manager:
+        return _Manager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep,
+                enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._list_files),
+            ),
             item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
                 "training": ocp.StandardCheckpointHandler(),
@@ -33,30 +176,64 @@ class Checkpoints:
             },
         )
 
-    def newest(self) -> int | None:
-        """The newest whole checkpoint's step, or None."""
-        return self._manager.latest_step()
-
-    def save(self, state: State, data: dict[str, Any], steps: int) -> None:
-        """Starts to write `state`; returns when the device arrays are copied, so that they may be donated.
-
-        Args:
-          data: JSON-ready position in the data.
-          steps: the stage's length.
-        """
-        step = int(state.step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave({"trained": state.trained, "frozen": state.frozen}),
-                training=ocp.args.StandardSave(_training(state)),
-                position=ocp.args.JsonSave({"data": data, "steps": steps}),
-            ),
-        )
+    def _list_files(self) -> None:
+        """Adds the listing to a checkpoint that is written, before it gets its final name."""
+        if processes.index():
+            return
+        final = self.folder / str(self._saving)  # where stores that cannot rename are written to
+        for folder in (final, *self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")):
+            files = [path for path in folder.rglob("*") if path.is_file() and path.name not in _LATER]
+            if files:
+                sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+                (folder / _LISTING).write_text(json.dumps(sizes, indent=1) + "\n")
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints that are kept, in order."""
-        return sorted(self._manager.all_steps())
+        return processes.from_first(lambda: whole_steps(self.folder))
+
+    def is_finished(self) -> bool:
+        """Whether the newest checkpoint is that of the stage's last step."""
+        return processes.from_first(lambda: is_finished(self.folder))
+
+    def restore_newest(self, abstract: State) -> tuple[State, dict[str, Any], int] | None:
+        """State, position in the data and step of the newest checkpoint that can be read; None if there is none.
+
+        One that cannot is set aside, with a warning.
+
+        Raises:
+          UserError: the checkpoint is of another model or optimizer.
+        """
+        for step in reversed(processes.from_first(lambda: _steps(self.folder))):
+            problem = processes.from_first(lambda step=step: damage(self.folder / str(step)))  # type: ignore[misc]
+            if not problem:
+                restored = None
+                try:
+                    restored = self.restore(abstract, step)
+                except UserError:
+                    raise
+                except Exception as error:  # every layer below has its own
+                    problem = f"{type(error).__name__}: {error}"
+                problem = next((text for text in processes.exchange(problem) if text), "")
+                if restored is not None and not problem:
+                    return *restored, step
+            processes.from_first(lambda step=step, problem=problem: self._set_aside(step, problem))  # type: ignore[misc]
+            if self._manager is not None:
+                self._manager.close()
+            self._manager = self._open()
+        return None
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        folder = self.folder.with_name(f"{self.folder.name}.damaged")
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{step}-{time.time():.0f}"
+        (self.folder / str(step)).rename(target)
+        before = [other for other in _steps(self.folder) if other < step]
+        instead = f"going back to step {before[-1]}" if before else "there is none before it: the stage starts anew"
+        processes.say(
+            "",
+            f"WARNING: the checkpoint {self.folder / str(step)} is damaged ({problem[:500]}); it is now in {target}; "
+            f"{instead}",
+        )
 
     def restore(self, abstract: State, step: int) -> tuple[State, dict[str, Any]]:
         """The state of `step` on the abstract state's shardings, and the position in the data.
@@ -105,26 +282,13 @@ class Checkpoints:
             )
         return params.get("trained", {}), params.get("frozen", {})
 
-    def is_finished(self) -> bool:
-        """Whether the newest checkpoint is that of the stage's last step."""
-        step = self.newest()
-        if step is None:
-            return False
-        return self._restore(step, position=ocp.args.JsonRestore())["position"]["steps"] == step
-
-    def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits, then lets go of the folder."""
-        self._manager.close()
-
     def _restore(self, step: int, **items: Any) -> Any:
+        assert self._manager is not None
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _saved(self, step: int) -> dict[str, Any]:
         """Shape and dtype of every leaf of a checkpoint, by path."""
+        assert self._manager is not None
         metadata = self._manager.item_metadata(step).params
         return paths({name: metadata.get(name) or {} for name in ("trained", "frozen")})
 
@@ -147,3 +311,11 @@ class Checkpoints:
 def _training(state: State) -> dict[str, Any]:
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: fields[name] for name in ("step", "optimizer", "key")}
+
+
+class _Manager(ocp.CheckpointManager):
+    """Asks jax nothing about being told to stop: it would ask with its own count of steps."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop knows."""
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -12,8 +13,12 @@ from jaxvlm.config import StageConfig
 from jaxvlm.sharding import to_devices
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.metrics import Writer
+from jaxvlm.training.nonfinite import NonFinite
+from jaxvlm.training.preemption import Preemption, StartAgain
+from jaxvlm.training.profile import Profile
 from jaxvlm.training.state import Layout, State
 from jaxvlm.training.step import compile_train_step
+from jaxvlm.training.watch import Watch
 
 
 class Batches(Protocol):
@@ -28,33 +33,67 @@ class Batches(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Keepers:
+    """What looks after a stage while it trains."""
+
+    checkpoints: Checkpoints
+    writer: Writer  # of metrics
+    watch: Watch  # of phases and slow steps
+    nonfinite: NonFinite
+    preemption: Preemption
+    profile: Profile
+
+
 def train(
     layout: Layout,
     stage: StageConfig,
     steps: int,
     state: State,
     batches: Batches,
-    checkpoints: Checkpoints,
-    writer: Writer,
     evaluate: Callable[[State], dict[str, float]],
+    keepers: Keepers,
 ) -> State:
     """Goes from `state.step` to `steps` and returns the last state, which is also saved.
 
     Args:
       batches: stand at the batch of step `state.step`.
       evaluate: what the held-out data says of a state.
+
+    Raises:
+      StartAgain: told to stop; the state is saved.
     """
-    train_step = compile_train_step(layout, stage.micro_batches)
-    with jax.set_mesh(layout.mesh):
-        for step in range(int(state.step) + 1, steps + 1):
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, info = train_step(state, to_devices(next(batches), layout.mesh, layout.rules))
-            if step % stage.log_every == 0 or step == steps:
-                writer.log(step, info)
-            if stage.eval_every and (step % stage.eval_every == 0 or step == steps):
-                writer.evaluation(step, evaluate(state))
-            if step % stage.checkpoint_every == 0 or step == steps:
-                checkpoints.save(state, batches.get_state(), steps)
-    writer.flush()
-    checkpoints.wait()
+    k, first = keepers, int(state.step) + 1
+    train_step = compile_train_step(layout, stage.micro_batches, skip_nonfinite=stage.on_nonfinite == "skip")
+    with jax.set_mesh(layout.mesh), k.preemption.held(steps):
+        for step in range(first, steps + 1):
+            k.profile.before(step)
+            with k.watch.phase("data", step):
+                batch = to_devices(next(batches), layout.mesh, layout.rules)
+            with (
+                k.watch.phase("compile" if step == first else "step", step),
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+            ):
+                state, info = train_step(state, batch)
+            k.nonfinite.take(step, info)
+            k.profile.after(step, info)
+            last, stopping = step == steps, k.preemption.reached(step)
+            if step % stage.log_every == 0 or last:
+                with k.watch.phase("step", step):
+                    k.writer.log(step, info)
+                    k.nonfinite.check(before=step)
+                k.watch.progressed(step)
+            if stage.eval_every and (step % stage.eval_every == 0 or last):
+                with k.watch.phase("evaluate", step):
+                    k.writer.evaluation(step, evaluate(state))
+            if step % stage.checkpoint_every == 0 or last or stopping:
+                with k.watch.phase("step", step):
+                    sound = k.nonfinite.check(before=step + 1)  # waits for the step
+                with k.watch.phase("save", step):
+                    if sound:
+                        k.checkpoints.save(state, batches.get_state(), steps, wait=last or stopping)
+            if stopping and not last:
+                k.writer.flush()
+                raise StartAgain
+    k.writer.flush()
     return state

@@ -11,9 +11,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxvlm.batch import Array, Batch
 from jaxvlm.models.vlm import Model
+from jaxvlm.sharding import placement
 
 # Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the last
 # chunk is not mostly unsupervised, and that its logits (this times V float32) stay small beside the model.
@@ -45,8 +47,40 @@ def batch_loss(
     chunk = max(1, min(T, _CHUNK_POSITIONS * shards // B))
     x_BTD = vlm.hidden(batch)
     head = vlm.language.embed if vlm.language.head is None else vlm.language.head
-    loss, correct = cross_entropy(x_BTD, head.w[...].astype(x_BTD.dtype), batch.targets, batch.loss_weights, chunk)
+    head_VD = head.w[...].astype(x_BTD.dtype)
+    loss, correct = _by_device(x_BTD, head_VD, batch.targets, batch.loss_weights, chunk)
     return LossSum(loss, correct, batch.loss_weights.sum())
+
+
+def _by_device(x_BTD: Array, head_VD: Array, targets_BT: Array, weights_BT: Array, chunk: int) -> tuple[Array, Array]:
+    """`cross_entropy` of each device's own rows, then the sums of all.
+
+    Each goes through as many chunks as its own rows need. The head is gathered once, and its gradient, which is as
+    large, is summed over the devices once, not after every chunk.
+    """
+    here = placement()
+    if here is None or here.mesh.size == 1:
+        return cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, chunk)
+    rows = here.spec(("batch",), x_BTD.shape[:1])[0]
+    axes = (rows,) if isinstance(rows, str) else tuple(rows or ())
+    # Along which of these axes the head's columns are split; a gather's transpose is a sum that scatters.
+    split = here.spec(("embed",), head_VD.shape[1:])[0]
+    split = split if split in axes else None
+
+    def run(x: Array, head: Array, targets: Array, weights: Array) -> tuple[Array, Array]:
+        if split is not None:
+            head = jax.lax.all_gather(head, split, axis=1, tiled=True)
+        return jax.lax.psum(cross_entropy(x, head, targets, weights, chunk), axes)
+
+    row = PartitionSpec(rows)
+    return jax.shard_map(
+        run,
+        mesh=here.mesh,
+        in_specs=(row, PartitionSpec(None, split), row, row),
+        out_specs=PartitionSpec(),
+        axis_names=set(axes),
+        check_vma=False,
+    )(x_BTD, head_VD, targets_BT, weights_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +16,15 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from jaxvlm import processes
+from jaxvlm.files import replace_text
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
 class Writer:
-    """Metrics of one stage.
+    """Metrics of one stage; on several processes all fetch them, so that none runs ahead, and the first writes.
 
     Values given to `log` may still be on their way: they are fetched when the next ones are given, so that the device
     has its next step before anybody waits for the last.
@@ -30,10 +35,20 @@ class Writer:
         self._stage = stage
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["stage"] != stage or line["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=first_step + 1)
-        self._bar = tqdm(total=steps, initial=first_step, desc=stage, unit="step", dynamic_ncols=True)
+        self._writes = processes.index() == 0
+        self._full = False  # the disk, when something was written last
+        if self._writes:
+            replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self._path.open("a")
+            self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=first_step + 1)
+        self._bar = tqdm(
+            total=steps,
+            initial=first_step,
+            desc=stage,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._writes,
+        )
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._time, self._step = time.perf_counter(), first_step
 
@@ -58,11 +73,22 @@ class Writer:
         self._time, self._step = now, step
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes scalars under their names to both files."""
-        self._file.write(json.dumps({"stage": self._stage, "step": step, **scalars}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        """Writes scalars under their names to both files.
+
+        On a full disk lines stay in memory, and follow when there is room again.
+        """
+        if not self._writes:
+            return
+        try:
+            self._file.write(json.dumps({"stage": self._stage, "step": step, **scalars}) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+            self._full = False
+        except OSError as error:
+            if not self._full:
+                print(f"\nERROR: metrics of step {step} cannot be written: {error}", file=sys.stderr, flush=True)
+            self._full = True
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes what an evaluation found, also above the bar."""
@@ -75,8 +101,10 @@ class Writer:
         """Writes what is pending and closes the files."""
         self.flush()
         self._bar.close()
-        self._board.close()
-        self._file.close()
+        if self._writes:
+            for file in (self._board, self._file):
+                with contextlib.suppress(OSError):
+                    file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

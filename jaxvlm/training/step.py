@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxvlm.batch import Array, Batch
-from jaxvlm.sharding import batch_devices, batch_sharding
+from jaxvlm.sharding import batch_devices, batch_sharding, placed
 from jaxvlm.training.loss import LossSum, batch_loss
 from jaxvlm.training.state import Layout, State, merge
 
 Info = dict[str, Array]
 
 
-def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batch], tuple[State, Info]]:
+def make_train_step(
+    layout: Layout, micro_batches: int, *, skip_nonfinite: bool = False
+) -> Callable[[State, Batch], tuple[State, Info]]:
     """The pure function (state, batch) -> (state, info).
 
     There is one denominator, the number of supervised tokens in all micro-batches and on all devices, so 1 x 8, 8 x 1
@@ -30,7 +32,8 @@ def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batc
     def share_of_loss(
         trained: dict, frozen: dict, batch: Batch, weight: Array, key: Array | None
     ) -> tuple[Array, LossSum]:
-        sums = batch_loss(layout.model, merge(trained, frozen), batch, shards=shards, dropout_key=key)
+        with placed(layout.mesh, layout.rules):
+            sums = batch_loss(layout.model, merge(trained, frozen), batch, shards=shards, dropout_key=key)
         return sums.loss / weight, sums
 
     gradients_of = jax.grad(share_of_loss, has_aux=True)
@@ -65,16 +68,23 @@ def make_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batc
             "gradient_norm": optax.tree.norm(gradients),
         }
         trained = optax.apply_updates(state.trained, updates)
+        if skip_nonfinite:
+            finite = jnp.isfinite(info["loss"]) & jnp.isfinite(info["gradient_norm"])
+            trained, optimizer = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), (trained, optimizer), (state.trained, state.optimizer)
+            )
         return State(state.step + 1, trained, state.frozen, optimizer, state.key), info
 
     return train_step
 
 
-def compile_train_step(layout: Layout, micro_batches: int) -> Callable[[State, Batch], tuple[State, Info]]:
+def compile_train_step(
+    layout: Layout, micro_batches: int, *, skip_nonfinite: bool = False
+) -> Callable[[State, Batch], tuple[State, Info]]:
     """The train step under jit: the state is donated and keeps its place."""
     shardings = jax.tree.map(lambda x: x.sharding, layout.state)
     return jax.jit(
-        make_train_step(layout, micro_batches),
+        make_train_step(layout, micro_batches, skip_nonfinite=skip_nonfinite),
         in_shardings=(shardings, batch_sharding(layout.mesh, layout.rules)),
         out_shardings=(shardings, None),
         donate_argnums=0,
@@ -87,7 +97,8 @@ def compile_eval_step(layout: Layout) -> Callable[[State, Batch], LossSum]:
 
     @jax.jit
     def eval_step(state: State, batch: Batch) -> LossSum:
-        return batch_loss(layout.model, merge(state.trained, state.frozen), batch, shards=shards)
+        with placed(layout.mesh, layout.rules):
+            return batch_loss(layout.model, merge(state.trained, state.frozen), batch, shards=shards)
 
     return eval_step
 

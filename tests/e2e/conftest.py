@@ -1,7 +1,9 @@
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,56 @@ def command(environment):
         )
 
     return run
+
+
+class Processes:
+    """The processes of one run on loopback."""
+
+    def __init__(self, environment, folder, arguments, *, count, devices, code=None, each=()):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        variables = {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAXVLM_NUM_PROCESSES": str(count),
+        }
+        variables |= {"JAXVLM_COORDINATOR": address} if count > 1 else {}
+        if count == 1:
+            variables.pop("JAXVLM_NUM_PROCESSES")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"log-{i}" for i in range(count)]
+        start = ["-c", code] if code else ["-m", "jaxvlm.train"]
+        self.children = []
+        for i, log in enumerate(self.logs):
+            own = variables | ({"JAXVLM_PROCESS_ID": str(i)} if count > 1 else {})
+            more = each[i] if each else ()
+            with log.open("w") as out:
+                self.children.append(
+                    subprocess.Popen(
+                        [sys.executable, *start, *map(str, arguments), *more],
+                        env=environment | own,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        cwd=ROOT,
+                    )
+                )
+
+    def wait(self, timeout=300):
+        """Exit codes and what each process printed."""
+        end = time.monotonic() + timeout
+        try:
+            codes = [child.wait(max(1.0, end - time.monotonic())) for child in self.children]
+        finally:
+            for child in self.children:
+                child.kill()
+        return codes, [log.read_text() for log in self.logs]
+
+
+@pytest.fixture(scope="session")
+def start(environment, tmp_path_factory):
+    """Starts `jaxvlm.train` with `count` processes of `devices` devices; see `Processes`."""
+
+    def start(*arguments, **options):
+        return Processes(environment, tmp_path_factory.mktemp("logs"), arguments, **options)
+
+    return start

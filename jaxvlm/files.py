@@ -1,0 +1,66 @@
+"""Files of a run that survive whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import IO
+
+from jaxvlm.errors import UserError
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file at once: who reads it, also after a kill, finds the old text or the new one."""
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        half.write_text(text)
+        half.replace(path)
+    except OSError:
+        half.unlink(missing_ok=True)
+        raise
+
+
+class Lock:
+    """A folder's lock. The kernel gives it back when the process ends, however it ends."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def take(self) -> None:
+        """Takes the lock, if it is not taken by this object already.
+
+        Raises:
+          UserError: another process has it.
+        """
+        if self._file is not None:
+            return
+        file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                print(f"warning: {self._path} cannot be locked ({error}); start no second run there", file=sys.stderr)
+            else:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                file.close()
+                raise UserError(
+                    f"{self._path.parent} is in use by another run, {owner}; wait until it ends, stop it, or choose "
+                    "another --workdir"
+                ) from None
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Gives the lock back; the file stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,78 @@
+"""Says whether a recipe fits a TPU slice, how fast it would be and what it would cost, without a TPU, data or weights.
+
+Examples:
+  python -m jaxvlm.plan --config configs/llava15_7b_finetune.py --topology v5e-16
+  python -m jaxvlm.plan --config configs/llava15_7b_lora.py --topology v5e-8 --price-per-chip-hour 1.2 --json
+  python -m jaxvlm.plan --config configs/llava15_13b_finetune.py --topology 2xv5e-64 --config.mesh.data=2
+  python -m jaxvlm.plan --config configs/llava15_7b_finetune.py --topology v5e-16 --search --budget-minutes 60
+
+The TPU compiler of libtpu compiles the recipe's real train step for the slice, which takes a minute or two for 7B, and
+says what memory it needs. The time is an estimate, made of the compiler's own estimates. Exit code 3: it does not fit.
+v5p slices are named by cores, two a chip, as Google Cloud does; NxSLICE is several slices.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from jaxvlm.command import Answer, Parser, load_config, run
+from jaxvlm.errors import UserError
+from jaxvlm.planning.compiler import CACHE, use_tpu_compiler
+from jaxvlm.planning.report import Assumptions, table, to_json
+from jaxvlm.planning.search import plan_once, search
+from jaxvlm.planning.slices import find_slice
+
+DOES_NOT_FIT = 3  # exit code
+
+
+def main(argv: list[str]) -> dict[str, Any] | None:
+    """Runs the command; returns what `--json` prints."""
+    use_tpu_compiler()
+    parser = Parser("plan", __doc__)
+    parser.add_config()
+    parser.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e-16, v5p-8, v6e-8, 2xv5e-64")
+    parser.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the compiler, repeatable"
+    )
+    about = parser.add_argument_group("what is assumed of the data")
+    about.add_argument("--records", type=int, metavar="N", help="records of the data, for hours and cost")
+    about.add_argument("--samples-per-row", type=float, metavar="X", help="samples packed into a row, on average")
+    about.add_argument("--images-per-row", type=float, metavar="X", help="on average (default: every slot is used)")
+    about.add_argument("--filled", type=float, default=1.0, metavar="X", help="share of a row that is no padding")
+    about.add_argument("--supervised", type=float, metavar="X", help="supervised positions of a row, on average")
+    about.add_argument("--price-per-chip-hour", type=float, metavar="X", help="in any currency")
+    parser.add_argument("--operations", type=int, default=0, metavar="N", help="also list the N that take longest")
+    parser.add_argument("--search", action="store_true", help="try rows, remat, mesh shapes and compiler options")
+    parser.add_argument("--budget-minutes", type=float, default=30.0, metavar="X", help="of a search (default: 30)")
+    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"of results (default: {CACHE})")
+    parser.add_argument("--no-cache", action="store_true", help="compile again")
+    args, overrides = parser.parse_with_overrides(argv)
+    config, on = load_config(args.config, overrides), find_slice(args.topology)
+    stage = args.stage or config.stages[-1]
+    if stage not in config.stages:
+        raise UserError(f"--stage {stage}: {args.config} has the stages {', '.join(config.stages)}")
+    if wrong := [option for option in args.option if "=" not in option]:
+        raise UserError(f"--option {wrong[0]}, expected NAME=VALUE")
+    options = dict(option.split("=", 1) for option in args.option)
+    cache = None if args.no_cache else args.cache
+    assumed = Assumptions(
+        args.records, args.samples_per_row, args.images_per_row, args.filled, args.supervised, args.price_per_chip_hour
+    )
+    if args.search:
+        found = search(config, stage, on, options, assumed, minutes=args.budget_minutes, cache=cache)
+        print(found.table())
+        result, fits = found.to_json(), bool(found.frontier())
+    else:
+        plan = plan_once(config, stage, on, options, assumed, cache)
+        print(table(plan, operations=args.operations))
+        result, fits = to_json(plan), plan.compiled.memory.fits
+    if not fits:
+        raise Answer(DOES_NOT_FIT, result)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

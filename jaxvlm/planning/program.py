@@ -1,0 +1,85 @@
+"""The recipe's real train step, abstract: its state and batch, each leaf with its place on a slice that is not here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxvlm.batch import Batch
+from jaxvlm.config import Config, MeshConfig, StageConfig
+from jaxvlm.errors import UserError
+from jaxvlm.planning.slices import Slice
+from jaxvlm.run import stage_model
+from jaxvlm.sharding import Rules, batch_devices, batch_sharding, make_mesh
+from jaxvlm.training.state import Layout, state_layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What is compiled: a stage's state and batch, abstract, each leaf with its place on the slice."""
+
+    config: Config
+    stage_name: str
+    stage: StageConfig
+    slice: Slice
+    layout: Layout
+    batch: Batch
+
+    @property
+    def rows_per_chip(self) -> int:
+        """Rows of a batch on one device, all micro-batches together."""
+        return self.stage.global_batch_size // batch_devices(self.layout.mesh, self.layout.rules)
+
+
+def build_step(config: Config, stage_name: str, on: Slice) -> Step:
+    """The abstract train step of a stage.
+
+    Raises:
+      UserError: mesh or batch do not divide over the slice; nothing trains.
+    """
+    stage, rules = config.stage[stage_name], Rules()
+    stage.parts.adapters()
+    if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
+        raise UserError(f'every part is frozen; set one of config.stage.{stage_name}.parts to "full"')
+    mesh = make_slice_mesh(config.mesh, on)
+    pieces = stage.micro_batches * batch_devices(mesh, rules)
+    if stage.global_batch_size % pieces:
+        nearest = -(-stage.global_batch_size // pieces) * pieces
+        raise UserError(
+            f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches and "
+            f"{batch_devices(mesh, rules)} chips that share the rows; pass "
+            f"--config.stage.{stage_name}.global_batch_size={nearest}, or give chips to config.mesh.tensor"
+        )
+    layout = state_layout(stage_model(config, stage), stage, 1000, mesh, rules)
+    spec = Batch.spec(
+        rows=stage.global_batch_size,
+        tokens=stage.data.tokens,
+        images=stage.data.images,
+        image_size=config.model.vision.image_size,
+    )
+    sharding = batch_sharding(mesh, rules)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), spec)
+    return Step(config, stage_name, stage, on, layout, batch)
+
+
+def make_slice_mesh(config: MeshConfig, on: Slice) -> Mesh:
+    """The recipe's mesh over a slice; of several slices, `data` goes between them.
+
+    Raises:
+      UserError: the mesh does not fit.
+    """
+    devices = on.devices()
+    if on.num_slices == 1:
+        return make_mesh(config, devices)
+    if config.data != on.num_slices and config.data != -1:
+        raise UserError(
+            f"config.mesh.data = {config.data}, but {on.name} is {on.num_slices} slices, between which data goes; pass "
+            f"--config.mesh.data={on.num_slices}"
+        )
+    inner = dataclasses.replace(config, data=1)
+    groups = [[d for d in devices if d.slice_index == i] for i in sorted({d.slice_index for d in devices})]
+    each = [make_mesh(inner, group) for group in groups]
+    return Mesh(np.concatenate([mesh.devices for mesh in each]), each[0].axis_names, axis_types=each[0].axis_types)

@@ -1,0 +1,236 @@
+"""Several plans of one recipe, and those of which none is both smaller and faster."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxvlm.config import Config
+from jaxvlm.errors import UserError
+from jaxvlm.models.layers import POLICIES
+from jaxvlm.planning.compiler import compile_step
+from jaxvlm.planning.program import build_step
+from jaxvlm.planning.report import Assumptions, Plan, make_plan, to_json
+from jaxvlm.planning.slices import GIB, Slice
+
+# Compiler options that are worth a compilation, those that belong together in one set. Of several chips:
+OPTIONS_OF_MANY: tuple[dict[str, str], ...] = (
+    # No matrix products in a loop over shards, which halves the time of FSDP.
+    {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+    # All-gathers of weights beside matrix products.
+    {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true", "xla_enable_async_all_gather": "true"},
+)
+# Of each: more of the fast memory for the running operation, less for what is fetched ahead.
+OPTIONS_OF_EACH: tuple[dict[str, str], ...] = ({"xla_tpu_scoped_vmem_limit_kib": "65536"},)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to run a stage."""
+
+    rows_per_chip: int  # of all micro-batches, on each device that has rows of its own
+    micro_batches: int
+    remat: str
+    mesh: tuple[int, int, int, int]  # data, fsdp, tensor, sequence
+    options: tuple[tuple[str, str], ...]
+
+    def apply(self, config: Config, stage: str) -> Config:
+        """The recipe with this candidate's values."""
+        data, fsdp, tensor, sequence = self.mesh
+        changed = dataclasses.replace(
+            config.stage[stage],
+            global_batch_size=self.rows_per_chip * data * fsdp,
+            micro_batches=self.micro_batches,
+        )
+        return dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, remat=self.remat),
+            mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor, sequence=sequence),
+            stage=config.stage | {stage: changed},
+        )
+
+    def overrides(self, config: Config, stage: str) -> str:
+        """What to paste behind the command for it; nothing for what the recipe has already."""
+        changed, words = self.apply(config, stage), []
+        if changed.model.remat != config.model.remat:
+            words.append(f"--config.model.remat={changed.model.remat}")
+        if changed.mesh.tensor != config.mesh.tensor:
+            words += [f"--config.mesh.fsdp={changed.mesh.fsdp}", f"--config.mesh.tensor={changed.mesh.tensor}"]
+        for name in ("global_batch_size", "micro_batches"):
+            if (value := getattr(changed.stage[stage], name)) != getattr(config.stage[stage], name):
+                words.append(f"--config.stage.{stage}.{name}={value}")
+        return " ".join(words + [f"--option {name}={value}" for name, value in self.options]) or "(the recipe)"
+
+    def neighbours(self, kv_heads: int) -> Iterator[Candidate]:
+        """Candidates that differ in one thing, the most promising first."""
+        change = dataclasses.replace
+        yield from self._with_options(OPTIONS_OF_MANY if math.prod(self.mesh) > 1 else ())
+        for remat in POLICIES:
+            if remat != self.remat:
+                yield change(self, remat=remat)
+        for rows in (self.rows_per_chip + self.micro_batches, self.rows_per_chip - self.micro_batches):
+            if rows > 0:
+                yield change(self, rows_per_chip=rows)
+        if self.rows_per_chip % (2 * self.micro_batches) == 0:
+            yield change(self, micro_batches=2 * self.micro_batches)
+        if self.micro_batches % 2 == 0:
+            yield change(self, micro_batches=self.micro_batches // 2)
+        data, fsdp, tensor, sequence = self.mesh
+        if fsdp % 2 == 0 and kv_heads % (2 * tensor) == 0:
+            mesh = (data, fsdp // 2, 2 * tensor, sequence)
+            yield change(self, mesh=mesh, rows_per_chip=2 * self.rows_per_chip)
+        if tensor % 2 == 0 and self.rows_per_chip % (2 * self.micro_batches) == 0:
+            mesh = (data, 2 * fsdp, tensor // 2, sequence)
+            yield change(self, mesh=mesh, rows_per_chip=self.rows_per_chip // 2)
+        yield from self._with_options(OPTIONS_OF_EACH)
+
+    def _with_options(self, sets: tuple[dict[str, str], ...]) -> Iterator[Candidate]:
+        for more in sets:
+            if not more.items() <= dict(self.options).items():
+                yield dataclasses.replace(self, options=tuple(sorted((dict(self.options) | more).items())))
+
+    def smaller(self) -> Candidate:
+        """The same with less memory, or the same if nothing is left to save."""
+        if self.remat != "full":
+            return dataclasses.replace(self, remat="full")
+        return dataclasses.replace(self, micro_batches=self.rows_per_chip)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a search has tried; None: not possible."""
+
+    config: Config
+    stage: str
+    plans: Mapping[Candidate, Plan | None]
+
+    def frontier(self) -> list[tuple[Candidate, Plan]]:
+        """The plans that fit and of which no other is at most as large and faster, from the smallest on."""
+        fitting = [(c, p) for c, p in self.plans.items() if p is not None and p.compiled.memory.fits]
+        kept: list[tuple[Candidate, Plan]] = []
+        for candidate, plan in sorted(fitting, key=lambda x: (x[1].compiled.memory.needed, seconds_per_row(x[1]))):
+            if not kept or seconds_per_row(plan) < seconds_per_row(kept[-1][1]):
+                kept.append((candidate, plan))
+        return kept
+
+    def table(self) -> str:
+        """The frontier for a person."""
+        frontier, rows = self.frontier(), self.config.stage[self.stage].global_batch_size
+        if not frontier:
+            return f"none of {len(self.plans)} ways that were tried fits"
+        lines = [
+            f"tried {len(self.plans)} ways; those of which none is both smaller and, as estimated, faster:",
+            "   GiB  ms a step  chip-ms a row    MFU  overrides",
+        ]
+        for candidate, plan in frontier:
+            seconds = plan.estimate.seconds if plan.estimate else float("nan")
+            lines.append(
+                f"{plan.compiled.memory.needed / GIB:6.2f} {seconds * 1e3:10.1f} {seconds_per_row(plan) * 1e3:14.1f} "
+                f"{plan.mfu or 0:6.1%}  {candidate.overrides(self.config, self.stage)}"
+            )
+        if any(plan.step.stage.global_batch_size != rows for _, plan in frontier):
+            lines.append(
+                f"a global_batch_size other than the recipe's {rows} is another training, not only another speed"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The frontier for a machine."""
+        frontier = [{"overrides": c.overrides(self.config, self.stage)} | to_json(p) for c, p in self.frontier()]
+        return {"tried": len(self.plans), "frontier": frontier}
+
+
+def search(
+    config: Config,
+    stage: str,
+    on: Slice,
+    options: Mapping[str, str],
+    assumed: Assumptions,
+    *,
+    minutes: float,
+    cache: Path | None,
+    plan: Callable[[Config, str, Slice, Mapping[str, str], Assumptions, Path | None], Plan] | None = None,
+) -> Found:
+    """Plans the recipe, then always a neighbour of the fastest that fits; none is begun after `minutes`.
+
+    Args:
+      plan: makes one plan; None: `plan_once`.
+
+    Raises:
+      UserError: the recipe's own mesh or batch do not fit the slice.
+    """
+    end, heads, plan = time.monotonic() + 60 * minutes, config.model.language.num_kv_heads, plan or plan_once
+    start = build_step(config, stage, on)
+    mesh = start.layout.mesh.shape
+    waiting = [
+        Candidate(
+            start.rows_per_chip,
+            config.stage[stage].micro_batches,
+            config.model.remat,
+            (mesh["data"], mesh["fsdp"], mesh["tensor"], mesh["sequence"]),
+            tuple(sorted(options.items())),
+        )
+    ]
+    plans: dict[Candidate, Plan | None] = {}
+    while waiting and (not plans or time.monotonic() < end):
+        candidate = waiting.pop(0)
+        if _is_hopeless(candidate, plans):
+            continue
+        made: Plan | None = None
+        try:
+            made = plan(candidate.apply(config, stage), stage, on, dict(candidate.options), assumed, cache)
+        except (UserError, ValueError, RuntimeError) as error:  # the compiler refuses some meshes and options
+            _say(len(plans) + 1, candidate, f"not possible: {str(error).splitlines()[0][:160]}")
+        else:
+            size, fits = f"{made.compiled.memory.needed / GIB:.2f} GiB", made.compiled.memory.fits
+            said = f"{seconds_per_row(made) * 1e3:.1f} chip-ms a row" if fits else "does not fit"
+            _say(len(plans) + 1, candidate, f"{size}, {said}")
+        plans[candidate] = made
+        fitting = [c for c, p in plans.items() if p is not None and p.compiled.memory.fits]
+        fitting.sort(key=lambda c: seconds_per_row(plans[c]))
+        # Where nothing fits yet: what is smaller than the last.
+        near = [n for c in fitting or [candidate.smaller()] for n in [c, *c.neighbours(heads)]]
+        waiting = [c for c in dict.fromkeys(near) if c not in plans]
+    return Found(config, stage, plans)
+
+
+def plan_once(
+    config: Config, stage: str, on: Slice, options: Mapping[str, str], assumed: Assumptions, cache: Path | None
+) -> Plan:
+    """One plan, compiled or from the cache."""
+    step = build_step(config, stage, on)
+    return make_plan(step, compile_step(step, options, cache=cache), assumed)
+
+
+def seconds_per_row(plan: Plan | None) -> float:
+    """Estimated chip-seconds of a row, so that batches and meshes of all sizes compare."""
+    if plan is None or plan.estimate is None:
+        return float("inf")
+    return plan.estimate.seconds * plan.step.slice.num_chips / plan.step.stage.global_batch_size
+
+
+def _is_hopeless(candidate: Candidate, plans: Mapping[Candidate, Plan | None]) -> bool:
+    """Whether the same did not fit with as many rows at once, or fewer."""
+
+    def rest(c: Candidate) -> Candidate:
+        return dataclasses.replace(c, rows_per_chip=1, micro_batches=1)
+
+    return any(
+        plan is not None
+        and not plan.compiled.memory.fits
+        and rest(c) == rest(candidate)
+        and c.rows_per_chip / c.micro_batches <= candidate.rows_per_chip / candidate.micro_batches
+        for c, plan in plans.items()
+    )
+
+
+def _say(number: int, c: Candidate, said: str) -> None:
+    mesh = " x ".join(map(str, c.mesh))
+    what = f"{c.rows_per_chip} rows a chip in {c.micro_batches}, remat {c.remat}, mesh {mesh}"
+    what += "".join(f", {name}={value}" for name, value in c.options)
+    print(f"{number:3}  {what}: {said}", file=sys.stderr)

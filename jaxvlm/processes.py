@@ -1,0 +1,285 @@
+"""One run on several processes: how they find each other, agree with each other, and end together.
+
+A run of one process calls the same functions; they then do nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import contextlib
+import ctypes
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+from jax._src import distributed  # the key-value store has no public door
+
+from jaxvlm.errors import UserError
+
+T = TypeVar("T")
+
+# A process that has said nothing for so long is gone. Below a minute, and above what a busy machine keeps one waiting.
+LOST_SECONDS = 30.0
+_HEARTBEAT_SECONDS = 90  # jax's own; longer, so that our message comes first
+_AGREE_SECONDS = 3600  # process 0 may be at work (training a tokenizer) while the others wait
+_GIVE_UP_SECONDS = 10.0  # in which a failed process may clean up before it is ended
+_LAST_SECONDS = 5.0  # process 0 outlives the others: what is told is read from it, and jax aborts those it leaves
+_calls = itertools.count()  # all processes make the same calls in the same order
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `connect` reads."""
+    group = parser.add_argument_group("several processes (each is started with the same command)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (or JAXVLM_COORDINATOR)")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many (or JAXVLM_NUM_PROCESSES)")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0 (or JAXVLM_PROCESS_ID)")
+    group.add_argument(
+        "--distributed",
+        choices=["auto"],
+        help="auto: find all three in the cluster's environment (TPU VM, GKE, Slurm)",
+    )
+
+
+def connect(args: argparse.Namespace) -> None:
+    """Joins the other processes, if flags or environment name any; before anything asks jax for devices.
+
+    Raises:
+      UserError: some of the three values are missing or wrong, or the others cannot be reached.
+    """
+    names = {"coordinator": "COORDINATOR", "num_processes": "NUM_PROCESSES", "process_id": "PROCESS_ID"}
+    given = {name: getattr(args, name) for name in names}
+    if args.distributed is None:
+        for name, variable in names.items():
+            if given[name] is None:
+                given[name] = os.environ.get(f"JAXVLM_{variable}") or None
+    named = [name for name, value in given.items() if value is not None]
+    if args.distributed is None and not named:
+        return
+    if args.distributed is None:
+        missing = [f"--{name.replace('_', '-')}" for name in names if name not in named]
+        if missing:
+            raise UserError(
+                f"a run of several processes needs --coordinator, --num-processes and --process-id; missing: "
+                f"{', '.join(missing)}; give all three (flags, or JAXVLM_COORDINATOR and so on), or --distributed auto"
+            )
+        given = _checked(given)
+        if given["num_processes"] == 1:
+            return
+    elif named:
+        raise UserError("--distributed auto finds coordinator, number and id by itself; leave the other flags out")
+    values = {"coordinator_address": given["coordinator"], "num_processes": given["num_processes"]}
+    values["process_id"] = given["process_id"]
+    try:
+        jax.distributed.initialize(
+            **{name: value for name, value in values.items() if value is not None},
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        how = "--distributed auto" if args.distributed else f"--coordinator {given['coordinator']}"
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"the processes of this run could not be joined ({how}): {reason[0] if reason else type(error).__name__}; "
+            "start all of them, and check that this host reaches the coordinator"
+        ) from error
+    if index() > 0:
+        _explain_abort(distributed.global_state.coordinator_address)
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    try:
+        number, own = int(given["num_processes"]), int(given["process_id"])
+    except ValueError:
+        raise UserError(
+            f"--num-processes {given['num_processes']!r} and --process-id {given['process_id']!r} must be whole numbers"
+        ) from None
+    if number < 1 or not 0 <= own < number:
+        raise UserError(f"--process-id {own} of --num-processes {number}: ids go from 0 to the number minus 1")
+    if ":" not in given["coordinator"]:
+        raise UserError(f"--coordinator {given['coordinator']!r} has no port; write HOST:PORT, such as 10.0.0.2:8476")
+    return given | {"num_processes": number, "process_id": own}
+
+
+def count() -> int:
+    """How many processes the run has."""
+    return distributed.global_state.num_processes if distributed.global_state.client is not None else 1
+
+
+def index() -> int:
+    """Which of them this is."""
+    return distributed.global_state.process_id if distributed.global_state.client is not None else 0
+
+
+def say(*lines: str) -> None:
+    """Prints for the person who watches, on the first process; standard output is left to results."""
+    if index() == 0:
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def exchange(text: str) -> list[str]:
+    """Gives `text` to all processes and returns the texts of all, in their order."""
+    if count() == 1:
+        return [text]
+    client, call = _client(), next(_calls)
+    client.key_value_set(f"jaxvlm/exchange/{call}/{index()}", text or " ")
+    keys = [f"jaxvlm/exchange/{call}/{i}" for i in range(count())]
+    texts = [client.blocking_key_value_get(key, _AGREE_SECONDS * 1000) for key in keys]
+    return ["" if other == " " else other for other in texts]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What process 0 gets from `make()`, a JSON value, on all processes; the others wait.
+
+    Raises:
+      UserError: on all of them, if process 0 meets one.
+    """
+    if count() == 1:
+        return make()
+    client, key = _client(), f"jaxvlm/first/{next(_calls)}"
+    if index() == 0:
+        try:
+            value = make()
+        except UserError as error:
+            client.key_value_set(key, json.dumps({"error": str(error)}))
+            raise
+        client.key_value_set(key, json.dumps({"value": value}))
+        return value
+    said = json.loads(client.blocking_key_value_get(key, _AGREE_SECONDS * 1000))
+    if "error" in said:
+        raise UserError(f"{said['error']} (from process 0)")
+    return said["value"]
+
+
+def check_same(values: dict[str, Any]) -> None:
+    """Checks that all processes were started with the same values.
+
+    Raises:
+      UserError: on all processes, naming every key that differs, and where.
+    """
+    others = [json.loads(text) for text in exchange(json.dumps(values))]
+    problems = []
+    for i, other in enumerate(others[1:], 1):
+        for name in sorted(others[0].keys() | other.keys()):
+            first, its = others[0].get(name, "absent"), other.get(name, "absent")
+            if first != its:
+                problems.append(f"{name} is {first!r} on process 0 and {its!r} on process {i}")
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(
+            f"the processes of this run were started with different settings: {'; '.join(problems[:10])}{more}; "
+            "start all with the same command, recipe and version"
+        )
+
+
+class Peers:
+    """What the other processes say of themselves, and whether they still say anything."""
+
+    def __init__(self) -> None:
+        self._heard: dict[int, tuple[str, float]] = {}  # text, and when it changed by our own clock
+
+    def tell(self, own: dict[str, Any]) -> dict[int, dict[str, Any]]:
+        """Tells the others about this process and returns what they told last; to be called every few seconds.
+
+        Ends this process with a message if another one has failed or is gone.
+        """
+        if count() == 1:
+            return {0: own}
+        client = _client()
+        client.key_value_set(f"jaxvlm/beat/{index()}", json.dumps(own), allow_overwrite=True)
+        for _, text in client.key_value_dir_get("jaxvlm/failed/"):
+            failed = json.loads(text)
+            if failed["process"] != index():
+                leave(f"process {failed['process']} stopped: {failed['message']}", failed["code"])
+        now = time.monotonic()
+        for key, text in client.key_value_dir_get("jaxvlm/beat/"):
+            i = int(key.rsplit("/", 1)[-1])
+            if i not in self._heard or self._heard[i][0] != text:
+                self._heard[i] = text, now
+        told = {i: json.loads(text) for i, (text, _) in self._heard.items()}
+        for i in range(count()):
+            silent = now - self._heard.setdefault(i, ("{}", now))[1]
+            if i != index() and silent > LOST_SECONDS and told.get(i, {}).get("phase") != "done":
+                last = told.get(i, {})
+                where = f"last on host {last['host']} in phase {last['phase']}, step {last['step']}; " if last else ""
+                leave(f"process {i} is gone: it has said nothing for {silent:.0f} seconds; {where}{_ADVICE}", 1)
+        return told
+
+
+_ADVICE = "this process stops too; look at the end of that one's log, then start all again with --resume-or-start"
+
+
+def leave(message: str, code: int) -> None:
+    """Ends this process at once, without waiting for the others: some of them will not come."""
+    print(f"\nerror: process {index()} of {count()}: {message}", file=sys.stderr, flush=True)
+    _end(code)
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if index() == 0:
+        time.sleep(_LAST_SECONDS)
+    os._exit(code)  # jax would wait for processes that do not come
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails within it on one process is told to the others, which then end too."""
+    try:
+        yield
+    except BaseException as error:
+        if count() > 1 and not (isinstance(error, SystemExit) and error.code == 75):
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                # Often only the echo of another's end: then `Peers` has the better message, and ends this process.
+                print(f"error: process {index()}: {str(error)[:500]}", file=sys.stderr, flush=True)
+                print(f"waiting {LOST_SECONDS:.0f} s to see whether another process is gone", file=sys.stderr)
+                time.sleep(LOST_SECONDS + 6)
+            _tell_failure(error)
+        raise
+
+
+def _tell_failure(error: BaseException) -> None:
+    code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
+    said = {"process": index(), "code": code, "message": message}
+    with contextlib.suppress(Exception):  # the store is in process 0, which may be the one that is gone
+        _client().key_value_set(f"jaxvlm/failed/{index()}", json.dumps(said))
+    atexit.register(_end, code)
+    timer = threading.Timer(_GIVE_UP_SECONDS, _end, (code,))
+    timer.daemon = True  # Python waits for others before it calls what is registered
+    timer.start()
+
+
+def _explain_abort(address: str | None) -> None:
+    """Has jax's abort, when it loses the coordinator, end in a sentence and exit code 1.
+
+    jax logs a stack trace and calls abort() from a thread of its own, where no Python handler runs; hence ctypes.
+    """
+    host, _, port = (address or "").rpartition(":")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+            return  # the coordinator is there, so this is another abort: let it happen
+        leave(f"process 0 is gone: nobody answers at {address}; {_ADVICE}", 1)
+
+    global _abort_handler
+    _abort_handler = on_abort  # C keeps no reference
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    library.signal(6, ctypes.cast(on_abort, ctypes.c_void_p))
+
+
+_abort_handler: Any = None

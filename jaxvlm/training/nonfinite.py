@@ -1,0 +1,109 @@
+"""Losses and gradients that are not finite: which batch it was, and when to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxvlm import processes
+from jaxvlm.batch import Array, Batch
+from jaxvlm.errors import UserError
+
+_KEPT = 10  # batches written in a run; more would say nothing new
+
+
+class NonFinite:
+    """Looks at the loss and the gradient norm of every step, without making the device wait.
+
+    Args:
+      folder: where batches go, STAGE-STEP in it.
+      stage: its name.
+      policy: "stop" or "skip", the recipe's `on_nonfinite`.
+      limit: so many steps in a row stop the run.
+      look_up: number of a batch -> this process's rows of it, and for each row its records.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        *,
+        policy: str,
+        limit: int,
+        look_up: Callable[[int], tuple[Batch, list[list[dict[str, Any]]]]],
+    ):
+        if policy not in ("stop", "skip") or limit < 1:
+            raise UserError(
+                f'config.stage.{stage}.on_nonfinite = {policy!r}, expected "stop" or "skip"; '
+                f"nonfinite_limit = {limit}, expected 1 or more"
+            )
+        self._folder, self._stage, self._policy, self._limit = folder, stage, policy, limit
+        self._look_up = look_up
+        self._pending: list[tuple[int, Array, Array]] = []
+        self._row: list[int] = []  # the last steps, if they were not finite
+
+    def take(self, step: int, info: dict[str, Array]) -> None:
+        """Takes what a step gave; it may still be on its way."""
+        self._pending.append((step, info["loss"], info["gradient_norm"]))
+
+    def check(self, before: int) -> bool:
+        """Looks at the steps taken that are before step `before`, and waits for them.
+
+        Returns:
+          whether the weights behind the last of them may be saved.
+
+        Raises:
+          UserError: too many in a row.
+        """
+        ready = [item for item in self._pending if item[0] < before]
+        self._pending = self._pending[len(ready) :]
+        for step, loss, norm in jax.device_get(ready):
+            if math.isfinite(loss) and math.isfinite(norm):
+                self._row = []
+                continue
+            self._row.append(step)
+            place = self._write(step)
+            done = "the update is left out" if self._policy == "skip" else "nothing is saved while it lasts"
+            found = f"step {step} of {self._stage}: loss {loss}, gradient norm {norm}"
+            processes.say("", f"warning: {found}; {done}; its batch: {place}")
+            if len(self._row) >= self._limit:
+                advice = "lower the learning rate, clip_norm or mend the records; --resume goes on from the last save"
+                if self._policy == "stop":
+                    advice += f", with --config.stage.{self._stage}.on_nonfinite=skip such updates are left out"
+                raise UserError(
+                    f"loss or gradient is not finite in {len(self._row)} steps in a row, the last is step {step} of "
+                    f"{self._stage} (loss {loss}, gradient norm {norm}; nonfinite_limit = {self._limit}); "
+                    f"the batches are in {self._folder}; {advice}"
+                )
+        return not self._row or self._policy == "skip"
+
+    def _write(self, step: int) -> str:
+        """Writes this process's rows of a step's batch: arrays, records, pictures."""
+        folder = self._folder / f"{self._stage}-{step}"
+        try:
+            if len(list(self._folder.glob("*"))) >= _KEPT:
+                return f"not written, {_KEPT} are in {self._folder}"
+            folder.mkdir(parents=True, exist_ok=True)
+            batch, records = self._look_up(step - 1)
+            name = f"process-{processes.index()}"
+            arrays = {"/".join(str(getattr(k, "name", k)) for k in path): x for path, x in _leaves(batch)}
+            np.savez_compressed(folder / f"{name}.npz", **arrays)
+            (folder / f"{name}.json").write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+            for row, images in enumerate(batch.images.pixels):
+                shown = sum(len(record["images"]) for record in records[row])
+                if shown:
+                    Image.fromarray(np.hstack(images[:shown])).save(folder / f"{name}-row-{row}.png")
+        except OSError as error:
+            return f"could not be written ({error})"
+        return str(folder)
+
+
+def _leaves(batch: Batch) -> list[tuple[Any, Any]]:
+    return jax.tree.leaves_with_path(batch)

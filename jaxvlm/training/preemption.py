@@ -1,0 +1,62 @@
+"""Told to stop: SIGTERM, also the notice that a machine is taken away."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from jax.experimental import multihost_utils
+
+from jaxvlm import processes
+
+
+class StartAgain(SystemExit):
+    """The run was told to stop and has saved; its exit code asks to be started again (75, EX_TEMPFAIL)."""
+
+    def __init__(self) -> None:
+        super().__init__(75)
+
+
+class Preemption:
+    """Hears SIGTERM. Within `held` the step is finished first; outside of it the process ends at once.
+
+    On several processes jax hears it, and all of them agree on the step behind which they stop.
+    """
+
+    def __init__(self) -> None:
+        self._told = self._held = False
+        self._stages = 0  # steps of the stages before: to jax the steps must go on
+        self._before: Any = None
+
+    def __enter__(self) -> Preemption:
+        if processes.count() == 1:
+            with contextlib.suppress(ValueError):  # not in the main thread: there is no way to hear it
+                self._before = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    @contextlib.contextmanager
+    def held(self, steps: int) -> Iterator[None]:
+        """For a stage of so many steps."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            self._stages += steps
+
+    def reached(self, step: int) -> bool:
+        """Whether the run stops behind this step; to be asked after each, on every process."""
+        if processes.count() == 1:
+            return self._told
+        return multihost_utils.reached_preemption_sync_point(self._stages + step)
+
+    def _hear(self, *_: Any) -> None:
+        self._told = True
+        if not self._held:
+            raise StartAgain

@@ -1,0 +1,42 @@
+"""A trace of some steps for TensorBoard's profiler, XProf or Perfetto."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxvlm import processes
+from jaxvlm.errors import UserError
+
+
+class Profile:
+    """Traces the steps from the first to the second number of `steps`, on process 0; () traces nothing."""
+
+    def __init__(self, folder: Path, steps: tuple[int, ...]):
+        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise UserError(f"config.profile = {steps}, expected (first, last) step, such as (10, 12), or () for none")
+        self._folder = folder
+        self._first, self._last = steps if steps and processes.index() == 0 else (0, 0)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """To be called before each step."""
+        if step == self._first:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, results: Any) -> None:
+        """To be called after each step; waits for its results if it is the last one traced."""
+        if self._running and step >= self._last:
+            jax.block_until_ready(results)
+            self.close()
+            print(f"\nprofile of steps {self._first} to {step}: {self._folder}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends a trace that is running."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()

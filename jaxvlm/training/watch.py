@@ -1,0 +1,162 @@
+"""What a run is doing: a heartbeat file for each process, a word about slow steps, and where the time went."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxvlm import processes
+from jaxvlm.files import replace_text
+
+_BEAT_SECONDS = 2.0
+_SLOW = 10  # times the median
+_SLOW_SECONDS = 2.0  # below which nobody wants to hear of it
+_LEAST_STEPS = 5  # before a median means something
+PHASES = {"data": "waiting for data", "compile": "compiling", "save": "saving", "evaluate": "evaluating"}
+
+
+class Watch:
+    """Knows the phase of this process: start, data, compile, step, save, evaluate, done.
+
+    A thread writes `heartbeats/I.json` (I: the process) every two seconds: process, host, pid, phase, step, for how
+    many seconds it has been in that phase, and the time. On several processes it also notices one that is gone.
+    """
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / "heartbeats" / f"{processes.index()}.json"
+        self._lock = threading.Lock()
+        self._phase, self._step, self._since = "start", 0, time.monotonic()
+        self._spent: dict[str, float] = defaultdict(float)  # seconds in each phase
+        self._rates: deque[float] = deque(maxlen=100)  # seconds a step
+        self._done_step, self._done_busy = 0, 0.0  # the newest step whose results have come, and `_busy` then
+        self._interval, self._told = 1, False  # steps between two such, and whether the next was called slow
+        self._peers = processes.Peers()
+        self._ended = threading.Event()
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(exist_ok=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def phase(self, name: str, step: int) -> Iterator[None]:
+        """This process is in a phase; afterwards in the one before."""
+        before = self._enter(name, step)
+        try:
+            yield
+        finally:
+            self._enter(before, step)
+
+    def progressed(self, step: int) -> None:
+        """The results of a step have come; of those before too."""
+        with self._lock:
+            busy = self._busy()
+            if step > self._done_step and self._done_step:
+                self._rates.append((busy - self._done_busy) / (step - self._done_step))
+                self._interval = step - self._done_step
+            self._done_step, self._done_busy, self._told = step, busy, False
+
+    def begin_stage(self) -> None:
+        """Steps are counted anew, and have another length."""
+        with self._lock:
+            self._rates.clear()
+            self._reset()
+
+    def shares(self) -> dict[str, float]:
+        """The share of the time since the start that went into each phase; what is left is training."""
+        with self._lock:
+            spent = self._now()
+        whole = sum(spent.values()) or 1.0
+        return {name: spent.get(name, 0.0) / whole for name in PHASES}
+
+    def summary(self) -> str:
+        """The shares in words."""
+        return ", ".join(f"{share:.1%} {PHASES[name]}" for name, share in self.shares().items())
+
+    def close(self) -> None:
+        """Says that this process is done."""
+        self._ended.set()
+        self._thread.join()
+        self._enter("done", self._step)
+        with contextlib.suppress(Exception):
+            self._beat()
+
+    def _enter(self, name: str, step: int) -> str:
+        with self._lock:
+            now, before = time.monotonic(), self._phase
+            self._spent[before] += now - self._since
+            self._phase, self._step, self._since = name, step, now
+            return before
+
+    def _reset(self) -> None:
+        self._done_step, self._done_busy, self._interval, self._told = 0, self._busy(), 1, False
+
+    def _now(self) -> dict[str, float]:
+        spent = dict(self._spent)
+        spent[self._phase] = spent.get(self._phase, 0.0) + time.monotonic() - self._since
+        return spent
+
+    def _busy(self) -> float:
+        """Seconds in which a step was waited for, or its data."""
+        spent = self._now()
+        return spent.get("step", 0.0) + spent.get("data", 0.0)
+
+    def _run(self) -> None:
+        while not self._ended.wait(_BEAT_SECONDS):
+            try:
+                self._beat()
+            except Exception as error:  # a full disk, a coordinator that hesitates: the next beat may do
+                if processes.count() > 1 and not isinstance(error, OSError):
+                    print(f"warning: heartbeat: {str(error)[:200]}", file=sys.stderr)
+
+    def _beat(self) -> None:
+        with self._lock:
+            own: dict[str, Any] = {
+                "process": processes.index(),
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "phase": self._phase,
+                "step": self._step,
+                "phase_seconds": round(time.monotonic() - self._since, 1),
+                "time": round(time.time(), 1),
+            }
+        everyone = self._peers.tell(own)
+        if processes.index() == 0 and self._phase in ("data", "step"):
+            self._report_slow(everyone)
+        replace_text(self._path, json.dumps(own) + "\n")
+
+    def _report_slow(self, everyone: dict[int, dict[str, Any]]) -> None:
+        with self._lock:
+            if self._told or len(self._rates) < _LEAST_STEPS:
+                return
+            median = statistics.median(self._rates)
+            taken = (self._busy() - self._done_busy) / self._interval
+            if taken < max(_SLOW_SECONDS, _SLOW * median):
+                return
+            self._told = True
+        where = "; ".join(
+            f"process {i} on {told.get('host')}: {told.get('phase')} of step {told.get('step')} "
+            f"for {told.get('phase_seconds', 0):.0f} s"
+            for i, told in sorted(everyone.items())
+        )
+        print(
+            f"\nslow: step {self._step} has taken {taken:.1f} s, {taken / median:.0f} times the median of "
+            f"{median:.2g} s. {where}",
+            file=sys.stderr,
+            flush=True,
+        )

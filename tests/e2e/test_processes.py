@@ -1,0 +1,122 @@
+"""One run on several real processes: the same losses, other numbers of them after a stop, and faults of one of them."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxvlm.training.metrics import read_metrics
+
+SMALL = str(Path(__file__).with_name("small.py"))
+
+pytestmark = pytest.mark.slow
+
+
+def losses(folder):
+    lines = [m for m in read_metrics(folder / "metrics.jsonl") if "loss" in m]
+    assert [m["step"] for m in lines] == list(range(1, len(lines) + 1))
+    return np.array([m["loss"] for m in lines])
+
+
+def finish(processes):
+    codes, logs = processes.wait()
+    assert set(codes) == {0}, "\n".join(log[-2500:] for log in logs)
+    return logs
+
+
+def arguments(folder, *more):
+    return ("--config", SMALL, "--workdir", folder, *more)
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    """Losses of one process with four devices."""
+    folder = tmp_path_factory.mktemp("alone")
+    finish(start(*arguments(folder), count=1, devices=4))
+    return losses(folder)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_losses_are_those_of_one_process(start, alone, tmp_path, count):
+    """2 x 2 devices against 4 of one process; 4 x 2 against them too, where each device has one row."""
+    eval_too = ["--config.stage.only.eval_every=20"]
+    logs = finish(start(*arguments(tmp_path, *eval_too), count=count, devices=2))
+    ours = losses(tmp_path)
+    print("largest difference", np.abs(ours - alone).max())
+    np.testing.assert_allclose(ours, alone, rtol=1e-6 if count == 2 else 3e-6)
+    assert "of the time:" in logs[0] and "of the time:" not in logs[1]
+    assert sorted(path.name for path in (tmp_path / "heartbeats").iterdir()) == [f"{i}.json" for i in range(count)]
+    beat = json.loads((tmp_path / "heartbeats" / "1.json").read_text())
+    assert beat["phase"] == "done" and beat["process"] == 1
+
+
+def test_a_run_goes_on_with_other_processes_and_devices(start, alone, tmp_path):
+    """Ten steps by two processes, told to stop; five more by one with two devices; the rest by one with four."""
+    slow = "import time, sys, jaxvlm.train as t; from jaxvlm.command import run; from jaxvlm.training import loop\n"
+    slow += "place = loop.to_devices\nloop.to_devices = lambda *a: time.sleep(0.3) or place(*a)\n"
+    slow += "sys.exit(run(t.main, sys.argv[1:]))"
+    running = start(*arguments(tmp_path, "--resume-or-start"), count=2, devices=2, code=slow)
+    wait_for(running, lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 7)
+    running.children[1].terminate()  # one of them is told, both stop
+    codes, logs = running.wait()
+    assert codes == [75, 75], logs
+    stopped = len(losses(tmp_path))
+    assert 7 <= stopped < 20
+    logs = finish(start(*arguments(tmp_path, "--resume-or-start"), count=1, devices=2))
+    assert f"resumed at step {stopped} of 20" in logs[0]
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
+    assert len(losses(tmp_path)) == 20
+
+
+def wait_for(running, condition, timeout=120):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, [log.read_text()[-2000:] for log in running.logs]
+        ended = [child.poll() for child in running.children]
+        assert ended == [None] * len(ended), [log.read_text()[-2000:] for log in running.logs]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others(start, tmp_path, victim):
+    running = start(*arguments(tmp_path, "--config.steps=5000"), count=2, devices=2)
+    wait_for(running, lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 7)
+    running.children[victim].kill()
+    began = time.monotonic()
+    codes, logs = running.wait(60)
+    print("the other one ended after", time.monotonic() - began, "s")
+    assert codes[victim] == -9 and codes[1 - victim] == 1
+    assert f"process {victim} is gone" in logs[1 - victim] and "--resume-or-start" in logs[1 - victim]
+
+
+def test_a_failure_of_one_is_told_by_all(start, tmp_path):
+    fails = "import sys, jax, jaxvlm.train as t; from jaxvlm.command import run; from jaxvlm.errors import UserError\n"
+    fails += "plan = t.build_pipeline\ndef build(*a, **k):\n"
+    fails += "    if k['process_index'] == 1: raise UserError('no such image')\n"
+    fails += "    return plan(*a, **k)\nt.build_pipeline = build\nsys.exit(run(t.main, sys.argv[1:]))"
+    codes, logs = start(*arguments(tmp_path), count=2, devices=2, code=fails).wait(60)
+    assert codes == [2, 2] and "process 1 stopped: no such image" in logs[0]
+
+
+def test_other_settings_of_a_process_are_named(start, tmp_path):
+    running = start(*arguments(tmp_path), count=2, devices=2, each=[(), ("--config.seed=7",)])
+    codes, logs = running.wait(60)
+    assert codes == [2, 2]
+    for log in logs:
+        assert "config.seed is 42 on process 0 and 7 on process 1" in log, log
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_second_run_is_refused(start, tmp_path):
+    running = start(*arguments(tmp_path, "--config.steps=5000"), count=1, devices=1)
+    wait_for(running, lambda: (tmp_path / "checkpoints").exists())
+    codes, logs = start(*arguments(tmp_path, "--resume", "--config.steps=5000"), count=1, devices=1).wait(60)
+    assert codes == [2] and "is in use by another run" in logs[0] and str(running.children[0].pid) in logs[0]
+    running.children[0].kill()
+    running.wait()
+    again = start(*arguments(tmp_path, "--resume", "--config.steps=5000"), count=1, devices=1)
+    wait_for(again, lambda: "resumed at step" in again.logs[0].read_text() or "only:" in again.logs[0].read_text())
+    again.children[0].terminate()
+    assert again.wait()[0] == [75]

@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+
+from jaxvlm.planning.compiler import TPU_ENVIRONMENT, Compiled, Memory
+from jaxvlm.planning.estimate import Estimate
+from jaxvlm.planning.program import build_step
+from jaxvlm.planning.report import Assumptions, Plan, work_of
+from jaxvlm.planning.search import Candidate, Found, search
+from jaxvlm.planning.slices import GIB, find_slice
+from tests import tiny
+
+pytestmark = pytest.mark.tpu_compiler
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name, value in TPU_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def config():
+    return tiny.config(tiny.recipe(only=tiny.stage_recipe()))
+
+
+def fake_plan(config, stage, on, options, assumed, cache, *, size=1.0):
+    """A world in which rows take 4 GiB, or 2 recomputed, and time falls with rows and with what is kept."""
+    step = build_step(config, stage, on)
+    rows, full = step.rows_per_chip / step.stage.micro_batches, config.model.remat == "full"
+    memory = Memory(size * rows * (2 if full else 4) * GIB, 16 * GIB, 0, 0, 0, 0, 0, 0, 0)
+    seconds = step.rows_per_chip * (1.0 if full else 0.8) + 0.1 * step.stage.micro_batches - 0.05 * bool(options)
+    work = work_of(step, assumed)
+    return Plan(step, Compiled(memory, "", 0, False), work, (), Estimate(compute=seconds), assumed)
+
+
+def run(config, *, minutes=1.0, size=1.0):
+    def plan(*arguments):
+        return fake_plan(*arguments, size=size)
+
+    return search(config, "only", find_slice("v5e-4"), {}, Assumptions(), minutes=minutes, cache=None, plan=plan)
+
+
+def test_the_frontier_is_smaller_or_faster(config):
+    found = run(config, minutes=0.05)
+    frontier = found.frontier()
+    sizes = [plan.compiled.memory.needed for _, plan in frontier]
+    times = [plan.estimate.seconds / plan.step.rows_per_chip for _, plan in frontier]
+    assert len(frontier) > 1 and sizes == sorted(sizes) and times == sorted(times, reverse=True)
+    assert all(size <= 16 * GIB for size in sizes)
+    fastest = frontier[-1][0]
+    assert fastest.remat != "full" and fastest.options
+    assert "--config.model.remat=" in found.table() and "is another training" in found.table()
+    assert [x["overrides"] for x in found.to_json()["frontier"]] == [c.overrides(config, "only") for c, _ in frontier]
+
+
+def test_without_time_only_the_recipe_is_planned(config):
+    found = run(config, minutes=0)
+    assert len(found.plans) == 1 and "(the recipe)" in found.table()
+
+
+def test_a_recipe_that_does_not_fit_is_made_smaller(config):
+    recipe = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none"))
+    found = run(recipe, minutes=0.05, size=3.0)
+    first = next(iter(found.plans.values()))
+    assert not first.compiled.memory.fits and found.frontier()
+
+
+def test_nothing_fits(config):
+    found = run(config, size=100.0)
+    assert not found.frontier() and "fits" in found.table() and found.to_json()["frontier"] == []
+
+
+def test_overrides_are_only_what_differs(config):
+    same = Candidate(2, 1, config.model.remat, (1, 4, 1, 1), ())
+    assert same.overrides(config, "only") == "(the recipe)"
+    other = Candidate(6, 2, "dots", (1, 2, 2, 1), (("a", "1"),))
+    assert other.overrides(config, "only").split() == [
+        "--config.model.remat=dots",
+        "--config.mesh.fsdp=2",
+        "--config.mesh.tensor=2",
+        "--config.stage.only.global_batch_size=12",
+        "--config.stage.only.micro_batches=2",
+        "--option",
+        "a=1",
+    ]
+
+
+def test_a_found_plan_can_be_empty(config):
+    assert Found(config, "only", {}).frontier() == []
