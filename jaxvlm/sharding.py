@@ -62,10 +62,23 @@ _AXES = tuple(field.name for field in dataclasses.fields(Rules))
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Mesh over `devices` (default: all) with axes data, fsdp, tensor, sequence.
 
+    Of several TPU slices `data` goes between them, over the slow network, and within each if it is larger.
+
     Raises:
-      UserError: the axes do not multiply to the number of devices, or more than one is -1.
+      UserError: the axes do not multiply to the number of devices, more than one is -1, or `data` is no multiple of the
+        number of slices.
     """
     devices = jax.devices() if devices is None else devices
+    slices = _slices(devices)
+    if len(slices) > 1:
+        if config.data != -1 and config.data % len(slices):
+            raise UserError(
+                f"config.mesh.data = {config.data}, but here are {len(slices)} slices, between which data goes; pass "
+                f"--config.mesh.data={len(slices)}, or a multiple"
+            )
+        inner = dataclasses.replace(config, data=config.data if config.data == -1 else config.data // len(slices))
+        each = [make_mesh(inner, part) for part in slices]
+        return Mesh(np.concatenate([mesh.devices for mesh in each]), MESH_AXES, axis_types=each[0].axis_types)
     sizes = [config.data, config.fsdp, config.tensor, config.sequence]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
@@ -80,17 +93,37 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
+def _slices(devices: list[jax.Device]) -> list[list[jax.Device]]:
+    """The devices of each TPU slice; all in one on other platforms."""
+    if devices[0].platform != "tpu":
+        return [devices]
+    numbers = [getattr(device, "slice_index", 0) for device in devices]
+    return [[d for d, n in zip(devices, numbers, strict=True) if n == number] for number in sorted(set(numbers))]
+
+
 @dataclasses.dataclass(frozen=True)
 class Placement:
     """Where the arrays of a program lie while it is traced."""
 
     mesh: Mesh
     rules: Rules
+    target: str | None = None  # the program is written as for this platform; None: for that of the mesh
 
     @property
     def platform(self) -> str:
-        """ "cpu", "gpu" or "tpu": of the devices that the program is for, which need not be here."""
-        return self.mesh.devices.flat[0].platform
+        """ "cpu", "gpu" or "tpu": what the program is written for; its devices need not be here."""
+        return self.target or self.mesh.devices.flat[0].platform
+
+    @property
+    def is_interpreted(self) -> bool:
+        """Whether kernels for `platform` are run on another one, for tests."""
+        return self.platform != self.mesh.devices.flat[0].platform
+
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        """The mesh axes over which rows are split."""
+        rows = self.rules.batch
+        return (rows,) if isinstance(rows, str) else tuple(rows or ())
 
     def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
         """Partition of an activation; an axis that does not divide stays whole."""
@@ -103,9 +136,9 @@ _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("p
 
 
 @contextlib.contextmanager
-def placed(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """Tells the code that is traced within where its arrays are to lie; see `constrain` and `models.attention`."""
-    token = _placement.set(Placement(mesh, rules))
+def placed(mesh: Mesh, rules: Rules, target: str | None = None) -> Iterator[None]:
+    """Tells the code that is traced within where its arrays are to lie; see `Placement` for the arguments."""
+    token = _placement.set(Placement(mesh, rules, target))
     try:
         yield
     finally:

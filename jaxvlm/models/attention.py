@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
@@ -51,6 +52,8 @@ def attend(
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal, here=here)
     if here is not None and here.platform in ("gpu", "cuda") and is_square and v_BSKH.dtype == jnp.bfloat16:
         return checkpoint_name(_attend_cudnn(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal), "attention")
+    q_BTNH, k_BSKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BSKH, "key")
+    v_BSKH = checkpoint_name(v_BSKH, "value")
     run = jax.checkpoint(functools.partial(_attend_xla, causal=causal), prevent_cse=False)
     return checkpoint_name(run(q_BTNH, k_BSKH, v_BSKH, segments), "attention")
 
@@ -63,7 +66,6 @@ def attend_splash(
     *,
     causal: bool,
     here: Placement,
-    interpret: bool = False,
 ) -> Array:
     """`attend` by JAX's splash kernels for TPUs, each device for its own rows and heads.
 
@@ -71,7 +73,6 @@ def attend_splash(
 
     Args:
       here: mesh and rules of the program; heads are split only if their number and that of the key heads divide.
-      interpret: run the kernels by XLA on any platform, for tests.
 
     Source: SplashAttention, `jax.experimental.pallas.ops.tpu.splash_attention`; FlashAttention-2 (arXiv:2307.08691).
     """
@@ -83,8 +84,9 @@ def attend_splash(
         more = [(0, 0), (0, whole - T), (0, 0), (0, 0)]
         q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, more) for x in (q_BTNH, k_BTKH, v_BTKH))
         ids_BT = jnp.pad(ids_BT, more[:2])
-    q_BNTH = (q_BTNH * H**-0.5).transpose(0, 2, 1, 3)
-    k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
+    q_BNTH = checkpoint_name((q_BTNH * H**-0.5).transpose(0, 2, 1, 3), "query")
+    k_BKTH = checkpoint_name(k_BTKH.transpose(0, 2, 1, 3), "key")
+    v_BKTH = checkpoint_name(v_BTKH.transpose(0, 2, 1, 3), "value")
 
     rows = here.spec(("batch",), (B,))[0]
     heads, kv_heads = (here.spec((axis,), (size,))[0] for axis, size in (("heads", N), ("kv_heads", K)))
@@ -93,7 +95,7 @@ def attend_splash(
     splits = here.mesh.shape[heads] if isinstance(heads, str) else 1
 
     def run(q: Array, k: Array, v: Array, ids: Array) -> Array:
-        kernel = _splash_kernel(N // splits, whole, causal, interpret)
+        kernel = _splash_kernel(N // splits, whole, causal, here.is_interpreted)
         is_masked = segments is not None or whole > T
         if not is_masked:
             return jax.vmap(lambda q, k, v: kernel(q, k, v))(q, k, v)
@@ -117,8 +119,8 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> An
         size = next((size for size in blocks if size >= _BLOCK), size)
     mask = splash_mask.CausalMask((length, length)) if causal else splash_mask.FullMask((length, length))
     sizes = splash.BlockSizes(size, size, size, size, size, size, size, size)
-    with jax.ensure_compile_time_eval():  # the kernel holds arrays, and is kept from one trace to the next
-        return splash.make_splash_mha(
+    with jax.ensure_compile_time_eval():
+        kernel = splash.make_splash_mha(
             splash_mask.MultiHeadMask([mask] * heads),
             block_sizes=sizes,
             head_shards=1,
@@ -126,6 +128,7 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> An
             residual_checkpoint_name="attention",
             interpret=interpret,
         )
+    return jax.tree.map(np.asarray, kernel)  # kept for other traces, whose mesh may be another
 
 
 def _attend_cudnn(

@@ -18,10 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxvlm.batch import Array
 from jaxvlm.config import DecoderConfig
 from jaxvlm.errors import UserError
+from jaxvlm.models import tpu
 from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import Einsum, RMSNorm, make_stack, make_weight, matmul, rope, rope_table, run_stack
 from jaxvlm.sharding import constrain
@@ -75,7 +77,7 @@ class Attention(nnx.Module):
         """Attention within the row; also returns the keys and values, for a cache."""
         k_BSKH, v_BSKH = self._keys(x_BTD, table), self.v(x_BTD)
         y_BTNH = attend(self._queries(x_BTD, table), k_BSKH, v_BSKH, (segments_BT, segments_BT), causal=True)
-        return self.out(y_BTNH), (k_BSKH, v_BSKH)
+        return self.out(tpu.settle(y_BTNH)), (k_BSKH, v_BSKH)
 
     def extend(self, x_B1D: Array, table: Pair, cache: Cache, layer: Array) -> tuple[Array, Pair]:
         """Attention of one new token to the cache, into whose `next` slot of `layer` its key and value are written."""
@@ -103,7 +105,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """float[B, T, D] -> float[B, T, D]."""
-        return self.down(jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        gate_BTF, up_BTF = checkpoint_name(self.gate(x_BTD), "gate"), checkpoint_name(self.up(x_BTD), "up")
+        if tpu.is_target():
+            return self.down(tpu.settle(tpu.swiglu(gate_BTF, up_BTF)))
+        return self.down(jax.nn.silu(gate_BTF) * up_BTF)
 
 
 class Block(nnx.Module):
@@ -117,9 +122,9 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD: Array, table: Pair, segments_BT: Array) -> tuple[Array, Pair]:
         """The stream behind this block, and the block's keys and values."""
-        x_BTD = constrain(x_BTD, ("batch", "seq", None))
+        x_BTD = checkpoint_name(constrain(x_BTD, ("batch", "seq", None)), "input")
         y_BTD, keys_values = self.attention(self.attention_norm(x_BTD), table, segments_BT)
-        x_BTD = x_BTD + y_BTD
+        x_BTD = checkpoint_name(x_BTD + y_BTD, "residual")
         return x_BTD + self.mlp(self.mlp_norm(x_BTD)), keys_values
 
     def extend(self, x_B1D: Array, table: Pair, cache: Cache, layer: Array) -> tuple[Array, Pair]:

@@ -17,26 +17,40 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 
 from jaxvlm.batch import Array
 from jaxvlm.config import LoraConfig, RopeScaling
 from jaxvlm.errors import UserError
-from jaxvlm.sharding import placement
+from jaxvlm.models import tpu
 
 BlockT = TypeVar("BlockT", bound=nnx.Module)
 CarryT = TypeVar("CarryT")
 
-# What the backward pass of a block recomputes (`config.model.remat`), from the largest to the smallest in memory.
-# `run_stack` applies the policy to each block, so the inputs of all blocks are always kept. On a CPU "dots" is the
+
+def _host(*names: str, saved: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Keeps `names` in the memory of the chip's host, `saved` in the chip's."""
+    return checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(saved),
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
+# What is kept of a block for the backward pass, which makes the rest again (`config.model.remat`), from the largest to
+# the smallest in memory; docs/performance.md has figures. `run_stack` applies it to each block. On a CPU "dots" is the
 # fastest: writing all results down takes longer than making the cheap ones twice.
 POLICIES: dict[str, Callable[..., Any]] = {
-    "none": checkpoint_policies.everything_saveable,  # nothing but the inside of attention
-    # All but the results of projections (with their adapters', not those inside an adapter) and of attention.
+    "none": checkpoint_policies.everything_saveable,  # everything but the inside of attention
+    # The results of projections (with their adapters', not those inside an adapter) and of attention.
     "dots": checkpoint_policies.save_only_these_names("projection", "attention"),
-    "full": checkpoint_policies.nothing_saveable,  # everything
+    # What goes into attention, ready for it, and what comes out.
+    "attention": checkpoint_policies.save_only_these_names("query", "key", "value", "attention"),
+    "query": checkpoint_policies.save_only_these_names("query"),
+    "full": checkpoint_policies.nothing_saveable,  # a block's input
+    "offload": _host("input"),  # the same, in the host's memory
 }
 
 
@@ -114,16 +128,17 @@ class Einsum(nnx.Module):
         kept = [letter in result for letter in w_letters].index(True)
         assert x_letters.endswith(w_letters[:kept]), equation
         assert result == x_letters[: len(x_letters) - kept] + w_letters[kept:], equation
-        self.equation, self.dtype, self.summed = equation, dtype, kept
+        self.equation, self.axes, self.dtype, self.summed = equation, axes, dtype, kept
         self.w = make_weight(shape, axes, gain / math.sqrt(math.prod(shape[:kept])), rngs=rngs)
         self.bias = make_constant(shape[kept:], axes[kept:], 0.0) if bias else None
         self.lora: Lora | None = nnx.data(None)
 
     def __call__(self, x: Array) -> Array:
         """The projection of `x` in the compute dtype."""
-        y = matmul(x.astype(self.dtype), self.w[...].astype(self.dtype), self.summed)
+        x, w = x.astype(self.dtype), self.w[...].astype(self.dtype)
+        y = tpu.project(self.equation, x, w, self.axes) if tpu.is_target() else matmul(x, w, self.summed)
         y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
-        y = y if self.lora is None else y + self.lora(x.astype(self.dtype))
+        y = y if self.lora is None else y + self.lora(x)
         return checkpoint_name(y, "projection")
 
 
@@ -195,7 +210,7 @@ class RMSNorm(nnx.Module):
         """Normalised `x[..., D]`."""
         x = x.astype(jnp.float32)
         y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...].astype(jnp.float32)).astype(self.dtype)
+        return tpu.settle((y * self.scale[...].astype(jnp.float32)).astype(self.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -242,17 +257,9 @@ def rope_table(positions_BT: Array, head_dim: int, theta: float, scaling: RopeSc
 def rope(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
     """Rotates pair (r, r + H/2) of each head by its position's angle; HF's halves, not the paper's neighbours."""
     cos, sin = table
-    here = placement()
-    if here is not None and here.platform == "tpu":
-        # A TPU moves halves of its 128 lanes slowly. A product with zeros and ones moves them exactly, and for nothing.
-        half = x_BTNH.shape[-1] // 2
-        swap_HH = np.zeros((2 * half, 2 * half), np.float32)
-        swap_HH[half:, :half], swap_HH[:half, half:] = -np.eye(half), np.eye(half)
-        swapped = jnp.matmul(
-            x_BTNH, swap_HH.astype(x_BTNH.dtype), precision="highest", preferred_element_type=jnp.float32
-        )
+    if tpu.is_target():
         cos, sin = (jnp.concatenate([x, x], axis=-1) for x in table)
-        return (x_BTNH.astype(jnp.float32) * cos + swapped * sin).astype(x_BTNH.dtype)
+        return (x_BTNH.astype(jnp.float32) * cos + tpu.rotate_halves(x_BTNH) * sin).astype(x_BTNH.dtype)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTNH.dtype)
 

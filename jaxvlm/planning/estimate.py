@@ -5,7 +5,7 @@ The optimised program carries `estimated_cycles` at its fusions. What it says no
   kernels      Pallas kernels (splash attention), at their floating point operations over the chip's peak
   other        operations without an estimate (gathers, scatters, sorts), at their bytes over the memory bandwidth
   collectives  at their bytes over the bandwidth of the links; of those that run beside computation, only what is longer
-               than the computation they run beside
+               than the computation they run beside; and in the same way what is kept in the host's memory
 
 It is an estimate, to rank choices by.
 """
@@ -20,18 +20,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxvlm.planning.hlo import Instruction, Program, first_group, parse, shapes
+from jaxvlm.planning.hlo import Instruction, Program, bytes_of, first_group, parse, shapes
 from jaxvlm.planning.slices import Chip
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"copy-start", "copy-done", "slice-start", "slice-done", "optimization-barrier", "domain", "iota"}
+_FREE |= {"dynamic-slice-start", "dynamic-slice-done", "dynamic-update-slice-start", "dynamic-update-slice-done"}
 _FREE |= {"opt-barrier", "add-dependency", "rng-get-and-update-state"}
 
 
 @dataclasses.dataclass
 class Collective:
-    """All collectives of a kind along the same mesh axes, in one step of one chip."""
+    """All collectives of a kind along the same mesh axes, in one step of one chip; or copies "to host", "from host"."""
 
     kind: str
     axis: str  # mesh axes, joined by "+"
@@ -56,7 +57,6 @@ class Estimate:
     kernel_flops: float = 0.0
     other: float = 0.0
     collectives: dict[tuple[str, str], Collective] = dataclasses.field(default_factory=dict)
-    host_bytes: float = 0.0  # moved between the chip's memory and its host's
     guessed_loops: dict[str, int] = dataclasses.field(default_factory=dict)  # loop -> trips that were assumed
     unknown_kernels: Counter = dataclasses.field(default_factory=Counter)  # counted as nothing
 
@@ -75,7 +75,6 @@ class Estimate:
         self.compute += times * part.compute
         self.other += times * part.other
         self.kernel_flops += times * part.kernel_flops
-        self.host_bytes += times * part.host_bytes
         for mine, theirs in ((self.kernels, part.kernels), (self.operations, part.operations)):
             for name, seconds in theirs.items():
                 mine[name] = mine.get(name, 0.0) + times * seconds
@@ -172,8 +171,6 @@ class _Timeline:
             operation = f"{x.origin}  {result}"
             self.total.operations[operation] = self.total.operations.get(operation, 0.0) + seconds
         elif x.opcode in _FREE or x.opcode == "custom-call" or x.bytes < 1024:
-            if x.opcode in ("copy-start", "slice-start") and "S(5)" in x.type:  # memory space 5 is the host's
-                self.total.host_bytes += x.bytes / 2
             return
         else:
             seconds = 2 * x.bytes / self.chip.hbm_bandwidth  # what it writes, and as much read
@@ -181,7 +178,10 @@ class _Timeline:
         self.now += seconds
 
     def _communicate(self, x: Instruction) -> bool:
-        """Whether `x` is a collective, or a part of one, and then its time."""
+        """Whether `x` is a collective or a copy to or from the host, or a part of one, and then its time."""
+        if re.fullmatch(r"(copy|slice|dynamic-slice|dynamic-update-slice)-(start|done)", x.opcode):
+            self._copy(x)
+            return True
         if x.opcode in ("send", "recv", "send-done", "recv-done"):
             self._between_slices(x)
             return True
@@ -220,6 +220,23 @@ class _Timeline:
             if x.cycles:  # computation in the same fusion
                 self._compute(x)
         return True
+
+    def _copy(self, x: Instruction) -> None:
+        """A copy between memories; only those of the host, memory space 5, are slow enough to be waited for."""
+        if x.opcode.endswith("-done"):
+            self._wait(self._origin(x))
+            return
+        if "S(5)" not in x.type:
+            return
+        arrays = re.findall(r"[a-z]\w*\[\d[\d,]*\]\{[^}]*\}", x.type)
+        if x.opcode == "dynamic-update-slice-start":  # ((buffer, update, indices), buffer, ...)
+            moved, kind = arrays[1], "to host"
+        elif x.opcode == "copy-start":  # (result, operand, ...)
+            moved, kind = arrays[0], "to host" if "S(5)" in arrays[0] else "from host"
+        else:  # ((operand, indices), result, ...)
+            moved, kind = arrays[-1], "to host" if "S(5)" in arrays[-1] else "from host"
+        size = bytes_of(moved)
+        self._fly(x.name, kind, "-", size, kind, size / self.chip.host_bandwidth)
 
     def _between_slices(self, x: Instruction) -> None:
         """A collective over the network: handed to the host by a `send`, and there again with a `recv-done`."""

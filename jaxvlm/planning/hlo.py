@@ -37,7 +37,7 @@ class Instruction:
     @property
     def bytes(self) -> float:
         """Of the result."""
-        return sum(_size(kind, dims) for kind, dims in _ARRAY.findall(self.type))
+        return bytes_of(self.type)
 
     @property
     def origin(self) -> str:
@@ -101,8 +101,9 @@ def shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
     return [(kind, tuple(int(x) for x in dims.split(",") if x)) for kind, dims in _ARRAY.findall(text)]
 
 
-def _size(kind: str, dims: str) -> float:
-    return _BYTES.get(kind, 1) * math.prod(int(x) for x in dims.split(",") if x)
+def bytes_of(text: str) -> float:
+    """Bytes of all arrays that a type names."""
+    return sum(_BYTES.get(kind, 1) * math.prod(shape) for kind, shape in shapes(text))
 
 
 def parse(text: str) -> Program:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from jaxvlm.batch import Batch
-from jaxvlm.config import Config, MeshConfig, StageConfig
+from jaxvlm.config import Config, StageConfig
 from jaxvlm.errors import UserError
 from jaxvlm.planning.slices import Slice
 from jaxvlm.run import stage_model
@@ -44,7 +42,7 @@ def build_step(config: Config, stage_name: str, on: Slice) -> Step:
     stage.parts.adapters()
     if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
         raise UserError(f'every part is frozen; set one of config.stage.{stage_name}.parts to "full"')
-    mesh = make_slice_mesh(config.mesh, on)
+    mesh = make_mesh(config.mesh, on.devices())
     pieces = stage.micro_batches * batch_devices(mesh, rules)
     if stage.global_batch_size % pieces:
         nearest = -(-stage.global_batch_size // pieces) * pieces
@@ -63,23 +61,3 @@ def build_step(config: Config, stage_name: str, on: Slice) -> Step:
     sharding = batch_sharding(mesh, rules)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), spec)
     return Step(config, stage_name, stage, on, layout, batch)
-
-
-def make_slice_mesh(config: MeshConfig, on: Slice) -> Mesh:
-    """The recipe's mesh over a slice; of several slices, `data` goes between them.
-
-    Raises:
-      UserError: the mesh does not fit.
-    """
-    devices = on.devices()
-    if on.num_slices == 1:
-        return make_mesh(config, devices)
-    if config.data != on.num_slices and config.data != -1:
-        raise UserError(
-            f"config.mesh.data = {config.data}, but {on.name} is {on.num_slices} slices, between which data goes; pass "
-            f"--config.mesh.data={on.num_slices}"
-        )
-    inner = dataclasses.replace(config, data=1)
-    groups = [[d for d in devices if d.slice_index == i] for i in sorted({d.slice_index for d in devices})]
-    each = [make_mesh(inner, group) for group in groups]
-    return Mesh(np.concatenate([mesh.devices for mesh in each]), each[0].axis_names, axis_types=each[0].axis_types)

@@ -134,7 +134,6 @@ def _estimate(plan: Plan, estimate: Estimate) -> dict[str, Any]:
         "other_seconds": estimate.other,
         "exposed_collective_seconds": estimate.exposed,
         "collectives": [dataclasses.asdict(x) for x in estimate.collectives.values()],
-        "host_bytes": estimate.host_bytes,
         "mfu": plan.mfu,
         "guessed_loops": dict(estimate.guessed_loops),
         "unknown_kernels": dict(estimate.unknown_kernels),
@@ -271,7 +270,7 @@ def _time_lines(plan: Plan, e: Estimate) -> Iterator[str]:
     for name, count in e.unknown_kernels.items():
         yield f"  kernel {name} ({count} times) has no known flops and counts as nothing"
     yield ""
-    if e.collectives or e.host_bytes:
+    if e.collectives:
         yield "communication of a chip             axis            count     GiB        ms  exposed ms"
     for x in sorted(e.collectives.values(), key=lambda x: -x.seconds):
         kind = "exposed" if x.exposed > 0.99 * x.seconds else "overlapped" if x.exposed < 0.01 * x.seconds else "partly"
@@ -279,8 +278,6 @@ def _time_lines(plan: Plan, e: Estimate) -> Iterator[str]:
             f"  {x.kind:20} {kind:12} {x.axis:14} {x.count:6.0f} {x.bytes / GIB:7.2f} {x.seconds * 1e3:9.1f} "
             f"{x.exposed * 1e3:11.1f}"
         )
-    if e.host_bytes:
-        yield f"  {'to and from the host':33} {'-':14} {'':6} {e.host_bytes / GIB:7.2f}"
     if not e.collectives:
         yield "no communication"
 

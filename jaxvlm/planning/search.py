@@ -20,8 +20,6 @@ from jaxvlm.planning.slices import GIB, Slice
 
 # Compiler options that are worth a compilation, those that belong together in one set. Of several chips:
 OPTIONS_OF_MANY: tuple[dict[str, str], ...] = (
-    # No matrix products in a loop over shards, which halves the time of FSDP.
-    {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
     # All-gathers of weights beside matrix products.
     {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true", "xla_enable_async_all_gather": "true"},
 )

@@ -25,17 +25,19 @@ class Chip:
     hbm_bandwidth: float
     clock: float  # cycles a second of the compiler's estimates
     link_bandwidth: float  # of one link to a neighbouring chip, in one direction
+    host_bandwidth: float  # of the bus to the chip's host, in one direction
     network_bandwidth: float  # between slices, a chip's share of its host's network, in one direction
 
 
 # flops, hbm_bandwidth, link and network: the "Key specifications" of cloud.google.com/tpu/docs/v5e, /v5p, /v6e. A
 # link's bandwidth is the chip's bidirectional one over its ports (4, 6, 4) and over 2 directions; the network's is the
 # pod's (v5e 6.4, v6e 25.6 Tbit/s) over its 256 chips, and for v5p the 50 Gbit/s that are given of a chip.
+# host: 16 GB/s a chip and direction, v6e 32 ("PCIe" in jax-ml.github.io/scaling-book/tpus); Google publishes none.
 # hbm_bytes: what libtpu 0.0.42 says is there when a program does not fit ("exceeds available HBM (15.75G)").
 # clock: measured by the cycles that libtpu estimates of matrix products (docs/performance.md).
-V5E = Chip("v5e", 197e12, int(15.75 * GIB), 819e9, 1.5e9, 400e9 / 4 / 2, 6.4e12 / 256 / 8)
-V5P = Chip("v5p", 459e12, int(95.74 * GIB), 2765e9, 1.75e9, 1200e9 / 6 / 2, 50e9 / 8)
-V6E = Chip("v6e", 918e12, int(31.25 * GIB), 1640e9, 1.75e9, 800e9 / 4 / 2, 25.6e12 / 256 / 8)
+V5E = Chip("v5e", 197e12, int(15.75 * GIB), 819e9, 1.5e9, 400e9 / 4 / 2, 16e9, 6.4e12 / 256 / 8)
+V5P = Chip("v5p", 459e12, int(95.74 * GIB), 2765e9, 1.75e9, 1200e9 / 6 / 2, 16e9, 50e9 / 8)
+V6E = Chip("v6e", 918e12, int(31.25 * GIB), 1640e9, 1.75e9, 800e9 / 4 / 2, 32e9, 25.6e12 / 256 / 8)
 
 # By the number in the name: chips of v5e and v6e, cores (two a chip) of v5p; the tables of the same pages.
 _FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxvlm.batch import Array, Batch
+from jaxvlm.compiler_options import compiler_options
 from jaxvlm.sharding import batch_devices, batch_sharding, placed
 from jaxvlm.training.loss import LossSum, batch_loss
 from jaxvlm.training.state import Layout, State, merge
@@ -88,6 +89,7 @@ def compile_train_step(
         in_shardings=(shardings, batch_sharding(layout.mesh, layout.rules)),
         out_shardings=(shardings, None),
         donate_argnums=0,
+        compiler_options=compiler_options(layout.mesh),
     )
 
 

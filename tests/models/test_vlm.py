@@ -195,7 +195,11 @@ def test_a_batch_without_image_slots(forward, params, samples):
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        (None, {"remat": "ful"}, 'remat = "ful" (did you mean "full"?); known: none, dots, full'),
+        (
+            None,
+            {"remat": "ful"},
+            'remat = "ful" (did you mean "full"?); known: none, dots, attention, query, full, offload',
+        ),
         (None, {"compute_dtype": "float16"}, 'compute_dtype = "float16", expected'),
         ("projector", {"kind": "mlp0x_gelu"}, 'projector.kind = "mlp0x_gelu", expected "linear"'),
         ("vision", {"feature_layer": -5}, "feature_layer = -5, expected -4"),

@@ -226,6 +226,28 @@ def test_what_the_hosts_carry_between_slices():
     assert found.seconds == pytest.approx(40 * US) and found.exposed == pytest.approx(25 * US)
 
 
+def test_copies_to_the_host_and_back():
+    """A kilobyte of a buffer of 32 goes out beside 5 us of computation, and another comes back beside nothing."""
+    chip = dataclasses.replace(CHIP, host_bandwidth=1e8)
+    kept, part = "f32[32,256]{1,0:T(8,128)S(5)}", "f32[1,256]{1,0:T(8,128)}"
+    text = program(
+        A,
+        f"%out = (({kept}, {part}, s32[]{{:T(128)}}), {kept}, u32[]{{:S(2)}}) dynamic-update-slice-start(%b, %a, %i)",
+        fusion("f", "a", 5),
+        f"%out.1 = {kept} dynamic-update-slice-done(%out)",
+        f"%in = (({kept}, s32[]), {part}, u32[]{{:S(2)}}) dynamic-slice-start(%out.1, %i)",
+        f"%in.1 = {part} dynamic-slice-done(%in)",
+        "%near = (f32[256]{0:S(1)}, f32[256]{0}, u32[]{:S(2)}) copy-start(%a)",  # within the chip: free
+        "%near.1 = f32[256]{0:S(1)} copy-done(%near)",
+    )
+    estimate = estimate_step(text, chip, MESH)
+    out, back = estimate.collectives["to host", "-"], estimate.collectives["from host", "-"]
+    assert (out.count, out.bytes, back.count, back.bytes) == (1, 1024, 1, 1024)
+    assert out.seconds == pytest.approx(10.24 * US) and out.exposed == pytest.approx(5.24 * US)
+    assert back.exposed == pytest.approx(10.24 * US)
+    assert estimate.seconds == pytest.approx((5 + 5.24 + 10.24) * US)
+
+
 def test_operations_without_an_estimate_take_their_bytes():
     estimate = estimate_step(program(A, "%s = f32[1000]{0} sort(%a), dimensions={0}, to_apply=%lt"), CHIP, MESH)
     assert estimate.other == pytest.approx(8 * US) and estimate.compute == 0

@@ -1,0 +1,131 @@
+"""Arithmetic in the form that XLA for TPUs compiles well; on other platforms the plain form.
+
+XLA fuses what surrounds a matrix product into it, and on TPUs often at a loss: what is made within a product's operand
+is made again for every tile, and a reduction behind a product shrinks its tiles. What each function gains was read from
+the compiler's estimate of LLaVA-1.5-7B's step (`python -m jaxvlm.plan`); docs/performance.md has the figures.
+
+Axis letters: as in the equations of `layers.Einsum`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxvlm.batch import Array
+from jaxvlm.sharding import Placement, placement
+
+
+def is_target() -> bool:
+    """Whether the program that is traced is for TPUs."""
+    here = placement()
+    return here is not None and here.platform == "tpu"
+
+
+def settle(x: Array) -> Array:
+    """`x`, written to memory before it is used, and its gradient too."""
+    return jax.lax.optimization_barrier(x) if is_target() else x
+
+
+def project(equation: str, x: Array, w: Array, axes: tuple[str | None, ...]) -> Array:
+    """`einsum(equation, x, w)` of an activation, whose rows are split over devices, and a weight.
+
+    The weight is gathered along the devices that share the rows, in its own dtype. Its gradient is summed over them as
+    soon as it is made, so that this runs beside the products that follow.
+
+    Args:
+      equation: as in `layers.Einsum`.
+      axes: logical axes of `w`.
+    """
+    here = placement()
+    if here is None or here.mesh.size == 1:
+        return jnp.einsum(equation, x, w)
+    return _project(equation, axes, here, x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _project(equation: str, axes: tuple[str | None, ...], here: Placement, x: Array, w: Array) -> Array:
+    return jnp.einsum(equation, x, _gather(w, axes, here))
+
+
+def _gather(w: Array, axes: tuple[str | None, ...], here: Placement) -> Array:
+    kept = [None if part in here.row_axes else part for part in here.spec(axes, w.shape)]
+    return jax.lax.with_sharding_constraint(w, NamedSharding(here.mesh, PartitionSpec(*kept)))
+
+
+def _project_forward(
+    equation: str, axes: tuple[str | None, ...], here: Placement, x: Array, w: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return _project(equation, axes, here, x, w), (x, w)
+
+
+def _project_backward(
+    equation: str, axes: tuple[str | None, ...], here: Placement, kept: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, w = kept
+    operands, of_y = equation.split("->")
+    of_x, of_w = operands.split(",")
+    x_gradient = jnp.einsum(f"{of_y},{of_w}->{of_x}", gradient, _gather(w, axes, here))
+    rows = here.spec(("batch",), x.shape[:1])
+    along = here.row_axes if rows[0] is not None else ()
+    split = [part if part in along else None for part in here.spec(axes, w.shape)]
+    rest = tuple(axis for axis in along if axis not in split)
+
+    def own(x: Array, gradient: Array) -> Array:
+        w_gradient = jnp.einsum(f"{of_x},{of_y}->{of_w}", x, gradient)
+        for dim, axis in enumerate(split):
+            if axis is not None:
+                w_gradient = jax.lax.psum_scatter(w_gradient, axis, scatter_dimension=dim, tiled=True)
+        return jax.lax.psum(w_gradient, rest) if rest else w_gradient
+
+    w_gradient = jax.shard_map(
+        own,
+        mesh=here.mesh,
+        in_specs=(rows, rows),
+        out_specs=PartitionSpec(*split),
+        axis_names=set(along),
+        check_vma=False,
+    )(x, gradient)
+    return x_gradient, w_gradient
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+@jax.custom_vjp
+def swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up, in float32 inside, with one tanh instead of an exponential and a division.
+
+    The backward pass keeps the arguments alone, and makes both gradients at once. Source: arXiv:2002.05202.
+    """
+    g, u = gate.astype(jnp.float32), up.astype(jnp.float32)
+    return (g * _sigmoid(g) * u).astype(gate.dtype)
+
+
+def _sigmoid(x: Array) -> Array:
+    return 0.5 + 0.5 * jnp.tanh(0.5 * x)
+
+
+def _swiglu_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    gate, up = kept
+    g, u, d = (x.astype(jnp.float32) for x in (gate, up, gradient))
+    s = _sigmoid(g)
+    return settle(((d * u * s * (1 + g * (1 - s))).astype(gate.dtype), (d * g * s).astype(up.dtype)))
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
+
+
+def rotate_halves(x: Array) -> Array:
+    """[first, second] -> [-second, first] along the last axis, float32.
+
+    A TPU moves halves of its 128 lanes slowly. A product with zeros and ones moves them exactly, and for nothing.
+    """
+    half = x.shape[-1] // 2
+    swap_HH = np.zeros((2 * half, 2 * half), np.float32)
+    swap_HH[half:, :half], swap_HH[:half, half:] = -np.eye(half), np.eye(half)
+    return jnp.matmul(x, swap_HH.astype(x.dtype), precision="highest", preferred_element_type=jnp.float32)

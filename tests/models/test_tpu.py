@@ -1,0 +1,114 @@
+"""Programs written for TPUs, run on CPU devices with their kernels interpreted: the same numbers as the plain form."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvlm.config import MeshConfig
+from jaxvlm.models import tpu
+from jaxvlm.models.attention import attend
+from jaxvlm.models.layers import rope, rope_table
+from jaxvlm.models.vlm import build_model
+from jaxvlm.sharding import Rules, make_mesh, placed, to_devices
+from jaxvlm.training.loss import batch_loss
+from jaxvlm.training.optimizer import paths
+from jaxvlm.training.state import initial_state, state_layout
+from tests import tiny
+
+MESHES = {"1": (1, 1, 1), "8 fsdp": (1, 8, 1), "2 data x 2 fsdp x 2 tensor": (2, 2, 2)}
+
+
+def make(name):
+    data, fsdp, tensor = MESHES[name]
+    return make_mesh(MeshConfig(data, fsdp, tensor, 1), jax.devices()[: data * fsdp * tensor])
+
+
+def attention_inputs(T, *, N=6, K=2, H=64, B=8):
+    random = np.random.default_rng(T)
+    shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H))
+    q, k, v = (random.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return q, k, v, np.sort(random.integers(1, 4, (B, T)).astype(np.int32))
+
+
+# 577: CLIP's, no multiple of a block; 77: less than one; 256: whole blocks.
+@pytest.mark.parametrize(("T", "causal"), [(77, True), (256, True), (577, False)])
+@pytest.mark.parametrize("name", ["1", "2 data x 2 fsdp x 2 tensor"])
+def test_splash_attention(T, causal, name):
+    q, k, v, segments = attention_inputs(T)
+    pair = (segments, segments) if causal else None
+
+    def loss(q, k, v, target):
+        with placed(make(name), Rules(), target):
+            y = attend(q, k, v, pair, causal=causal)
+        return jnp.sum(y * jnp.sin(jnp.arange(y.size).reshape(y.shape))), y
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), static_argnums=3)
+    (_, want), want_gradients = run(q, k, v, "cpu")
+    (_, have), gradients = run(q, k, v, "tpu")
+    np.testing.assert_allclose(have, want, atol=5e-6)
+    for gradient, expected in zip(gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=2e-5)
+
+
+def gradients_of(name, params, target, remat="full"):
+    mesh = make(name)
+    model = build_model(dataclasses.replace(tiny.config(tiny.recipe()).model, remat=remat))
+    layout = state_layout(model, tiny.stage(), 3, mesh, Rules())
+    trained = initial_state(layout, 0, params).trained
+
+    def loss(trained, batch):
+        with placed(mesh, Rules(), target):
+            return batch_loss(model, trained, batch, shards=mesh.size).loss
+
+    with jax.set_mesh(mesh):
+        batch = to_devices(tiny.batch(), mesh, Rules())
+        program = jax.jit(jax.value_and_grad(loss)).lower(trained, batch)
+        value, gradients = program.compile()(trained, batch)
+    return float(value), {path: np.asarray(x) for path, x in paths(gradients).items()}, program.as_text()
+
+
+@pytest.fixture(scope="module")
+def params():
+    layout = state_layout(build_model(tiny.config(tiny.recipe()).model), tiny.stage(), 3, make("1"), Rules())
+    return jax.tree.map(np.asarray, initial_state(layout, seed=0).trained)
+
+
+@pytest.fixture(scope="module")
+def plain(params):
+    return gradients_of("1", params, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "remat"), [("1", "full"), ("8 fsdp", "dots"), ("2 data x 2 fsdp x 2 tensor", "attention")]
+)
+def test_the_whole_model(params, plain, name, remat):
+    loss, gradients, program = gradients_of(name, params, "tpu", remat)
+    assert "optimization_barrier" in program and "optimization_barrier" not in plain[2]
+    assert loss == pytest.approx(plain[0], rel=1e-5)
+    for path, want in plain[1].items():
+        if path.endswith("attention/k/bias"):
+            continue  # adds the same to all logits of a query, so its gradient is 0 but for rounding
+        difference = np.linalg.norm(gradients[path] - want) / max(np.linalg.norm(want), 1e-12)
+        assert difference < 1e-4, (path, difference)
+
+
+def test_swiglu_and_its_gradients():
+    gate, up = np.random.default_rng(0).standard_normal((2, 7, 30)).astype(np.float32) * 5
+
+    def outcome(f):
+        y, pullback = jax.vjp(f, gate, up)
+        return y, *pullback(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    for have, want in zip(outcome(tpu.swiglu), outcome(lambda g, u: jax.nn.silu(g) * u), strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-5)
+
+
+def test_rope_by_a_product():
+    x = np.random.default_rng(0).standard_normal((2, 5, 3, 10)).astype(np.float32)
+    table = rope_table(np.arange(10, dtype=np.int32).reshape(2, 5), 10, 1e4, None)
+    with placed(make("1"), Rules(), "tpu"):
+        have = rope(x, table)
+    np.testing.assert_allclose(have, rope(x, table), atol=1e-6)
