@@ -22,7 +22,7 @@ SLICES=1                        # slices of this type
 CAPACITY=spot                   # of the cluster that create makes: spot, on-demand, or the name of a reservation
 IMAGE=python:3.12               # image that the checkout is put on; Python 3.11 or newer
 RECIPE=                         # the recipe, as in the checkout, such as configs/llava15_7b_finetune.py
-WORKDIR=                        # where the run is kept: gs://BUCKET/RUN
+WORKDIR=                        # where the run is kept: a path on a storage that xpk mounts (xpk storage create)
 RESTARTS=20                     # how often a run that was told to stop or crashed is started again
 STOP_SECONDS=600                # how long its pods may take to save (Google gives pods on spot nodes less)
 SLICE=0                         # slice whose log follow shows
@@ -99,8 +99,8 @@ create() {
 run_recipe() {
   need TPU_TYPE RECIPE WORKDIR
   case $WORKDIR in
-    gs://?*) ;;
-    *) mistake "--workdir is gs://BUCKET/RUN, not $WORKDIR: the disk of a pod goes with the pod" ;;
+    /?*) ;;
+    *) mistake "--workdir is an absolute path on a storage that xpk mounts (xpk storage create --type gcsfuse), not $WORKDIR: the disk of a pod goes with the pod" ;;
   esac
   choose_revision
   make_folder

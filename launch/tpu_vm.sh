@@ -23,7 +23,7 @@ RUNTIME_VERSION=                # of the VM's software; empty: the one that goes
 CAPACITY=spot                   # spot (cheap, taken back at any time), on-demand or reserved
 IAP=no                          # yes: ssh goes through Google's proxy, for VMs without an external address
 RECIPE=                         # the recipe, as in the checkout, such as configs/llava15_7b_finetune.py
-WORKDIR=                        # where the run is kept: gs://BUCKET/RUN, or an absolute path that every worker sees
+WORKDIR=                        # where the run is kept: a path that every worker sees, such as a mounted bucket
 RESTARTS=20                     # how often a run that was told to stop or crashed is started again
 PAUSE=30                        # seconds before it is
 STOP_SECONDS=600                # how long stop waits for the save
@@ -165,8 +165,8 @@ run_recipe() {
   local command
   need RECIPE WORKDIR
   case $WORKDIR in
-    gs://* | /*) ;;
-    *) mistake "--workdir is gs://BUCKET/RUN or an absolute path, not $WORKDIR" ;;
+    /?*) ;;
+    *) mistake "--workdir is an absolute path that every worker sees (a bucket mounted by gcsfuse, or NFS), not $WORKDIR" ;;
   esac
   PYTHON=python # on the workers the environment's comes first
   training_command

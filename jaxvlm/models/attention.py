@@ -78,7 +78,7 @@ def attend_splash(
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
-    whole = -(-T // _LANES) * _LANES  # the kernels go by blocks; what is added is of segment 0 and is cut off again
+    whole = -(-T // LANES) * LANES  # the kernels go by blocks; what is added is of segment 0 and is cut off again
     ids_BT = jnp.ones((B, T), jnp.int32) if segments is None else segments[0]
     if whole > T:
         more = [(0, 0), (0, whole - T), (0, 0), (0, 0)]
@@ -107,13 +107,13 @@ def attend_splash(
     return y_BNTH.transpose(0, 2, 1, 3)[:, :T]
 
 
-_LANES = 128  # of a TPU's vector registers: blocks are multiples of it
+LANES = 128  # of a TPU's vector registers: blocks are multiples of it
 _BLOCK = 512  # queries and keys of a block; larger ones where the length, such as CLIP's 640, divides into no smaller
 
 
 @functools.lru_cache(maxsize=32)
 def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Any:
-    blocks = [size for size in range(_LANES, length + 1, _LANES) if length % size == 0]
+    blocks = [size for size in range(LANES, length + 1, LANES) if length % size == 0]
     size = max((size for size in blocks if size <= _BLOCK), default=length)
     if size < _BLOCK // 2:  # a block of 128 costs more than one that is larger than wanted
         size = next((size for size in blocks if size >= _BLOCK), size)

@@ -105,7 +105,7 @@ def git(folder, *arguments):
 
 TPU = ("--project", "p", "--zone", "us-east5-b", "--owner", "me")
 GKE = (*TPU, "--cluster", "c1", "--tpu-type", "v6e-16")
-RUN = ("--recipe", "configs/a.py", "--workdir", "gs://bucket/run")
+RUN = ("--recipe", "configs/a.py", "--workdir", "/mnt/bucket/run")
 
 
 # --- all pages
@@ -179,7 +179,7 @@ def test_the_examples_of_the_documentation_are_ones_the_pages_take(world, checko
         ("tpu_vm.sh", ["create"], "--project: Google Cloud project\n  --zone: such as us-east5-b"),
         ("tpu_vm.sh", ["create", *TPU], "--accelerator-type: such as"),
         ("tpu_vm.sh", ["run", *TPU], "--recipe: the recipe"),
-        ("tpu_vm.sh", ["run", *TPU, "--recipe", "a", "--workdir", "runs/a"], "gs://BUCKET/RUN or an absolute path"),
+        ("tpu_vm.sh", ["run", *TPU, "--recipe", "a", "--workdir", "runs/a"], "an absolute path that every worker sees"),
         ("tpu_vm.sh", ["create", *TPU, "--accelerator-type", "v9-8"], "no runtime version is known for v9-8"),
         ("tpu_vm.sh", ["create", *TPU, "--slices", "two"], '--slices is a number, not "two"'),
         ("tpu_vm.sh", ["create", *TPU, "--name", "A b"], '--name is of small letters'),
@@ -187,7 +187,7 @@ def test_the_examples_of_the_documentation_are_ones_the_pages_take(world, checko
         ("tpu_vm.sh", [], "say what to do: create, install"),
         ("tpu_vm.sh", ["create", "--zoom", "x"], "no flag --zoom"),
         ("tpu_vm.sh", ["stop", *TPU, "--", "x"], "stop takes nothing after --"),
-        ("gke.sh", ["run", *GKE, "--recipe", "a", "--workdir", "/data/run"], "the disk of a pod goes with the pod"),
+        ("gke.sh", ["run", *GKE, "--recipe", "a", "--workdir", "runs/a"], "the disk of a pod goes with the pod"),
         ("slurm.sh", ["submit"], "--workdir: where the run is kept"),
         ("slurm.sh", ["follow"], "no job was submitted as --name train"),
         ("local.sh", ["--workdir", "w", "--platform", "tpu"], "--platform is cpu or cuda, not tpu"),
@@ -306,7 +306,7 @@ def test_a_worker_installs_runs_restarts_and_stops(world, checkout):
     assert started.returncode == 0, started.stderr
     lines = world.folder / "home" / "started"
     wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) == 2)
-    command = "-m jaxvlm.train --config configs/a.py --workdir gs://bucket/run --resume-or-start --config.system=a 'b'"
+    command = "-m jaxvlm.train --config configs/a.py --workdir /mnt/bucket/run --resume-or-start --config.system=a 'b'"
     assert lines.read_text().splitlines() == [command] * 2
 
     again = world.run("tpu_vm.sh", "run", *TPU, *RUN, root=checkout)
@@ -443,7 +443,7 @@ def test_gke_runs_with_the_checkout_and_restarts_on_the_right_codes(world, check
     command = next(word for word in words if word.startswith("--command="))
     assert command == (
         "--command=pip install --quiet '.[tpu]' && exec python -m jaxvlm.train --config configs/a.py"
-        " --workdir gs://bucket/run --resume-or-start --config.steps=10"
+        " --workdir /mnt/bucket/run --resume-or-start --config.steps=10"
     )
     flags = {"--num-slices=2", "--max-restarts=20", "--restart-on-exit-codes=1,75", "--env=JAXVLM_LAUNCH_OWNER=me"}
     assert flags | {"--workload=jaxvlm"} <= set(words)
@@ -514,7 +514,7 @@ def test_xpk_itself_takes_our_flags(world, checkout, xpk, verb):
             "terminationGracePeriodSeconds: 600",
             "- name: JAXVLM_LAUNCH_OWNER",
             "(pip install --quiet '.[tpu]' && exec python -m jaxvlm.train --config configs/a.py --workdir"
-            " gs://bucket/run --resume-or-start) & PID=$!;",
+            " /mnt/bucket/run --resume-or-start) & PID=$!;",
         ):
             assert line in shown.stdout
         codes = re.search(r"operator: NotIn\s+values: \[([\d,]+)\]", shown.stdout)[1].split(",")
