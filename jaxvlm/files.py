@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -9,7 +10,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jaxvlm.errors import UserError
 
@@ -23,6 +24,27 @@ def replace_text(path: Path, text: str) -> None:
     except OSError:
         half.unlink(missing_ok=True)
         raise
+
+
+class Unfailing:
+    """A text stream that drops what it cannot write: to a log on a full disk, or a terminal that is gone."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes, if it can."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, if it can."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Lock:

@@ -41,7 +41,7 @@ from jaxvlm.data.sources import load_source
 from jaxvlm.data.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
-from jaxvlm.files import Lock, replace_text
+from jaxvlm.files import Lock, Unfailing, replace_text
 from jaxvlm.inference.chat import answer, score
 from jaxvlm.processes import say
 from jaxvlm.run import (
@@ -82,7 +82,13 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     if args.stage and args.stage not in config.stages:
         raise UserError(f"--stage {args.stage}: {args.config} has the stages {', '.join(config.stages)}")
     stages = (args.stage,) if args.stage else config.stages
+    if "://" in (args.workdir or ""):
+        raise UserError(
+            f"--workdir {args.workdir}: a workdir is a folder that every process sees; mount the bucket (gcsfuse) and "
+            "pass the folder"
+        )
     workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
+    sys.stderr = Unfailing(sys.stderr)  # a run does not end because its log cannot be written
     how = "resume or start" if args.resume_or_start else "resume" if args.resume else "start"
 
     processes.connect(args)

@@ -102,6 +102,7 @@ class Checkpoints:
             position=ocp.args.JsonSave({"data": data, "steps": steps}),
         )
         self.wait()
+        processes.from_first(self._remove_halves)  # of a save that failed and went on writing in threads of its own
         for attempt in range(_TRIES if wait else 1):
             if attempt:
                 time.sleep(_RETRY_SECONDS)
@@ -131,6 +132,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then lets go of the folder."""
         self.wait()
+        processes.from_first(self._remove_halves)
         if self._manager is not None:
             self._manager.close()
 

@@ -40,7 +40,8 @@ class Writer:
         if self._writes:
             replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = self._path.open("a")
-            self._board = SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=first_step + 1)
+            self._board_folder = workdir / "tensorboard" / stage
+            self._board = self._open_board(first_step + 1)
         self._bar = tqdm(
             total=steps,
             initial=first_step,
@@ -82,6 +83,9 @@ class Writer:
         try:
             self._file.write(json.dumps({"stage": self._stage, "step": step, **scalars}) + "\n")
             self._file.flush()
+            if not self._board.file_writer.event_writer._worker.is_alive():
+                # Its thread ends when it cannot write; the queue would fill, and then hold up the run for ever.
+                self._board = self._open_board(step)
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
             self._full = False
@@ -89,6 +93,9 @@ class Writer:
             if not self._full:
                 print(f"\nERROR: metrics of step {step} cannot be written: {error}", file=sys.stderr, flush=True)
             self._full = True
+
+    def _open_board(self, step: int) -> SummaryWriter:
+        return SummaryWriter(str(self._board_folder), purge_step=step, max_queue=100)
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes what an evaluation found, also above the bar."""
