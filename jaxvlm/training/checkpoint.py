@@ -132,7 +132,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, then lets go of the folder."""
         self.wait()
-        processes.from_first(self._remove_halves)
+        if self._saving:  # else they are those of a run that is being read from
+            processes.from_first(self._remove_halves)
         if self._manager is not None:
             self._manager.close()
 
