@@ -30,22 +30,29 @@ def arguments(folder, *more):
     return ("--config", SMALL, "--workdir", folder, *more)
 
 
-@pytest.fixture(scope="module")
-def alone(start, tmp_path_factory):
-    """Losses of one process with four devices."""
-    folder = tmp_path_factory.mktemp("alone")
-    finish(start(*arguments(folder), count=1, devices=4))
+def run_alone(start, folder, devices):
+    """Losses of one process with so many devices."""
+    finish(start(*arguments(folder), count=1, devices=devices))
     return losses(folder)
 
 
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):
+    return run_alone(start, tmp_path_factory.mktemp("alone"), 4)
+
+
 @pytest.mark.parametrize("count", [2, 4])
-def test_losses_are_those_of_one_process(start, alone, tmp_path, count):
-    """2 x 2 devices against 4 of one process; 4 x 2 against them too, where each device has one row."""
-    eval_too = ["--config.stage.only.eval_every=20"]
-    logs = finish(start(*arguments(tmp_path, *eval_too), count=count, devices=2))
-    ours = losses(tmp_path)
-    print("largest difference", np.abs(ours - alone).max())
-    np.testing.assert_allclose(ours, alone, rtol=1e-6 if count == 2 else 3e-6)
+def test_losses_are_those_of_one_process(start, environment, alone, tmp_path, count):
+    """2 x 2 devices against 4 of one process, 4 x 2 against 8; two processes also answer the test together."""
+    evaluated = ["--config.stage.only.eval_every=20"]
+    if count == 2:
+        evaluated += [f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}"]
+        evaluated += ["--config.evaluation.batch_size=96", "--config.evaluation.max_new_tokens=1"]
+    logs = finish(start(*arguments(tmp_path, *evaluated), count=count, devices=2))
+    ours, want = losses(tmp_path), alone if count == 2 else run_alone(start, tmp_path / "alone", 8)
+    print("largest difference", np.abs(ours - want).max())
+    np.testing.assert_allclose(ours, want, rtol=1e-6)
+    assert (tmp_path / "evaluation.json").exists() == (count == 2)
     assert "of the time:" in logs[0] and "of the time:" not in logs[1]
     assert sorted(path.name for path in (tmp_path / "heartbeats").iterdir()) == [f"{i}.json" for i in range(count)]
     beat = json.loads((tmp_path / "heartbeats" / "1.json").read_text())
