@@ -17,9 +17,14 @@ from jaxvlm.errors import UserError
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a text file at once: who reads it, also after a kill, finds the old text or the new one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """The same for any file."""
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        half.write_text(text)
+        half.write_bytes(content)
         half.replace(path)
     except OSError:
         half.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from jaxvlm.planning.compiler import CACHE, use_tpu_compiler
 from jaxvlm.planning.report import Assumptions, table, to_json
 from jaxvlm.planning.search import plan_once, search
 from jaxvlm.planning.slices import find_slice
+from jaxvlm.run import check_stage
 
 DOES_NOT_FIT = 3  # exit code
 
@@ -52,8 +53,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     args, overrides = parser.parse_with_overrides(argv)
     config, on = load_config(args.config, overrides), find_slice(args.topology)
     stage = args.stage or config.stages[-1]
-    if stage not in config.stages:
-        raise UserError(f"--stage {stage}: {args.config} has the stages {', '.join(config.stages)}")
+    check_stage(config, stage, args.config)
     if wrong := [option for option in args.option if "=" not in option]:
         raise UserError(f"--option {wrong[0]}, expected NAME=VALUE")
     options = dict(option.split("=", 1) for option in args.option)

@@ -51,6 +51,34 @@ def stage_folder(folder: Path, stage: str) -> Path:
     return folder / "checkpoints" / stage
 
 
+def check_stage(config: Config, name: str, recipe: str) -> None:
+    """Raises `UserError` unless the recipe, a file, has a stage called `name`."""
+    if name not in config.stages:
+        raise UserError(f"--stage {name}: {recipe} has the stages {', '.join(config.stages)}")
+
+
+def check_trains(stage: StageConfig, name: str) -> None:
+    """Raises `UserError` if every part of a stage is frozen, or a policy is unknown."""
+    stage.parts.adapters()
+    if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
+        raise UserError(
+            f"every part is frozen; set one of config.stage.{name}.parts.vision, parts.projector, parts.language "
+            'to "full"'
+        )
+
+
+def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
+    """Raises `UserError` unless the rows of a micro-batch divide over the devices that share them."""
+    pieces = stage.micro_batches * devices
+    if stage.global_batch_size % pieces:
+        nearest = -(-stage.global_batch_size // pieces) * pieces
+        raise UserError(
+            f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches "
+            f"and {devices} data devices; use a multiple of {pieces} (--config.stage.{name}.global_batch_size="
+            f"{nearest}), or give devices to config.mesh.tensor"
+        )
+
+
 def has_begun(folder: Path) -> bool:
     """Whether any stage has started; before that a workdir holds nothing worth keeping."""
     return (folder / "checkpoints").exists()

@@ -50,7 +50,7 @@ class Rules:
                     f'no rule for logical axis "{axis}" (param {where}); sharding.Rules has {", ".join(_AXES)}'
                 )
             parts.append(None if axis is None else getattr(self, axis))
-        used = [name for part in parts for name in ((part,) if isinstance(part, str) else part or ())]
+        used = [name for part in parts for name in _names(part)]
         if len(used) != len(set(used)):
             raise ValueError(f"two axes of {where} {axes} share a mesh axis: {parts}; change sharding.Rules")
         return PartitionSpec(*parts)
@@ -119,17 +119,13 @@ class Placement:
         """Whether kernels for `platform` are run on another one, for tests."""
         return self.platform != self.mesh.devices.flat[0].platform
 
-    @property
-    def row_axes(self) -> tuple[str, ...]:
-        """The mesh axes over which rows are split."""
-        rows = self.rules.batch
-        return (rows,) if isinstance(rows, str) else tuple(rows or ())
+    def row_axes(self, rows: int) -> tuple[str, ...]:
+        """The mesh axes over which so many rows are split; () if they do not divide."""
+        return _names(self.spec(("batch",), (rows,))[0])
 
     def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
         """Partition of an activation; an axis that does not divide stays whole."""
-        parts = self.rules.partition(axes, "an activation")
-        sizes = zip(shape, parts, strict=True)
-        return PartitionSpec(*(part if size % _devices_along(self.mesh, part) == 0 else None for size, part in sizes))
+        return _dividing(self.mesh, shape, self.rules.partition(axes, "an activation"))
 
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
@@ -172,11 +168,7 @@ def named_shardings(mesh: Mesh, rules: Rules, abstract: Any, axes: Any) -> Any:
 
     def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, names: tuple[str | None, ...]) -> NamedSharding:
         partition = rules.partition(names, "/".join(key.key for key in path))
-        fitting = [
-            part if size % _devices_along(mesh, part) == 0 else None
-            for size, part in zip(leaf.shape, partition, strict=True)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*fitting))
+        return NamedSharding(mesh, _dividing(mesh, leaf.shape, partition))
 
     return jax.tree.map_with_path(sharding, abstract, axes)
 
@@ -204,5 +196,16 @@ def to_devices(rows: Tree, mesh: Mesh, rules: Rules) -> Tree:
     return jax.tree.map(place, rows)
 
 
+def _dividing(mesh: Mesh, shape: tuple[int, ...], partition: PartitionSpec) -> PartitionSpec:
+    """The partition without the parts that do not divide their axis."""
+    sizes = zip(shape, partition, strict=True)
+    return PartitionSpec(*(part if size % _devices_along(mesh, part) == 0 else None for size, part in sizes))
+
+
 def _devices_along(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:
-    return math.prod(mesh.shape[name] for name in ((part,) if isinstance(part, str) else part or ()))
+    return math.prod(mesh.shape[name] for name in _names(part))
+
+
+def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one axis of a partition."""
+    return (part,) if isinstance(part, str) else tuple(part or ())

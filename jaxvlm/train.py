@@ -46,6 +46,9 @@ from jaxvlm.inference.chat import answer, score
 from jaxvlm.processes import say
 from jaxvlm.run import (
     all_keys,
+    check_batch_size,
+    check_stage,
+    check_trains,
     differing_keys,
     has_begun,
     is_finished,
@@ -79,8 +82,8 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     processes.add_flags(parser)
     args, overrides = parser.parse_with_overrides(argv)
     config = load_config(args.config, overrides)
-    if args.stage and args.stage not in config.stages:
-        raise UserError(f"--stage {args.stage}: {args.config} has the stages {', '.join(config.stages)}")
+    if args.stage:
+        check_stage(config, args.stage, args.config)
     stages = (args.stage,) if args.stage else config.stages
     if "://" in (args.workdir or ""):
         raise UserError(
@@ -280,26 +283,6 @@ def share_of_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
             "and sequence divide the devices of a process, or be a multiple of them"
         )
     return shares.index(min(own)), len(shares)
-
-
-def check_trains(stage: StageConfig, name: str) -> None:
-    """Raises `UserError` if every part is frozen, or a policy is unknown."""
-    stage.parts.adapters()
-    if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
-        raise UserError(
-            f"every part is frozen; set one of config.stage.{name}.parts.vision, parts.projector, parts.language "
-            'to "full"'
-        )
-
-
-def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
-    """Raises `UserError` unless the rows of a micro-batch divide over the devices."""
-    pieces = stage.micro_batches * devices
-    if stage.global_batch_size % pieces:
-        raise UserError(
-            f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches "
-            f"and {devices} data devices; use a multiple of {pieces} (config.stage.{name}.global_batch_size)"
-        )
 
 
 def make_evaluate(

@@ -8,7 +8,7 @@ Axis letters:
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +50,10 @@ def attend(
     is_square = q_BTNH.shape[1] == k_BSKH.shape[1]
     if here is not None and here.platform == "tpu" and is_square:
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal, here=here)
-    if here is not None and here.platform in ("gpu", "cuda") and is_square and v_BSKH.dtype == jnp.bfloat16:
-        return checkpoint_name(_attend_cudnn(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal), "attention")
     q_BTNH, k_BSKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BSKH, "key")
     v_BSKH = checkpoint_name(v_BSKH, "value")
+    if here is not None and here.platform in ("gpu", "cuda") and is_square and v_BSKH.dtype == jnp.bfloat16:
+        return checkpoint_name(_attend_cudnn(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal), "attention")
     run = jax.checkpoint(functools.partial(_attend_xla, causal=causal), prevent_cse=False)
     return checkpoint_name(run(q_BTNH, k_BSKH, v_BSKH, segments), "attention")
 
@@ -136,12 +136,7 @@ def _attend_cudnn(
 ) -> Array:
     """`attend` by cuDNN, which takes half precision only."""
     mask = None if segments is None else (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=causal, implementation=_GPU_IMPLEMENTATION
-    )
-
-
-_GPU_IMPLEMENTATION: Literal["cudnn"] = "cudnn"
+    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=causal, implementation="cudnn")
 
 
 def _attend_xla(

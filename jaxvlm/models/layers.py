@@ -29,16 +29,6 @@ BlockT = TypeVar("BlockT", bound=nnx.Module)
 CarryT = TypeVar("CarryT")
 
 
-def _host(*names: str, saved: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Keeps `names` in the memory of the chip's host, `saved` in the chip's."""
-    return checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=list(saved),
-        names_which_can_be_offloaded=list(names),
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
-
-
 # What is kept of a block for the backward pass, which makes the rest again (`config.model.remat`), from the largest to
 # the smallest in memory; docs/performance.md has figures. `run_stack` applies it to each block. On a CPU "dots" is the
 # fastest: writing all results down takes longer than making the cheap ones twice.
@@ -50,7 +40,13 @@ POLICIES: dict[str, Callable[..., Any]] = {
     "attention": checkpoint_policies.save_only_these_names("query", "key", "value", "attention"),
     "query": checkpoint_policies.save_only_these_names("query"),
     "full": checkpoint_policies.nothing_saveable,  # a block's input
-    "offload": _host("input"),  # the same, in the host's memory
+    # The same, in the memory of the chip's host.
+    "offload": checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 

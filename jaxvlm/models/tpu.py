@@ -54,7 +54,8 @@ def _project(equation: str, axes: tuple[str | None, ...], here: Placement, x: Ar
 
 
 def _gather(w: Array, axes: tuple[str | None, ...], here: Placement) -> Array:
-    kept = [None if part in here.row_axes else part for part in here.spec(axes, w.shape)]
+    along = here.row_axes(here.mesh.size)
+    kept = [None if part in along else part for part in here.spec(axes, w.shape)]
     return jax.lax.with_sharding_constraint(w, NamedSharding(here.mesh, PartitionSpec(*kept)))
 
 
@@ -71,11 +72,9 @@ def _project_backward(
     operands, of_y = equation.split("->")
     of_x, of_w = operands.split(",")
     x_gradient = jnp.einsum(f"{of_y},{of_w}->{of_x}", gradient, _gather(w, axes, here))
-    rows = here.spec(("batch",), x.shape[:1])
-    along = here.row_axes if rows[0] is not None else ()
+    along = here.row_axes(x.shape[0])
     split = [part if part in along else None for part in here.spec(axes, w.shape)]
     rest = tuple(axis for axis in along if axis not in split)
-
     along_dim = max((dim for dim, axis in enumerate(split) if axis is None), key=lambda dim: w.shape[dim])
 
     def own(x: Array, gradient: Array) -> Array:
@@ -91,7 +90,7 @@ def _project_backward(
     w_gradient = jax.shard_map(
         own,
         mesh=here.mesh,
-        in_specs=(rows, rows),
+        in_specs=PartitionSpec(along),
         out_specs=PartitionSpec(*split),
         axis_names=set(along),
         check_vma=False,
@@ -114,12 +113,11 @@ def _pieces(x: Array, of_x: str, gradient: Array, of_y: str, letter: str) -> Ite
     size = x.shape[where[0]] if where[0] >= 0 else gradient.shape[where[1]]
     for start in range(0, size, _PIECE):
         end = min(size, start + _PIECE)
-        cut = (
-            jax.lax.slice_in_dim(operand, start, end, axis=at) if at >= 0 else operand
-            for operand, at in zip((x, gradient), where, strict=True)
-        )
-        x_piece, y_piece = cut
-        yield x_piece, y_piece
+        yield _cut(x, start, end, where[0]), _cut(gradient, start, end, where[1])
+
+
+def _cut(x: Array, start: int, end: int, axis: int) -> Array:
+    return x if axis < 0 else jax.lax.slice_in_dim(x, start, end, axis=axis)
 
 
 @jax.custom_vjp

@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from jaxvlm.errors import UserError
+from jaxvlm.files import replace_bytes
 from jaxvlm.planning.program import Step
 from jaxvlm.training.step import compile_train_step
 
@@ -252,9 +253,7 @@ def _write(file: Path | None, found: dict[str, Any]) -> None:
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_bytes(gzip.compress(json.dumps(found).encode(), 6))
-    part.replace(file)
+    replace_bytes(file, gzip.compress(json.dumps(found).encode(), 6))
 
 
 @contextlib.contextmanager

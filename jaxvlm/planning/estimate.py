@@ -336,8 +336,6 @@ def kernel_flops(x: Instruction) -> float | None:
     arrays = [shape for kind, shape in operands if kind in ("bf16", "f32", "f16") and len(shape) >= 3]
     queries, keys = arrays[0], arrays[1]
     products = _SPLASH_PRODUCTS[match[1]]
-    if match[1] == "dkv" and '\\"use_fused_bwd_kernel\\": true' in x.attributes:
-        products = 5  # and the gradient of the queries in the same kernel
     full = 2.0 * products * math.prod(queries) * keys[-2]
     # Positions of queries are an operand only where the mask is computed from them, as a causal one is; segment ids
     # look alike if the kernel is not batched, but come in pairs.

@@ -8,9 +8,8 @@ import jax
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, StageConfig
-from jaxvlm.errors import UserError
 from jaxvlm.planning.slices import Slice
-from jaxvlm.run import stage_model
+from jaxvlm.run import check_batch_size, check_trains, stage_model
 from jaxvlm.sharding import Rules, batch_devices, batch_sharding, make_mesh
 from jaxvlm.training.state import Layout, state_layout
 
@@ -39,18 +38,9 @@ def build_step(config: Config, stage_name: str, on: Slice) -> Step:
       UserError: mesh or batch do not divide over the slice; nothing trains.
     """
     stage, rules = config.stage[stage_name], Rules()
-    stage.parts.adapters()
-    if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
-        raise UserError(f'every part is frozen; set one of config.stage.{stage_name}.parts to "full"')
+    check_trains(stage, stage_name)
     mesh = make_mesh(config.mesh, on.devices())
-    pieces = stage.micro_batches * batch_devices(mesh, rules)
-    if stage.global_batch_size % pieces:
-        nearest = -(-stage.global_batch_size // pieces) * pieces
-        raise UserError(
-            f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches and "
-            f"{batch_devices(mesh, rules)} chips that share the rows; pass "
-            f"--config.stage.{stage_name}.global_batch_size={nearest}, or give chips to config.mesh.tensor"
-        )
+    check_batch_size(stage, stage_name, batch_devices(mesh, rules))
     layout = state_layout(stage_model(config, stage), stage, 1000, mesh, rules)
     spec = Batch.spec(
         rows=stage.global_batch_size,

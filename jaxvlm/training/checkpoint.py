@@ -194,10 +194,6 @@ class Checkpoints:
         """Steps of the whole checkpoints that are kept, in order."""
         return processes.from_first(lambda: whole_steps(self.folder))
 
-    def is_finished(self) -> bool:
-        """Whether the newest checkpoint is that of the stage's last step."""
-        return processes.from_first(lambda: is_finished(self.folder))
-
     def restore_newest(self, abstract: State) -> tuple[State, dict[str, Any], int] | None:
         """State, position in the data and step of the newest checkpoint that can be read; None if there is none.
 

@@ -19,7 +19,7 @@ from jaxvlm.sharding import placement
 
 # Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the last
 # chunk is not mostly unsupervised, and that its logits (this times V float32) stay small beside the model.
-_CHUNK_POSITIONS = 256
+CHUNK_POSITIONS = 256
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,7 @@ def batch_loss(
     """
     vlm = model.bind(params, dropout_key)
     B, T = batch.tokens.shape
-    chunk = max(1, min(T, _CHUNK_POSITIONS * shards // B))
+    chunk = max(1, min(T, CHUNK_POSITIONS * shards // B))
     x_BTD = vlm.hidden(batch)
     head = vlm.language.embed if vlm.language.head is None else vlm.language.head
     head_VD = head.w[...].astype(x_BTD.dtype)
@@ -61,8 +61,7 @@ def _by_device(x_BTD: Array, head_VD: Array, targets_BT: Array, weights_BT: Arra
     here = placement()
     if here is None or here.mesh.size == 1:
         return cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, chunk)
-    rows = here.spec(("batch",), x_BTD.shape[:1])[0]
-    axes = (rows,) if isinstance(rows, str) else tuple(rows or ())
+    axes = here.row_axes(x_BTD.shape[0])
     # Along which of these axes the head's columns are split; a gather's transpose is a sum that scatters.
     split = here.spec(("embed",), head_VD.shape[1:])[0]
     split = split if split in axes else None
@@ -72,7 +71,7 @@ def _by_device(x_BTD: Array, head_VD: Array, targets_BT: Array, weights_BT: Arra
             head = jax.lax.all_gather(head, split, axis=1, tiled=True)
         return jax.lax.psum(cross_entropy(x, head, targets, weights, chunk), axes)
 
-    row = PartitionSpec(rows)
+    row = PartitionSpec(axes)
     return jax.shard_map(
         run,
         mesh=here.mesh,

@@ -76,7 +76,7 @@ class Writer:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars under their names to both files.
 
-        On a full disk lines stay in memory, and follow when there is room again.
+        On a full disk some forty lines stay in memory, and follow when there is room again.
         """
         if not self._writes:
             return

@@ -368,7 +368,7 @@ def time_pieces(ours: Ours, repeats: int) -> dict[str, float]:
         return jnp.vdot(decoder(trained, x, params), x)  # any cotangent will do
 
     def head_loss(x: jax.Array, head: jax.Array) -> jax.Array:
-        chunk = max(1, min(T, loss_module._CHUNK_POSITIONS // B))  # as `batch_loss` has it
+        chunk = max(1, min(T, loss_module.CHUNK_POSITIONS // B))  # as `batch_loss` has it
         return loss_module.cross_entropy(x, head, batch.targets, batch.loss_weights, chunk)[0]
 
     def update(trained: dict, optimizer: Any, gradients: dict) -> tuple[dict, Any]:

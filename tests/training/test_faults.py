@@ -180,13 +180,13 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     replace_text(path, "old")
     inode = path.stat().st_ino
 
-    def half(self, text):
-        with self.open("w") as file:
-            file.write(text[:1])
+    def half(self, content):
+        with self.open("wb") as file:
+            file.write(content[:1])
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
+        patch.setattr(Path, "write_bytes", half)
         with pytest.raises(OSError, match="No space left"):
             replace_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

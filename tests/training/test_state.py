@@ -6,7 +6,7 @@ from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
-from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.checkpoint import Checkpoints, is_finished
 from jaxvlm.training.optimizer import paths
 from jaxvlm.training.state import initial_state, merge, split, state_layout, table_of_parts
 from jaxvlm.training.step import compile_train_step
@@ -89,7 +89,7 @@ def test_checkpoint_gives_back_every_bit(frozen_vision, tmp_path):
     for state in states[1:]:
         checkpoints.save(state, {"next": int(state.step)}, steps=3)
     checkpoints.wait()
-    assert checkpoints.newest() == 3 and checkpoints.is_finished()
+    assert checkpoints.newest() == 3 and is_finished(checkpoints.folder)
     restored, position = checkpoints.restore(plan.state, 3)
     assert position == {"next": 3}
     same = jax.tree.map(lambda a, b: a.dtype == b.dtype and np.array_equal(a, b), states[-1], restored)
