@@ -89,8 +89,15 @@ def stage() -> ConfigDict:
     c.frozen_dtype = "bfloat16"  # in which frozen weights are kept
 
     c.data = ConfigDict()
-    c.data.source = ""  # a LLaVA .json or .jsonl file, or "easy_vqa:train"
-    c.data.image_folder = ""  # what relative image paths of the file are relative to; "": the file's own folder
+    # A LLaVA .json or .jsonl file, "FOLDER/dataset_info.json:NAME" of LLaMA-Factory, "hf:NAME_OR_FOLDER:SPLIT",
+    # "tfds:NAME:SPLIT", a folder that `inspect_data prepare` wrote, or "easy_vqa:train".
+    c.data.source = ""
+    # Several in place of one: ((source, {"weight": 0.25, "limit": 5000, "image_folder": "..."}), ...); a number alone
+    # is the weight, how often an epoch holds each record of that source.
+    c.data.mix = ()
+    c.data.image_folder = ""  # what relative image paths are relative to; "": the folder of the file that names them
+    c.data.allow_outside = False  # whether an image path may lead out of that folder
+    c.data.answers = "all"  # which answers of a conversation are trained on: "all", or the "last" only
     c.data.heldout = 0.0  # share of the records (by a hash of their id) that is not trained on but evaluated
     c.data.template = "vicuna_v1"  # plain, vicuna_v1, llama2, chatml, or tokenizer: its own chat template
     c.data.system = placeholder(str)  # None: the template's own system message; "": no message
@@ -102,7 +109,7 @@ def stage() -> ConfigDict:
     c.data.augment.flip = False  # mirror images left to right at random; only where left and right mean nothing
     c.data.augment.shift = 0  # move images by up to so many pixels
     c.data.augment.shuffle_turns = False  # new order of the rounds in each epoch, where they do not build on each other
-    c.data.on_bad = "fail"  # a record that breaks a rule: "fail" stops with all of them named, "reject" counts it
+    c.data.on_bad = "fail"  # a record that breaks a rule: "fail" stops with all of them named, "skip" counts it
     c.data.workers = 0  # processes that decode images; 0: threads of this one
 
     c.optimizer = ConfigDict()

@@ -123,11 +123,23 @@ class AugmentConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixConfig:
+    """One source of several."""
+
+    weight: float = 1.0  # how often an epoch holds each of its records: 0.25 a new quarter each epoch, 2.0 all twice
+    limit: int | None = None  # use only so many of its records, chosen at random once and for all
+    image_folder: str | None = None  # in place of the stage's
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which records, and how they become rows."""
 
     source: str
+    mix: tuple[tuple[str, MixConfig], ...]
     image_folder: str
+    allow_outside: bool
+    answers: str
     heldout: float
     template: str
     system: str | None
@@ -336,6 +348,8 @@ def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
         if value is None:
             return None
         return _convert(next(a for a in arguments if a is not types.NoneType), value, where, problems)
+    if kind is MixConfig and type(value) in (int, float):
+        value = {"weight": value}
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(kind, value, where, problems)
     if origin is dict and isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Files of a run that survive whatever happens to the process that writes them."""
+"""Files that survive whatever happens to the process that writes them, and the folder of what can be made again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxvlm.errors import UserError
+
+
+def cache_folder() -> Path:
+    """JAXVLM_CACHE of the environment, or ~/.cache/jaxvlm. Whatever is in it can be made again."""
+    return Path(os.environ.get("JAXVLM_CACHE") or Path.home() / ".cache" / "jaxvlm")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -19,7 +19,8 @@ from typing import Any
 
 from jaxvlm.command import Answer, Parser, load_config, run
 from jaxvlm.errors import UserError
-from jaxvlm.planning.compiler import CACHE, use_tpu_compiler
+from jaxvlm.files import cache_folder
+from jaxvlm.planning.compiler import use_tpu_compiler
 from jaxvlm.planning.report import Assumptions, table, to_json
 from jaxvlm.planning.search import plan_once, search
 from jaxvlm.planning.slices import find_slice
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="also list the N that take longest")
     parser.add_argument("--search", action="store_true", help="try rows, remat, mesh shapes and compiler options")
     parser.add_argument("--budget-minutes", type=float, default=30.0, metavar="X", help="of a search (default: 30)")
-    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help=f"of results (default: {CACHE})")
+    default = cache_folder() / "plan"
+    parser.add_argument("--cache", type=Path, default=default, metavar="DIR", help=f"of results (default: {default})")
     parser.add_argument("--no-cache", action="store_true", help="compile again")
     args, overrides = parser.parse_with_overrides(argv)
     config, on = load_config(args.config, overrides), find_slice(args.topology)

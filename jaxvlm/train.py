@@ -35,9 +35,9 @@ from jax.sharding import Mesh
 from jaxvlm import processes
 from jaxvlm.command import Parser, load_config, run
 from jaxvlm.config import Config, DataConfig, StageConfig
+from jaxvlm.data.mix import load_mix
 from jaxvlm.data.pipeline import Pipeline, build_pipeline
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.sources import load_source
 from jaxvlm.data.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
@@ -202,7 +202,7 @@ def run_tokenizer(workdir: Path, config: Config) -> Any:
 
 def _records(data: DataConfig) -> Iterator[Record]:
     """The records that can be read; the index pass of the stage names the others."""
-    source = load_source(data.source, data.image_folder)
+    source = load_mix(data)
     for index in range(len(source)):
         with contextlib.suppress(RecordError):
             yield source[index]

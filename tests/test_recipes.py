@@ -204,7 +204,7 @@ def test_one_conversation_a_row_takes_as_many_steps_as_in_llava():
 
 def _steps(stage: StageConfig, samples: int, seed: int) -> int:
     lengths, images = np.full(samples, 600, np.int32), np.ones(samples, np.int32)
-    rows = Plan(lengths, images, np.arange(samples), stage.data, seed).end(0)
+    rows = Plan(lengths, images, [(np.arange(samples), 1.0)], stage.data, seed).end(0)
     assert stage.epochs == 1
     return -(-rows // stage.global_batch_size)
 

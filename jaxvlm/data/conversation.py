@@ -22,6 +22,7 @@ Source: LLaVA-1.5 (arXiv:2310.03744), its llava/train/train.py and llava/mm_util
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -111,6 +112,7 @@ TEMPLATES: dict[str, Template] = {
     ),
 }
 OWN_TEMPLATE = "tokenizer"  # the chat template in the tokenizer's files
+ANSWERS = ("all", "last")  # of a conversation, those that are supervised
 
 
 def place_images(text: str) -> str:
@@ -196,7 +198,15 @@ class Renderer:
     "▁" before the newline after an image); the tokenizer's own template in one pass, as transformers does.
     """
 
-    def __init__(self, tokenizer: Any, template: str | Template, *, image_token_id: int, system: str | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | Template,
+        *,
+        image_token_id: int,
+        system: str | None = None,
+        answers: str = "all",
+    ):
         """Prepares the copy of the tokenizer, which takes 0.5 s for a vocabulary of 32,000 and 3 s for 150,000.
 
         Args:
@@ -205,13 +215,17 @@ class Renderer:
           image_token_id: the id that stands for an image.
           system: system message of records that bring none. None: the template's own; "": none at all (for the
             tokenizer's own template an empty message, of which that template makes what it likes).
+          answers: which of a conversation are supervised: "all", or the "last" only.
 
         Raises:
-          UserError: no such template, the tokenizer is a slow one, lacks a control token of the template or its own
-            chat template, or that template cannot be split into prompts and answers (Qwen3's rewrites earlier
-            answers when a question follows).
+          UserError: no such template or choice of answers, the tokenizer is a slow one, lacks a control token of the
+            template or its own chat template, or that template cannot be split into prompts and answers (Qwen3's
+            rewrites earlier answers when a question follows).
         """
-        self._arguments = (tokenizer, template, image_token_id, system)
+        self._arguments = (tokenizer, template, image_token_id, system, answers)
+        if answers not in ANSWERS:
+            raise UserError(f"data.answers = {answers!r}, expected {' or '.join(ANSWERS)}")
+        self._last_only = answers == "last"
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(
                 f"a fast tokenizer is needed for its offsets, found {type(tokenizer).__name__}; "
@@ -226,7 +240,10 @@ class Renderer:
         self._captions = isinstance(template, Template) and template.captions
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        written = tokenizer.backend_tokenizer.to_str()
+        told = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers]
+        self._fingerprint = hashlib.blake2b(json.dumps(told, default=str).encode(), digest_size=16).hexdigest()
+        state = json.loads(written)
         spellings = _control_spellings(tokenizer, template, state)
         control_ids = {*spellings.values(), image_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
         control_ids -= {None, tokenizer.unk_token_id}
@@ -265,6 +282,10 @@ class Renderer:
     def __reduce__(self):
         # Rebuilt, not copied: the backend loses `encode_special_tokens` when it is pickled.
         return _rebuild_renderer, self._arguments
+
+    def fingerprint(self) -> str:
+        """A hash of all on which `render` depends: tokenizer, template, system message, choice of answers."""
+        return self._fingerprint
 
     def _mark_id(self, mark: str) -> int:
         found = self._backend.token_to_id(mark)
@@ -308,7 +329,7 @@ class Renderer:
         self._script.write(draft, record)
         ids = list(self._start)
         supervised: list[tuple[int, int]] = []  # token ranges
-        spans = iter(draft.spans + [(len(draft.chunks), 0, 0)])
+        spans = iter(draft.spans[-1 if self._last_only else 0 :] + [(len(draft.chunks), 0, 0)])
         chunk, start, stop = next(spans)
         for index, parts in enumerate(draft.chunks):
             if index:
@@ -360,8 +381,10 @@ class Renderer:
         )
 
 
-def _rebuild_renderer(tokenizer: Any, template: str | Template, image_token_id: int, system: str | None) -> Renderer:
-    return Renderer(tokenizer, template, image_token_id=image_token_id, system=system)
+def _rebuild_renderer(
+    tokenizer: Any, template: str | Template, image_token_id: int, system: str | None, answers: str
+) -> Renderer:
+    return Renderer(tokenizer, template, image_token_id=image_token_id, system=system, answers=answers)
 
 
 class _Draft:

@@ -59,6 +59,43 @@ def expanded_length(sample: Sample, features_per_image: int) -> int:
     return len(sample.tokens) + int(np.count_nonzero(sample.is_image)) * (features_per_image - 1)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much room a sample takes in a row, in positions."""
+
+    length: int
+    images: int
+    image_end: int  # the position behind its last image; 0 without one
+    answer_end: int  # the position behind its first supervised token; 0 without one
+    supervised: int  # tokens
+
+
+def measure(sample: Sample, features_per_image: int) -> Extent:
+    """The extent of a sample whose images are expanded to their features."""
+    ends = np.cumsum(np.where(sample.is_image, features_per_image, 1))
+    images, supervised = np.flatnonzero(sample.is_image), 1 + np.flatnonzero(sample.loss_weights[1:])
+    return Extent(
+        length=int(ends[-1]) if len(ends) else 0,
+        images=len(images),
+        image_end=int(ends[images[-1]]) if len(images) else 0,
+        answer_end=int(ends[supervised[0]]) if len(supervised) else 0,
+        supervised=len(supervised),
+    )
+
+
+def misfit(extent: Extent, *, tokens: int, images: int) -> tuple[str, str] | None:
+    """Why no row of `tokens` and `images` can hold a sample, as (reason, problem), or None if one can."""
+    if extent.images > images:
+        return "too_many_images", f"{extent.images} images, a row has {images} (data.images)"
+    if not extent.supervised:
+        return "nothing_supervised", "no token of it is supervised: it has no answer"
+    if extent.image_end > tokens:
+        return "image_beyond_row", f"its last image ends at position {extent.image_end} of {tokens} (data.tokens)"
+    if extent.answer_end > tokens:
+        return "answer_beyond_row", f"its first answer begins at position {extent.answer_end} of {tokens} (data.tokens)"
+    return None
+
+
 def fit(sample: Sample, *, features_per_image: int, tokens: int, images: int) -> Sample:
     """The sample itself if a row can hold it, or what is left when text after its last image is cut off.
 
@@ -67,22 +104,13 @@ def fit(sample: Sample, *, features_per_image: int, tokens: int, images: int) ->
     Raises:
       FitError: too many images, an image beyond the end of a row, or nothing supervised (in the part that is left).
     """
-    count = int(np.count_nonzero(sample.is_image))
-    if count > images:
-        raise FitError("too_many_images", f"{count} images, a row has {images} (data.images)")
-    if not sample.loss_weights[1:].any():
-        raise FitError("nothing_supervised", "no token of it is supervised: it has no answer")
-    length = expanded_length(sample, features_per_image)
-    if length <= tokens:
+    extent = measure(sample, features_per_image)
+    problem = misfit(extent, tokens=tokens, images=images)
+    if problem:
+        raise FitError(*problem)
+    if extent.length <= tokens:
         return sample
-    ends = np.cumsum(np.where(sample.is_image, features_per_image, 1))
-    keep = int(np.searchsorted(ends, tokens, side="right"))
-    if sample.is_image[keep:].any():
-        needed = ends[np.flatnonzero(sample.is_image)[-1]]
-        raise FitError("image_beyond_row", f"its last image ends at position {needed} of {tokens} (data.tokens)")
-    if not sample.loss_weights[1:keep].any():
-        first = ends[1 + np.flatnonzero(sample.loss_weights[1:])[0]]
-        raise FitError("answer_beyond_row", f"its first answer begins at position {first} of {tokens} (data.tokens)")
+    keep = len(sample.tokens) - (extent.length - tokens)  # what is cut is text, a position each
     return Sample(sample.tokens[:keep], sample.loss_weights[:keep], sample.is_image[:keep])
 
 

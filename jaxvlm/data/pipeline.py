@@ -1,4 +1,4 @@
-"""From records to batches: an index pass over all records, a plan of rows for each epoch, and rows by random access.
+"""From records to batches: an index of all records, a plan of rows for each epoch, and rows by random access.
 
 Row r of the endless sequence of epochs is a function of the data, the recipe and the seed. So the position in it is
 one number, any worker can build any row, and a host builds only its share of a batch.
@@ -6,11 +6,9 @@ one number, any worker can build any row, and a host builds only its share of a 
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import json
 import math
-import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -18,25 +16,24 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig, VisionConfig
 from jaxvlm.data.conversation import Renderer
 from jaxvlm.data.images import ASPECTS
+from jaxvlm.data.index import Index, load_index
 from jaxvlm.data.ledger import WHOLE, Ledger
-from jaxvlm.data.packing import empty_batch
+from jaxvlm.data.mix import load_mix
+from jaxvlm.data.packing import check_row, empty_batch, misfit
 from jaxvlm.data.plan import Plan
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.samples import Entry, Samples
-from jaxvlm.data.sources import load_source
+from jaxvlm.data.samples import Samples
 from jaxvlm.data.tokenizer import image_token_id
 from jaxvlm.errors import UserError
 
 _CACHE_BYTES = 2**30  # decoded images are kept if all of them fit into this
 _BATCHES_AHEAD = 4  # of training, built by as many threads
-_PARALLEL_INDEX = 20_000  # records from which on starting worker processes for the index pass pays
 _ENDLESS = 2**40  # batches; grain wants a length
 _NAMED_PROBLEMS = 10
 
@@ -134,34 +131,39 @@ class Pipeline:
       spec: abstract batch of all hosts; a host gets `rows / process_count` rows of it.
       records: number of records read.
       heldout: number of those that are kept for evaluation.
-      supervised_tokens: tokens that are supervised in an epoch.
     """
 
-    def __init__(self, samples: Samples, entries: list[Entry], rows: int, seed: int, process: tuple[int, int]):
-        self._samples, self._entries, self._rows, self._process = samples, entries, rows, process
+    def __init__(self, samples: Samples, index: Index, rows: int, seed: int, process: tuple[int, int]):
+        self._samples, self._index, self._rows, self._process = samples, index, rows, process
         self._seed = seed
-        config = samples.config
-        self.records = len(entries)
-        good = [i for i, entry in enumerate(entries) if entry.error is None]
-        trained = np.array([i for i in good if not entries[i].heldout], np.int64)
-        self._heldout = np.array([i for i in good if entries[i].heldout], np.int64)
-        if not len(trained):
+        config, mix = samples.config, samples.source
+        self.records = len(index)
+        self._errors = rejected(samples, index)
+        good = np.ones(self.records, bool)
+        good[list(self._errors)] = False
+        held = good & heldout(index, config.heldout)
+        self._heldout = np.flatnonzero(held)
+        trained = [
+            np.flatnonzero((good & ~held)[start:end]) + start
+            for start, end in zip(mix.starts[:-1], mix.starts[1:], strict=True)
+        ]
+        empty = [part.name for part, own in zip(mix.parts, trained, strict=True) if not len(own)]
+        if empty:
             raise UserError(
-                f"data.source = {config.source!r} leaves no record to train on: {self.records} read, "
-                f"{self.records - len(good)} rejected, {len(self._heldout)} held out (data.heldout = {config.heldout})"
+                f"data.source = {', '.join(empty)} leaves no record to train on: {self.records} read, "
+                f"{len(self._errors)} rejected, {len(self._heldout)} held out (data.heldout = {config.heldout})"
             )
         self.heldout = len(self._heldout)
-        images = np.array([entry.images for entry in entries], np.int32)
-        samples.lengths = np.array([entry.length for entry in entries], np.int32)
+        samples.lengths = samples.planned_lengths(index.length, index.shuffles)
         # Each worker process keeps its own.
-        needed = int(images.sum()) * samples.vision.image_size**2 * 3 * max(1, config.workers)
+        needed = len(index.image_hash) * samples.vision.image_size**2 * 3 * max(1, config.workers)
         samples.keep_images = needed <= _CACHE_BYTES
-        self.supervised_tokens = sum(entries[i].supervised for i in trained)
-        self._plan = Plan(samples.lengths, images, trained, config, seed)
+        weights = [part.weight for part in mix.parts]
+        self._plan = Plan(samples.lengths, index.images, list(zip(trained, weights, strict=True)), config, seed)
         self.spec = Batch.spec(
             rows=rows, tokens=config.tokens, images=config.images, image_size=samples.vision.image_size
         )
-        self._fingerprint = _fingerprint(samples, images, trained, rows, seed)
+        self._fingerprint = _fingerprint(samples, index.images, trained, weights, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
         """Rows of so many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
@@ -217,16 +219,31 @@ class Pipeline:
         truncated are left out: a question far behind may not fit.
         """
         questions = []
-        whole = [index for index in self._heldout if not self._entries[index].truncated]
+        whole = self._heldout[self._index.length[self._heldout] <= self._samples.config.tokens]
         for number, index in enumerate(whole[:limit]):
-            asked = self._samples.source.questions(self._samples.record(int(index)))
+            source, _ = self._samples.source.find(int(index))
+            asked = source.questions(self._samples.record(int(index)))
             questions.append(asked[number % len(asked)])
         return questions
 
     def ledger(self, rows_used: int) -> Ledger:
         """What became of every record when training has used the first `rows_used` rows (of all hosts)."""
         reached = {i: row for row in self._plan.epoch(0)[:rows_used] for i in row}
-        return Ledger.of([_fate(entry, reached.get(i)) for i, entry in enumerate(self._entries)])
+        held = set(self._heldout.tolist())
+        return Ledger.of([self._fate(i, reached.get(i), held) for i in range(self.records)])
+
+    def _fate(self, index: int, row: tuple[int, ...] | None, heldout: set[int]) -> tuple[str, str]:
+        """(fate, reason) of a record that stands in `row`, if training got that far."""
+        if index in self._errors:
+            return "rejected", self._errors[index].reason
+        whole = "without the answer before its first question" if self._index.dropped_answer[index] else WHOLE
+        if index in heldout:
+            return "heldout", whole
+        if row is None:
+            return "unreached", "training ended before"
+        if self._index.length[index] > self._samples.config.tokens:
+            return "truncated", "text after its last image cut at data.tokens"
+        return ("used" if len(row) == 1 else "packed"), whole
 
 
 def build_pipeline(
@@ -253,57 +270,59 @@ def build_pipeline(
     Raises:
       UserError: settings that cannot work; with `config.on_bad` "fail", all records that break a rule, in one message.
     """
-    _check_config(config, vision.image_size)
     _share(rows, process_count)
-    source = load_source(config.source, config.image_folder)
-    renderer = Renderer(tokenizer, config.template, image_token_id=image_token_id(tokenizer), system=config.system)
-    samples = Samples(source, renderer, config, vision)
-    entries = _inspect_all(samples, quiet=process_index > 0)
-    errors = [entry.error for entry in entries if entry.error is not None]
+    samples = open_samples(config, tokenizer, vision)
+    index = load_index(samples, quiet=process_index > 0)
+    errors = rejected(samples, index)
     if errors and config.on_bad == "fail":
-        raise UserError(_summary(errors, len(entries)))
-    return Pipeline(samples, entries, rows, seed, (process_index, process_count))
+        raise UserError(_summary(list(errors.values()), len(index)))
+    return Pipeline(samples, index, rows, seed, (process_index, process_count))
 
 
-def _inspect_all(samples: Samples, *, quiet: bool) -> list[Entry]:
-    """The index pass, in worker processes if there are many records and the recipe allows any."""
-    total = len(samples.source)
-    with tqdm(total=total, desc="checking records", unit="record", delay=1.0, disable=quiet or None) as bar:
-        entries: list[Entry] = []
-        if samples.config.workers and total >= _PARALLEL_INDEX:
-            chunks = [range(start, min(start + 1000, total)) for start in range(0, total, 1000)]
-            # Not forked: the runtimes of jax and tokenizers have threads by now.
-            spawn = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(
-                samples.config.workers, spawn, initializer=_set_samples, initargs=(samples,)
-            ) as pool:
-                for found in pool.map(_inspect_chunk, chunks):
-                    entries.extend(found)
-                    bar.update(len(found))
-            return entries
-        for index in range(total):
-            entries.append(samples.inspect(index))
-            bar.update()
-        return entries
+def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vision: VisionConfig) -> Samples:
+    """Opens the sources of a recipe, and the tokenizer that renders them.
+
+    Raises:
+      UserError: settings or sources that cannot work.
+    """
+    _check_config(config, vision.image_size)
+    renderer = Renderer(
+        tokenizer,
+        config.template,
+        image_token_id=image_token_id(tokenizer),
+        system=config.system,
+        answers=config.answers,
+    )
+    return Samples(load_mix(config), renderer, config, vision)
 
 
-_samples_of_process: Samples | None = None
+def rejected(samples: Samples, index: Index) -> dict[int, RecordError]:
+    """Record -> the rule that it breaks, those that only matter with these rows too; in the order of the records.
+
+    Raises:
+      UserError: rows are too short for any image.
+    """
+    tokens, images = samples.config.tokens, samples.config.images
+    if index.images.any():
+        check_row(tokens, samples.vision.features_per_image)
+    errors = dict(index.errors)
+    for at in map(int, np.flatnonzero(index.misfits(tokens, images))):
+        problem = misfit(index.extent(at), tokens=tokens, images=images)
+        assert problem is not None  # `misfits` asks the same
+        origin = samples.source.origin(at)
+        errors[at] = RecordError(f"{origin}: {problem[1]}", origin, problem[0])
+    return dict(sorted(errors.items()))
 
 
-def _set_samples(samples: Samples) -> None:
-    global _samples_of_process
-    _samples_of_process = samples
-
-
-def _inspect_chunk(chunk: range) -> list[Entry]:
-    assert _samples_of_process is not None
-    return [_samples_of_process.inspect(index) for index in chunk]
+def heldout(index: Index, share: float) -> np.ndarray:
+    """bool[n]: the records that belong to the held-out share."""
+    return index.id_hash < np.uint64(share * 2.0**64) if share else np.zeros(len(index), bool)
 
 
 def _check_config(config: DataConfig, image_size: int) -> None:
     problems = []
-    if config.on_bad not in ("fail", "reject"):
-        problems.append(f'data.on_bad = {config.on_bad!r}, expected "fail" or "reject"')
+    if config.on_bad not in ("fail", "skip"):
+        problems.append(f'data.on_bad = {config.on_bad!r}, expected "fail" or "skip"')
     if config.aspect not in ASPECTS:
         problems.append(f"data.aspect = {config.aspect!r}, expected {' or '.join(ASPECTS)}")
     if not 0 <= config.heldout < 1:
@@ -335,28 +354,16 @@ def _empty(samples: Samples, rows: int) -> Batch:
     )
 
 
-def _fingerprint(samples: Samples, images: np.ndarray, trained: np.ndarray, rows: int, seed: int) -> str:
+def _fingerprint(
+    samples: Samples, images: np.ndarray, trained: list[np.ndarray], weights: list[float], rows: int, seed: int
+) -> str:
     """A hash of all on which the plan of rows depends."""
     config = samples.config
-    settings = json.dumps([rows, seed, config.tokens, config.images, config.pack])
+    settings = json.dumps([rows, seed, config.tokens, config.images, config.pack, weights])
     digest = hashlib.blake2b(settings.encode(), digest_size=8)
-    for array in (samples.lengths, images, trained):
+    for array in (samples.lengths, images, *trained):
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _fate(entry: Entry, row: tuple[int, ...] | None) -> tuple[str, str]:
-    """(fate, reason) of a record that stands in `row`, if training got that far."""
-    if entry.error is not None:
-        return "rejected", entry.error.reason
-    whole = "without the answer before its first question" if entry.dropped_answer else WHOLE
-    if entry.heldout:
-        return "heldout", whole
-    if row is None:
-        return "unreached", "training ended before"
-    if entry.truncated:
-        return "truncated", "text after its last image cut at data.tokens"
-    return ("used" if len(row) == 1 else "packed"), whole
 
 
 def _summary(errors: list[RecordError], total: int) -> str:
@@ -366,5 +373,5 @@ def _summary(errors: list[RecordError], total: int) -> str:
     lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
     if len(errors) > _NAMED_PROBLEMS:
         lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
-    lines.append('Mend them, or train without them: data.on_bad = "reject" counts them in the ledger.')
+    lines.append('Mend them, or train without them: data.on_bad = "skip" counts them in the ledger.')
     return "\n".join(lines)

@@ -15,7 +15,23 @@ _PLANNING = threading.Lock()  # of one process: loader threads meet at the start
 class Plan:
     """Which samples share which row, for every epoch: one endless sequence of rows."""
 
-    def __init__(self, lengths: np.ndarray, images: np.ndarray, trained: np.ndarray, config: DataConfig, seed: int):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        images: np.ndarray,
+        trained: list[tuple[np.ndarray, float]],
+        config: DataConfig,
+        seed: int,
+    ):
+        """Plans nothing yet.
+
+        Args:
+          lengths: int32[n]; positions to plan for each sample.
+          images: int32[n]; images of each.
+          trained: for each source its samples that are trained on, int64[m], and how often an epoch holds each.
+          config: T and I of rows, and whether samples share them.
+          seed: of the order.
+        """
         self._lengths, self._images, self._trained = lengths, images, trained
         self._tokens, self._slots, self._pack = config.tokens, config.images, config.pack
         self._seed = seed
@@ -52,8 +68,22 @@ class Plan:
 
     def _epoch(self, epoch: int) -> list[tuple[int, ...]]:
         if epoch not in self._epochs:
-            order = np.random.default_rng((self._seed, epoch)).permutation(self._trained)
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._samples(epoch))
             # Loader threads are in two epochs at most; one more for a caller that looks at the first.
             kept = sorted(self._epochs)[-2:]
             self._epochs = {e: self._epochs[e] for e in kept} | {epoch: self.rows(order)}
         return self._epochs[epoch]
+
+    def _samples(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch: whole sources as they are, of a part of one the next in its endless sequence."""
+        chosen = [np.zeros(0, np.int64)]
+        for number, (samples, weight) in enumerate(self._trained):
+            whole, share = int(weight), weight % 1
+            chosen.extend([samples] * whole)
+            first, end = (int(round(share * len(samples) * e)) for e in (epoch, epoch + 1))
+            while first < end:  # a permutation of the source, and where it ends another one
+                turn, at = divmod(first, len(samples))
+                order = np.random.default_rng((self._seed, number, turn, 1)).permutation(samples)
+                chosen.append(order[at : at + end - first])
+                first += len(chosen[-1])
+        return np.concatenate(chosen)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import random as python_random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,34 +16,37 @@ from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig, VisionConfig
 from jaxvlm.data.conversation import Renderer, Sample, drop_leading_answer
 from jaxvlm.data.images import augment, check_header, load_image
-from jaxvlm.data.packing import FitError, check_row, expand, expanded_length, fill_row, fit
+from jaxvlm.data.mix import Mix
+from jaxvlm.data.packing import Extent, FitError, expand, expanded_length, fill_row, fit, measure
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
-from jaxvlm.data.sources import Source, is_heldout
+from jaxvlm.data.sources import id_hash
 
 # A conversation in another order of its rounds has other words next to the image and to its start, which may cost a
 # token. So many are planned for on top; an order that takes more is not used.
 _ORDER_SLACK = 2
 
 
+_DIGESTED_BYTES = 2**14  # of an image file: with its size they tell files apart, and duplicates are found cheaply
+
+
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class Facts:
     """What the index pass finds out about a record."""
 
-    length: int = 0  # positions it takes in a row; 0 if rejected
-    images: int = 0
-    supervised: int = 0  # tokens
-    heldout: bool = False
-    truncated: bool = False
+    extent: Extent = Extent(0, 0, 0, 0, 0)
+    shuffles: bool = False  # its rounds have a meaning in another order
     dropped_answer: bool = False  # an assistant turn stood before the first question
-    error: RecordError | None = None
+    id_hash: int = 0  # 64 bits, as those below
+    text_hash: int = 0
+    image_hashes: tuple[int, ...] = ()
 
 
 class Samples:
     """Turns records into what stands in a row, by index. Small and picklable: worker processes get a copy."""
 
-    def __init__(self, source: Source, renderer: Renderer, config: DataConfig, vision: VisionConfig):
+    def __init__(self, source: Mix, renderer: Renderer, config: DataConfig, vision: VisionConfig):
         self.source, self.renderer, self.config, self.vision = source, renderer, config, vision
-        self.lengths = np.zeros(0, np.int32)  # from the index pass
+        self.lengths = np.zeros(0, np.int32)  # positions that are planned for each record
         self.keep_images = False
         self._images: dict[tuple[int, int], np.ndarray] = {}
 
@@ -51,30 +57,42 @@ class Samples:
         """Record `index`, from its first question on."""
         return drop_leading_answer(self.source[index])
 
-    def inspect(self, index: int) -> Entry:
+    def inspect(self, index: int) -> Facts:
         """Checks record `index`: image headers, turns, length. Decodes nothing.
 
         Raises:
-          UserError: rows are too short for any image.
+          RecordError: it breaks a rule, whatever the rows are.
         """
-        heldout = False
-        try:
-            original = self.source[index]
-            heldout = is_heldout(original.id, self.config.heldout)
-            record = drop_leading_answer(original)
-            for image in record.images:
-                check_row(self.config.tokens, self.vision.features_per_image)
-                check_header(image, self.vision.image_size, self.config.aspect, record.origin)
-            whole = self.renderer.render(record)
-            sample = self._fitted(whole, record.origin)
-        except RecordError as error:
-            return Entry(heldout=heldout, error=error)
-        truncated = len(sample.tokens) < len(whole.tokens)
-        length = expanded_length(sample, self.vision.features_per_image)
-        if self.config.augment.shuffle_turns and not heldout and _shuffles(record):
-            length = min(length + _ORDER_SLACK, self.config.tokens)
-        supervised = int(np.count_nonzero(sample.loss_weights[1:]))
-        return Entry(length, len(record.images), supervised, heldout, truncated, record is not original)
+        original = self.source[index]
+        record = drop_leading_answer(original)
+        for image in record.images:
+            check_header(image, self.vision.image_size, self.config.aspect, record.origin)
+        extent = measure(self.renderer.render(record), self.vision.features_per_image)
+        if not extent.supervised:
+            problem = "no token of it is supervised: it has no answer"
+            raise RecordError(f"{record.origin}: {problem}", record.origin, "nothing_supervised")
+        text = json.dumps([[turn.role, turn.text] for turn in record.turns])
+        return Facts(
+            extent,
+            shuffles=_shuffles(record),
+            dropped_answer=record is not original,
+            id_hash=id_hash(record.id),
+            text_hash=_hash(text.encode()),
+            image_hashes=tuple(_image_hash(image) for image in record.images),
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of everything on which `inspect` depends but the image files."""
+        sizes = [self.vision.features_per_image, self.vision.image_size, self.config.aspect]
+        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), sizes])
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+    def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
+        """int32[n]: the positions to plan for records of these lengths, so that all that is drawn for them fits."""
+        lengths = np.minimum(index_lengths, self.config.tokens)
+        if self.config.augment.shuffle_turns:
+            lengths = np.where(shuffles, np.minimum(lengths + _ORDER_SLACK, self.config.tokens), lengths)
+        return lengths.astype(np.int32)
 
     def write_row(self, batch: Batch, row: int, members: Sequence[int], seed: str | None) -> None:
         """Writes the samples `members` into a row of an empty batch; `seed` None leaves them as they are in the file.
@@ -150,3 +168,16 @@ def _shuffles(record: Record) -> bool:
     placeholders = [text.count(IMAGE) for text in users]
     only_image = users[0].strip() == IMAGE  # without it the question would be empty
     return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and not only_image
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def _image_hash(image: str | bytes) -> int:
+    """Of an image's first bytes and of its size; files that differ only behind are taken for the same."""
+    if isinstance(image, bytes):
+        return _hash(len(image).to_bytes(8, "big") + image[:_DIGESTED_BYTES])
+    path = Path(image)
+    with path.open("rb") as file:
+        return _hash(path.stat().st_size.to_bytes(8, "big") + file.read(_DIGESTED_BYTES))

@@ -40,8 +40,10 @@ class Source(Protocol):
 
     def questions(self, record: Record) -> list[Record]: ...  # noqa: D102
 
+    def fingerprint(self) -> str: ...  # noqa: D102
 
-def load_source(spec: str, image_folder: str = "") -> Source:
+
+def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = False) -> Source:
     """Opens what a recipe's `data.source` names.
 
     Args:
@@ -64,13 +66,13 @@ def load_source(spec: str, image_folder: str = "") -> Source:
     return LlavaFile(path, Path(image_folder) if image_folder else path.parent)
 
 
-def is_heldout(id: str, share: float) -> bool:
-    """Whether the record `id` belongs to the held-out share; it never moves, whatever else is in the data.
+def id_hash(id: str) -> int:
+    """64 bits of a hash of a record's id.
 
-    Records with the same id (several conversations about one image) stay on the same side.
+    Below `share * 2**64` the record belongs to the held-out share, which so never moves, whatever else is in the data;
+    records with the same id (several conversations about one image) stay on the same side.
     """
-    number = int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big")
-    return number < share * 2.0**64
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big")
 
 
 class LlavaFile:
@@ -86,12 +88,17 @@ class LlavaFile:
         self._lines: np.ndarray | None = None
         try:
             data = path.read_bytes()
+            self._fingerprint = hashlib.blake2b(data).hexdigest()
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
         if path.suffix == ".jsonl":
             self._spans, self._lines = _line_spans(data)
         else:
             self._spans = _array_spans(data, path)
+
+    def fingerprint(self) -> str:
+        """TMP."""
+        return self._fingerprint + str(self._image_folder)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -164,6 +171,10 @@ class EasyVqa:
             if question_kind(question) in kinds:
                 self._rounds.setdefault(image, []).append((question, answer))
         self._images = sorted(self._rounds)
+
+    def fingerprint(self) -> str:
+        """TMP."""
+        return self._spec
 
     def __len__(self) -> int:
         return len(self._images)

@@ -28,7 +28,6 @@ from jaxvlm.files import replace_bytes
 from jaxvlm.planning.program import Step
 from jaxvlm.training.step import compile_train_step
 
-CACHE = Path("~/.cache/jaxvlm/plan")
 _FORMAT = 2  # of what is kept there
 
 
@@ -101,7 +100,7 @@ def compile_step(
     # here. All shardings of the step name their mesh, so the program is the same.
     train_step: Any = compile_train_step(layout, step.stage.micro_batches)  # under jit
     lowered = train_step.lower(layout.state, step.batch)
-    file = None if cache is None else cache.expanduser() / f"{_fingerprint(lowered, step, options)}.json.gz"
+    file = None if cache is None else cache / f"{_fingerprint(lowered, step, options)}.json.gz"
     found = _read(file)
     if found is None:
         began = time.perf_counter()

@@ -22,7 +22,10 @@ def conversation(*texts):
 def data_config(source, **changes):
     values = {
         "source": str(source),
+        "mix": (),
         "image_folder": "",
+        "allow_outside": False,
+        "answers": "all",
         "heldout": 0.0,
         "template": "vicuna_v1",
         "system": "",

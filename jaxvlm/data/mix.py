@@ -1,0 +1,98 @@
+"""Several sources as one sequence of records, each with its weight."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxvlm.config import DataConfig, MixConfig
+from jaxvlm.data.records import Record
+from jaxvlm.data.sources import Source, load_source
+from jaxvlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mix."""
+
+    name: str  # as the recipe names it
+    source: Source
+    weight: float
+    chosen: np.ndarray | None  # int64[n], ascending: its records that are used; None: all
+
+    def __len__(self) -> int:
+        return len(self.source) if self.chosen is None else len(self.chosen)
+
+
+class Mix:
+    """The records of all parts, those of the first part first. Small and picklable, as sources are.
+
+    Attributes:
+      parts: the sources.
+      starts: int64[parts + 1]; where each begins, and how many records there are.
+    """
+
+    def __init__(self, parts: list[Part]):
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        source, at = self.find(index)
+        return source[at]
+
+    def origin(self, index: int) -> str:
+        """Where record `index` stands."""
+        source, at = self.find(index)
+        return source.origin(at)
+
+    def find(self, index: int) -> tuple[Source, int]:
+        """The source of record `index`, and which of its records that is."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        part, at = self.parts[number], index - int(self.starts[number])
+        return part.source, at if part.chosen is None else int(part.chosen[at])
+
+    def fingerprint(self) -> str:
+        """A hash of the content of all records and of their order; not of the weights."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in self.parts:
+            digest.update(f"{part.name} {part.source.fingerprint()}".encode())  # the name stands in messages
+            digest.update(b"all" if part.chosen is None else part.chosen.tobytes())
+        return digest.hexdigest()
+
+
+def load_mix(config: DataConfig) -> Mix:
+    """Opens what `data.source` or `data.mix` names.
+
+    Raises:
+      UserError: everything that is wrong with the sources, in one message.
+    """
+    if bool(config.source) == bool(config.mix):
+        found = "neither" if not config.mix else "both"
+        raise UserError(f"data.source names one source, data.mix several; set one of them, found {found}")
+    named = config.mix or ((config.source, MixConfig()),)
+    parts, problems = [], []
+    for number, (name, options) in enumerate(named):
+        where = f"data.mix[{number}]" if config.mix else "data.source"
+        if options.weight <= 0:
+            problems.append(f"{where} = {name!r}: weight = {options.weight}, expected more than 0")
+        if options.limit is not None and options.limit < 1:
+            problems.append(f"{where} = {name!r}: limit = {options.limit}, expected 1 or more")
+            continue
+        folder = config.image_folder if options.image_folder is None else options.image_folder
+        try:
+            source = load_source(name, folder, allow_outside=config.allow_outside)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        chosen = None
+        if options.limit is not None and options.limit < len(source):
+            chosen = np.sort(np.random.default_rng(0).choice(len(source), options.limit, replace=False))
+        parts.append(Part(name, source, options.weight, chosen))
+    if problems:
+        raise UserError("; ".join(problems))
+    return Mix(parts)

@@ -1,0 +1,108 @@
+"""The index is made once: kept by the content of the data, and of nothing that may have changed since."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxvlm.data import cache, index, samples
+from jaxvlm.data.index import load_index
+from jaxvlm.data.pipeline import open_samples
+from tests.data.conftest import conversation, data_config, write_records
+from tests.data.test_pipeline import BAD, VISION
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of the cache, in which everything is kept."""
+    monkeypatch.setenv("JAXVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "KEEP_SECONDS", 0.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Indices of the records that were gone through, in this process."""
+    calls = []
+    inspect = samples.Samples.inspect
+    monkeypatch.setattr(samples.Samples, "inspect", lambda self, i: calls.append(i) or inspect(self, i))
+    return calls
+
+
+@pytest.fixture
+def load(tokenizer):
+    return lambda path, **changes: load_index(open_samples(data_config(path, **changes), tokenizer, VISION))
+
+
+def columns(found):
+    return {name: getattr(found, name).tolist() for name in index._columns()}
+
+
+def told(found):
+    return [(at, str(e), e.origin, e.reason) for at, e in found.errors.items()]
+
+
+def test_found_again(kept, passes, load, tmp_path):
+    path = write_records(tmp_path, 30)
+    path.write_text(json.dumps([*json.loads(path.read_text()), BAD["roles"], BAD["image_missing"], {"id": "\ud800"}]))
+    first = load(path)
+    assert len(passes) == 33 and set(first.errors) == {30, 31, 32}
+    for again in (load(path), load(path, tokens=99, images=7, heldout=0.5, pack=False)):
+        assert len(passes) == 33
+        assert columns(again) == columns(first) and told(again) == told(first)
+    assert first.length.dtype == np.int32 and first.id_hash.dtype == np.uint64
+
+
+@pytest.mark.parametrize("change", ["content", "system", "answers", "aspect", "folder"])
+def test_made_again_when_it_matters(kept, passes, load, tmp_path, change):
+    path = write_records(tmp_path, 5)
+    load(path)
+    options = {}
+    if change == "content":
+        path.write_text(path.read_text().replace("record-3", "record-x"))
+    elif change == "folder":
+        options["image_folder"] = str(tmp_path / "cache")
+    else:
+        options[change] = {"system": "Other.", "answers": "last", "aspect": "square"}[change]
+    load(path, **options)
+    assert len(passes) == 10
+
+
+def test_a_damaged_file_counts_as_none(kept, passes, load, tmp_path):
+    path = write_records(tmp_path, 5)
+    want = load(path)
+    (file,) = kept.rglob("*.npz")
+    whole = file.read_bytes()
+    for content in (b"", whole[:100], whole[: len(whole) // 2], b"PK" + whole[2:200], b"\x80\x04no pickle."):
+        file.write_bytes(content)
+        passes.clear()
+        assert columns(load(path)) == columns(want)
+        assert len(passes) == 5
+        assert file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(passes, load, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXVLM_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(cache, "KEEP_SECONDS", 0.0)
+    assert len(load(write_records(tmp_path, 5))) == 5
+
+
+def test_worker_processes_find_the_same(load, tmp_path, monkeypatch):
+    path = write_records(tmp_path, 25)
+    path.write_text(json.dumps([*json.loads(path.read_text()), BAD["roles"]]))
+    want = load(path)
+    monkeypatch.setattr(index, "PARALLEL", 1)
+    monkeypatch.setattr(index, "_CHUNK", 7)
+    monkeypatch.setattr(index.os, "sched_getaffinity", lambda pid: {0, 1})
+    found = load(path)
+    assert columns(found) == columns(want) and told(found) == told(want)
+
+
+def test_only_the_last_answer(load, tmp_path):
+    record = {"id": "a", "conversations": conversation("what is", "red circle", "and", "blue", "left of", "two dots")}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    every, last = load(tmp_path / "a.json"), load(tmp_path / "a.json", answers="last")
+    assert every.length == last.length
+    assert every.supervised > last.supervised == 3  # two, dots, </s>
+    assert last.answer_end == last.length - 2
