@@ -10,6 +10,7 @@ from jaxvlm.command import run
 COMMANDS = {
     "train": "train a recipe's stages, then test the result",
     "evaluate": "exact match of a run's answers on a data set",
+    "inspect_data": "check a recipe's data, show it as the model sees it, prepare it",
     "plan": "say whether a recipe fits a TPU slice, how fast it is there and at what cost",
     "convert": "take weights from Hugging Face checkpoints, give them back, compare two",
     "generate": "answer questions about images, or hold a conversation",
@@ -20,7 +21,7 @@ def main() -> None:
     """Dispatches to the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
-        listing = "\n".join(f"  {command:10} {what}" for command, what in COMMANDS.items())
+        listing = "\n".join(f"  {command:12} {what}" for command, what in COMMANDS.items())
         print(f"usage: jaxvlm COMMAND ...\n\n{listing}\n\n`jaxvlm COMMAND --help` explains each.")
         sys.exit(0 if name in ("--help", "-h") else 2)
     module = importlib.import_module(f"jaxvlm.{name}")

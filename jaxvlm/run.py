@@ -7,16 +7,20 @@ checkpoints/STAGE/STEP/                          evaluation.json, samples.png   
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from jaxvlm import processes
-from jaxvlm.config import Config, MeshConfig, StageConfig, build_config, to_dict
-from jaxvlm.data.tokenizer import load_tokenizer
+from jaxvlm.config import Config, DataConfig, MeshConfig, StageConfig, build_config, to_dict
+from jaxvlm.data.mix import load_mix
+from jaxvlm.data.records import Record, RecordError
+from jaxvlm.data.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
 from jaxvlm.models.vlm import Model, build_model
@@ -132,6 +136,36 @@ def _leaves(tree: Any, prefix: str = "config"):
         yield prefix, json.loads(json.dumps(tree))
 
 
+def build_tokenizer(config: Config) -> Any:
+    """The tokenizer that a recipe names, or trains on what its first stage reads.
+
+    Raises:
+      UserError: the tokenizer has more tokens than the model.
+    """
+    data = config.stage[config.stages[0]].data
+    texts = training_texts(_records(data), data.template, data.system) if config.tokenizer.source == "train" else None
+    tokenizer = load_tokenizer(config.tokenizer, texts)
+    if len(tokenizer) > config.model.language.vocab_size:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model room for {config.model.language.vocab_size}; "
+            f"set config.model.language.vocab_size to {len(tokenizer)} or more"
+        )
+    return tokenizer
+
+
+def _records(data: DataConfig) -> Iterator[Record]:
+    """The records that can be read; the index names the others."""
+    source = load_mix(data)
+    for index in range(len(source)):
+        with contextlib.suppress(RecordError):
+            yield source[index]
+
+
+def saved_tokenizer(folder: Path, config: Config) -> Any:
+    """The tokenizer that a run saved."""
+    return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder / "tokenizer")))
+
+
 def stage_model(config: Config, stage: StageConfig) -> Model:
     """The model of a stage: the recipe's, with the adapters that the stage trains."""
     return build_model(config.model, stage.parts.adapters())
@@ -188,6 +222,6 @@ def open_run(folder: Path, *, stage: str = "", step: int = 0, keep_dtypes: bool 
     config = load_saved_config(folder)
     mesh, rules = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1, sequence=1)), Rules()
     params, name, found = load_params(folder, config, mesh, rules, stage, step, keep_dtypes=keep_dtypes)
-    tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder / "tokenizer")))
+    tokenizer = saved_tokenizer(folder, config)
     settings = config.stage[name]
     return Run(folder, config, name, settings, found, stage_model(config, settings), params, tokenizer, mesh, rules)

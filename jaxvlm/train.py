@@ -21,12 +21,10 @@ codes: 0 done, 1 a crash or another process gone, 2 a mistake that a person must
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +32,8 @@ from jax.sharding import Mesh
 
 from jaxvlm import processes
 from jaxvlm.command import Parser, load_config, run
-from jaxvlm.config import Config, DataConfig, StageConfig
-from jaxvlm.data.mix import load_mix
+from jaxvlm.config import Config, StageConfig
 from jaxvlm.data.pipeline import Pipeline, build_pipeline
-from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
 from jaxvlm.files import Lock, Unfailing, replace_text
@@ -46,6 +41,7 @@ from jaxvlm.inference.chat import answer, score
 from jaxvlm.processes import say
 from jaxvlm.run import (
     all_keys,
+    build_tokenizer,
     check_batch_size,
     check_stage,
     check_trains,
@@ -55,6 +51,7 @@ from jaxvlm.run import (
     load_saved_config,
     open_run,
     save_config,
+    saved_tokenizer,
     stage_folder,
     stage_model,
 )
@@ -112,7 +109,7 @@ def run_stages(
     """Runs the stages that are not finished, and the test; returns what `--json` prints."""
     began = time.perf_counter()
     processes.from_first(lambda: save_tokenizer(workdir, config))
-    tokenizer = run_tokenizer(workdir, config)
+    tokenizer = saved_tokenizer(workdir, config)
     for name in stages:
         if is_finished(workdir, name):
             say(f"stage {name} is finished already")
@@ -177,35 +174,9 @@ def start_run(workdir: Path, config: Config, stages: tuple[str, ...], how: str, 
 
 
 def save_tokenizer(workdir: Path, config: Config) -> None:
-    """Saves the recipe's tokenizer in the run, unless it has begun: then it has one.
-
-    Raises:
-      UserError: the tokenizer has more tokens than the model.
-    """
-    if has_begun(workdir):
-        return
-    data = config.stage[config.stages[0]].data
-    texts = training_texts(_records(data), data.template, data.system) if config.tokenizer.source == "train" else None
-    tokenizer = load_tokenizer(config.tokenizer, texts)
-    if len(tokenizer) > config.model.language.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model room for {config.model.language.vocab_size}; "
-            f"set config.model.language.vocab_size to {len(tokenizer)} or more"
-        )
-    tokenizer.save_pretrained(workdir / "tokenizer")
-
-
-def run_tokenizer(workdir: Path, config: Config) -> Any:
-    """The tokenizer that the run saved."""
-    return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(workdir / "tokenizer")))
-
-
-def _records(data: DataConfig) -> Iterator[Record]:
-    """The records that can be read; the index pass of the stage names the others."""
-    source = load_mix(data)
-    for index in range(len(source)):
-        with contextlib.suppress(RecordError):
-            yield source[index]
+    """Saves the recipe's tokenizer in the run, unless it has begun: then it has one."""
+    if not has_begun(workdir):
+        build_tokenizer(config).save_pretrained(workdir / "tokenizer")
 
 
 def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: Watch, preemption: Preemption) -> None:

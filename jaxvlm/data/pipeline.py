@@ -172,6 +172,10 @@ class Pipeline:
         part = epochs - whole
         return before + (math.ceil(part * (self._plan.end(whole) - before)) if part else 0)
 
+    def rows_of_epoch(self, epoch: int) -> list[tuple[int, ...]]:
+        """The records of each row of an epoch, over all hosts."""
+        return self._plan.epoch(epoch)
+
     def batches(self) -> Batches:
         """This host's share of the training batches, from the first on."""
         source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)

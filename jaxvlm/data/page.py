@@ -1,0 +1,388 @@
+"""A page of training rows as the model sees them: every token, what is supervised, every picture, what is padding.
+
+One HTML file without scripts, which asks the network for nothing. Text of records is escaped, and characters that
+cannot be seen, or that would change how others are seen, are written as their numbers.
+
+In a row, position t predicts the token at t + 1 and `Batch.loss_weights[t]` is the weight of that. On the page the
+token that is predicted has the colour: what the model learns to write.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import html
+import io
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxvlm.batch import Batch
+from jaxvlm.data.page_style import STYLE
+from jaxvlm.data.token_text import Part, Vocabulary, spell
+from jaxvlm.files import replace_text
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'none'"
+_PICTURE = 336  # CSS pixels: largest width of a picture; small ones are enlarged to near it
+_NAMED_PROBLEMS = 8
+_TEXT, _SUPERVISED, _IMAGE, _PADDING = "", "y", "m", "p"  # kinds of a position; their class names
+
+_LEGEND = """<details class=box open><summary>Legend</summary><dl>
+<dt><b>token</b></dt><dd>a token of text that is only read; hover over any token for its position in the row and in
+its segment, its id with the vocabulary's own spelling, and what stands in the batch at this position: the target
+(the id that is to be predicted here, that of the next token) and the target's loss weight</dd>
+<dt><mark>token</mark></dt><dd>a supervised token: the model learns to write it. The position <em>before</em> it has it
+as target with a loss weight above 0, so hovering over the last token before an answer shows a weight, over the last
+token of the answer none</dd>
+<dt><b class=c>&lt;s&gt;</b> <mark class=c>&lt;/s&gt;</mark></dt><dd>control tokens, each a single id; the same
+letters without a dashed frame are plain text</dd>
+<dt><b class=m>image 1: ...</b></dt><dd>the positions of an image's features; a link to its picture, which shows the
+pixels after resizing, padding and augmentation</dd>
+<dt><b><u> </u>a<u class=n></u></b></dt><dd>a space and a newline (⇥ is a tab)</dd>
+<dt><b><s data-x="C3"></s></b> <b><s data-x="A9"></s>é</b></dt><dd>bytes of a character that several tokens share; the
+character stands in the last of them. <s data-x="U+202E"></s> is a character that cannot be seen, ◌ carries an accent
+that stands alone</dd>
+<dt><b class=p>padding</b></dt><dd>positions that belong to no segment. A segment is one record; the tokens of one
+cannot see those of another</dd>
+</dl></details>
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PageRow:
+    """One row of a batch and what it was made from."""
+
+    batch: Batch  # NumPy
+    row: int
+    records: Sequence[dict[str, Any]]  # of each segment, as `Pipeline.look_up` describes them
+    features_per_image: int
+    name: str = ""  # of the batch, for the row's heading
+
+
+def page_rows(
+    batch: Batch, records: Sequence[Sequence[dict[str, Any]]], features_per_image: int, name: str = ""
+) -> list[PageRow]:
+    """All rows of what `Pipeline.look_up` returns; `name` is the batch's."""
+    return [PageRow(batch, row, members, features_per_image, name) for row, members in enumerate(records)]
+
+
+def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: str, notes: Sequence[str] = ()) -> None:
+    """Writes the page.
+
+    Args:
+      path: of the HTML file; replaced if it exists.
+      rows: taken one by one, so a generator needs the memory of one batch.
+      tokenizer: the fast tokenizer that made the rows.
+      title: heading of the page.
+      notes: paragraphs below it.
+
+    Raises:
+      ValueError: a row has another number of segments than of records, or positions of images that it has not.
+      OSError: the file cannot be written.
+    """
+    vocabulary = Vocabulary(tokenizer)
+    counts: Counter[str] = Counter()
+    cards, entries = [], []
+    for number, row in enumerate(rows, 1):
+        card = _Card(number, row, vocabulary)
+        counts += card.counts
+        cards.append(card.html)
+        entries.append(card.contents)
+    paragraphs = "".join(f"<p>{_plain(note)}</p>\n" for note in notes)
+    replace_text(
+        path,
+        f"""<!DOCTYPE html>
+<html lang=en>
+<head>
+<meta charset=utf-8>
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name=viewport content="width=device-width, initial-scale=1">
+<link rel=icon href="data:,">
+<title>{_plain(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{_plain(title)}</h1>
+{paragraphs}{_summary(counts)}{_LEGEND}
+<nav class=box aria-label=Rows><details open><summary>Rows and their records</summary>
+<ol>
+{"".join(entries)}
+</ol></details></nav>
+<main>
+{"".join(cards)}</main>
+</body>
+</html>
+""",
+    )
+
+
+def _summary(counts: Counter[str]) -> str:
+    positions, text = counts["positions"], counts["text"]
+    tiles = [
+        ("rows", f"{counts['rows']:,}", f"{counts['records']:,} records"),
+        ("positions", f"{positions:,}", f"{_percent(positions - counts['padding'], positions)} filled"),
+        ("text tokens", f"{text:,}", f"{_percent(text, positions)} of the positions"),
+        ("supervised tokens", f"{counts['supervised']:,}", f"{_percent(counts['supervised'], text)} of the text"),
+        (
+            "images",
+            f"{counts['images']:,}",
+            f"{counts['features']:,} features, {_percent(counts['features'], positions)} of the positions",
+        ),
+        ("padding", f"{counts['padding']:,}", f"{_percent(counts['padding'], positions)} of the positions"),
+    ]
+    inner = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{of}</small></dd></div>" for name, value, of in tiles)
+    return f"<dl class=sum>{inner}</dl>\n"
+
+
+class _Card:
+    """A row's HTML, its entry in the table of contents, and its counts for the summary."""
+
+    def __init__(self, number: int, source: PageRow, vocabulary: Vocabulary):
+        self._number, self._source, self._vocabulary = number, source, vocabulary
+        batch, row = source.batch, source.row
+        self._tokens, self._targets, self._weights, self._positions, self._segments, self._image_index = (
+            np.asarray(field[row])
+            for field in (
+                batch.tokens,
+                batch.targets,
+                batch.loss_weights,
+                batch.positions,
+                batch.segments,
+                batch.image_index,
+            )
+        )
+        self._pixels = np.asarray(batch.images.pixels[row])
+        self._problems: list[str] = []
+        self._heading = f"{source.name}, row {row}" if source.name else f"row {row}"
+        segments = int(self._segments.max(initial=0))
+        if segments != len(source.records):
+            raise ValueError(f"{self._heading} has {segments} segments and {len(source.records)} records")
+        limit = len(self._pixels) * source.features_per_image
+        if self._image_index.max(initial=-1) >= limit:
+            raise ValueError(
+                f"{self._heading} has image_index {self._image_index.max()}; {len(self._pixels)} images of "
+                f"{source.features_per_image} features end at {limit - 1}"
+            )
+        is_image, is_padding = self._image_index >= 0, self._segments == 0
+        self._supervised = self._find_supervised(is_image)
+        self._kinds = np.select([is_padding, is_image, self._supervised], [_PADDING, _IMAGE, _SUPERVISED], _TEXT)
+        self.counts = Counter(
+            rows=1,
+            records=segments,
+            positions=len(self._tokens),
+            padding=int(is_padding.sum()),
+            features=int((is_image & ~is_padding).sum()),
+            images=len(np.unique(self._image_index[is_image] // source.features_per_image)),
+            supervised=int(self._supervised.sum()),
+            text=int((~is_image & ~is_padding).sum()),
+        )
+        runs = list(_runs(self._segments))
+        blocks = "".join(
+            self._segment(start, stop) if self._segments[start] else self._padding(start, stop) for start, stop in runs
+        )
+        members = "".join(
+            f"<li><a href=#{self._anchor('s', k)}>{_plain(str(record['id']))}</a></li>"
+            for k, record in enumerate(source.records, 1)
+        )
+        self.contents = f"<li><a href=#r{number}>{_plain(self._heading)}</a><ol>{members}</ol></li>\n"
+        self.html = (
+            f"<article class=row id=r{number}>\n<header><h2>{_plain(self._heading)}</h2>"
+            f"<span class=quiet>{self._filling()}</span></header>\n"
+            f"{self._bar(runs)}{self._warning()}{blocks}</article>\n"
+        )
+
+    def _anchor(self, kind: str, index: int) -> str:
+        return f"r{self._number}{kind}{index}"
+
+    def _find_supervised(self, is_image: np.ndarray) -> np.ndarray:
+        """bool[T]: the position before predicts this token."""
+        weighted = self._weights != 0
+        reached = np.zeros_like(weighted)
+        reached[:-1] = (
+            (self._targets[:-1] == self._tokens[1:])
+            & (self._segments[:-1] == self._segments[1:])
+            & (self._segments[:-1] > 0)
+            & ~is_image[1:]
+        )
+        self._report(weighted & ~reached, "a loss weight but a target that is not the next token of the segment")
+        supervised = np.zeros_like(weighted)
+        supervised[1:] = (weighted & reached)[:-1]
+        return supervised
+
+    def _report(self, wrong: np.ndarray, what: str) -> None:
+        places = np.flatnonzero(wrong)
+        if len(places):
+            more = f" and {len(places) - _NAMED_PROBLEMS} more" if len(places) > _NAMED_PROBLEMS else ""
+            self._problems.append(f"{what}: positions {', '.join(map(str, places[:_NAMED_PROBLEMS]))}{more}")
+
+    def _warning(self) -> str:
+        if not self._problems:
+            return ""
+        return f"<p class=warn><strong>Not as a row should be.</strong> {_plain('; '.join(self._problems))}</p>\n"
+
+    def _filling(self) -> str:
+        of = self.counts
+        filled = _percent(of["positions"] - of["padding"], of["positions"])
+        return (
+            f"{of['positions']:,} positions, {filled} filled: {of['text']:,} text ({of['supervised']:,} supervised), "
+            f"{of['features']:,} image ({of['images']} of {len(self._pixels)} images), {of['padding']:,} padding"
+        )
+
+    def _bar(self, runs: list[tuple[int, int]]) -> str:
+        """The row in small, drawn to scale."""
+        pieces = []
+        for number, (start, stop) in enumerate(runs):
+            for begin, end in _runs(self._kinds[start:stop]):
+                border = "g" if number and not begin else ""
+                names = " ".join(filter(None, (self._kinds[start + begin], border)))
+                pieces.append(f'<i class="{names}" style=flex:{end - begin}></i>')
+        return f'<div class=bar role=img aria-label="{self._filling()}">{"".join(pieces)}</div>\n'
+
+    def _padding(self, start: int, stop: int) -> str:
+        return f"<div class=t><span class=p>padding: {stop - start:,} positions, {start}–{stop - 1}</span></div>\n"
+
+    def _segment(self, start: int, stop: int) -> str:
+        segment = int(self._segments[start])
+        record = self._source.records[segment - 1]
+        if (self._positions[start:stop] != np.arange(stop - start)).any():
+            self._problems.append(f"segment {segment} has positions that do not count up from 0")
+        figures: list[str] = []
+        chips = "".join(self._chips(start, stop, record, figures))
+        if len(figures) != len(record["images"]):
+            self._problems.append(f"segment {segment} has {len(figures)} images, its record {len(record['images'])}")
+        turns = "".join(
+            f"<dt>{_plain(role)}</dt><dd{' class=y' * (role == 'assistant')}>{_plain(text)}</dd>"
+            for role, text in record["turns"]
+        )
+        share = int(self._supervised[start:stop].sum())
+        return (
+            f"<section class=seg id={self._anchor('s', segment)}>\n<header><h3>{_plain(str(record['id']))}</h3>"
+            f"<span class=quiet>segment {segment} of {len(self._source.records)} · positions {start}–{stop - 1} · "
+            f"{share:,} supervised · {_plain(record['origin'])}</span></header>\n<div class=t>{chips}</div>\n"
+            f"<aside>{''.join(figures)}<details><summary>Conversation in the file</summary><dl>{turns}</dl>"
+            f"</details></aside>\n</section>\n"
+        )
+
+    def _chips(self, start: int, stop: int, record: dict[str, Any], figures: list[str]) -> Iterator[str]:
+        """Chips of a segment; the pictures of its images are added to `figures`."""
+        P = self._source.features_per_image
+        slots = np.where(self._image_index < 0, -1, self._image_index // P)[start:stop]
+        for begin, end in _runs(slots):
+            begin, end, slot = start + begin, start + end, int(slots[begin])
+            if slot < 0:
+                yield from self._text_chips(begin, end)
+                continue
+            have = self._image_index[begin:end]
+            if len(have) != P or (have != slot * P + np.arange(P)).any():
+                self._problems.append(
+                    f"image {slot + 1} stands at {begin}–{end - 1} without all its {P} features in order"
+                )
+            names = record["images"]
+            name = names[len(figures)] if len(figures) < len(names) else ""
+            figures.append(self._figure(slot, name, begin, end))
+            attributes = self._attributes(
+                end - 1, f"{begin}–{end - 1}", f"{self._positions[begin]}–{self._positions[end - 1]}"
+            )
+            yield (
+                f"<a href=#{self._anchor('i', slot + 1)}{attributes}>"
+                f"image {slot + 1}: {end - begin} features, positions {begin}–{end - 1}</a>"
+            )
+
+    def _figure(self, slot: int, name: str, begin: int, end: int) -> str:
+        pixels = self._pixels[slot]
+        height, width = pixels.shape[:2]
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "PNG", optimize=True)
+        data = base64.b64encode(encoded.getvalue()).decode()
+        scale = max(1, _PICTURE // width)
+        places = f"{width} × {height} pixels, positions {begin}–{end - 1}"
+        return (
+            f"<figure id={self._anchor('i', slot + 1)}><img{' class=small' * (scale > 1)} width={width * scale} "
+            f'height={height * scale} decoding=async alt="image {slot + 1} of {_plain(self._heading)}: {_plain(name)}" '
+            f'src="data:image/png;base64,{data}"><figcaption class=quiet>image {slot + 1}: {places}<br>{_plain(name)}'
+            "</figcaption></figure>\n"
+        )
+
+    def _text_chips(self, begin: int, end: int) -> Iterator[str]:
+        tokens = [self._vocabulary[int(id)] for id in self._tokens[begin:end]]
+        spelled: list[list[Part]] = []
+        for run_begin, run_end in _runs(np.array([token.text is None for token in tokens])):
+            run = [token.text for token in tokens[run_begin:run_end]]
+            if run[0] is None:
+                spelled.extend([[]] * len(run))
+            else:
+                spelled.extend(spell([text or b"" for text in run]))
+        for at, token, parts in zip(range(begin, end), tokens, spelled, strict=True):
+            tag = "mark" if self._supervised[at] else "b"
+            is_control = token.text is None and token.raw
+            if is_control:
+                inner = _plain(token.raw)
+            elif token.text is None:
+                inner = f'<s data-x="id {self._tokens[at]} is in no vocabulary"></s>'
+            else:
+                inner = _parts_html(tuple(parts))
+            attributes = self._attributes(at, str(at), str(self._positions[at]), token.raw)
+            yield f"<{tag}{' class=c' * bool(is_control)}{attributes}>{inner}</{tag}>"
+
+    def _attributes(self, at: int, position: str, in_segment: str, raw: str | None = None) -> str:
+        """What the page shows on hovering; the style sheet has the words. A line each, so that editors can cope."""
+        id = int(self._tokens[at])
+        if raw is None:
+            raw = self._vocabulary[id].raw
+        weight = f" data-w={self._weights[at]:g}" if self._weights[at] else ""
+        target = int(self._targets[at])
+        return f'\ndata-p={position} data-s={in_segment} data-i="{id} {_plain(raw)}" data-y={target}{weight}'
+
+
+def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first, last + 1) of each stretch of equal values."""
+    cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
+    edges = [0, *cuts.tolist(), len(values)]
+    return zip(edges[:-1], edges[1:], strict=True)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0 %"
+
+
+def _is_unseen(letter: str) -> bool:
+    """Control and format characters (of writing direction among them), and all white space but the space."""
+    return not letter.isprintable() and letter not in "\n\t"
+
+
+def _plain(text: str) -> str:
+    """Text for an element or a quoted attribute, unseen characters as their numbers."""
+    if not text.isprintable():
+        text = "".join(f"⟨U+{ord(letter):04X}⟩" if _is_unseen(letter) else letter for letter in text)
+    return html.escape(text)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _parts_html(parts: tuple[Part, ...]) -> str:
+    """What a text chip holds.
+
+    White space stays in the text, where it can be copied and read back, with a mark drawn over it by the style sheet;
+    what the style sheet writes out (`data-x`) is not part of the text.
+    """
+    return "".join(f'<s data-x="{part.text}"></s>' if part.is_bytes else _characters_html(part.text) for part in parts)
+
+
+_SPACES = {" ": "<u> </u>", "\n": "<u class=n>\n</u>", "\t": "<u class=v>\t</u>"}
+
+
+def _characters_html(text: str) -> str:
+    pieces = ['<s data-x="◌"></s>'] if unicodedata.category(text[0]).startswith("M") else []
+    for letter in text:
+        if letter in _SPACES:
+            pieces.append(_SPACES[letter])
+        elif _is_unseen(letter):
+            pieces.append(f'<s data-x="U+{ord(letter):04X}"></s>')
+        else:
+            pieces.append(html.escape(letter))
+    return "".join(pieces)

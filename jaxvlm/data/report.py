@@ -1,0 +1,395 @@
+"""What a recipe would make of its data, before anything is trained: `inspect_data check` prints it.
+
+Everything comes from the index, so asking again, also for other rows, takes seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from jaxvlm.data.index import Index
+from jaxvlm.data.packing import plan_rows
+from jaxvlm.data.pipeline import Pipeline, heldout, rejected
+from jaxvlm.data.records import RecordError
+from jaxvlm.data.samples import Samples
+from jaxvlm.errors import UserError
+from jaxvlm.files import replace_text
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+_SHOWN = 10  # bad records
+_GROUPS = 3  # of duplicates
+_BARS = 14  # of the histogram in text
+_TRIED = 20_000  # samples on which other row sizes are tried
+_USUAL_TOKENS = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What rows of one size would lose and how full they would be."""
+
+    tokens: int
+    images: int
+    rejected: int  # records that no such row can hold
+    truncated: int  # records whose text would be cut
+    cut: int  # tokens of text that would be cut from those
+    filled: float  # share of all positions that hold a token, on a sample of the records
+    samples: float  # in a row
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceCounts:
+    """One source of the recipe."""
+
+    name: str
+    weight: float
+    records: int
+    rejected: int
+    heldout: int
+    with_images: int
+    images: int
+    median_length: int  # positions
+    supervised: int  # tokens of all records that are trained on, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """Records that hold the same."""
+
+    what: str
+    distinct: int
+    repeated: int  # of the distinct ones, those that several records hold
+    leaked: int  # held-out records that hold one which is trained on too
+    largest: tuple[tuple[int, list[int]], ...]  # how many hold it, and the first few of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The whole report."""
+
+    sources: tuple[SourceCounts, ...]
+    errors: dict[int, RecordError]
+    truncated: np.ndarray  # int64[n]; records whose text would be cut
+    lossless: Rows | None  # the smallest rows that would lose nothing; None without a record that fits any
+    rows: tuple[Rows, ...]  # the recipe's first
+    duplicates: tuple[Duplicates, ...]
+    lengths: np.ndarray  # int32[n] of the records that can be read, whole
+    plan: dict[str, float]  # steps and what one holds on average; empty if there is nothing to train on
+    tokens: int  # of a row of the recipe
+
+    @property
+    def loses(self) -> bool:
+        """Whether anything of the data would not be seen."""
+        return bool(self.errors) or len(self.truncated) > 0
+
+
+def make_report(samples: Samples, index: Index, *, rows: int, epochs: float, seed: int) -> Report:
+    """Works out the report of a stage.
+
+    Args:
+      samples: from `open_samples`.
+      index: from `load_index` of them.
+      rows: of a step.
+      epochs: of the stage.
+      seed: of the run, for the plan of rows.
+
+    Raises:
+      UserError: rows are too short for any image.
+    """
+    config = samples.config
+    errors = rejected(samples, index)
+    bad = np.zeros(len(index), bool)
+    bad[list(errors)] = True
+    held = heldout(index, config.heldout) & ~bad
+    readable = index.length > 0
+    lossless = _lossless(index, samples.vision.features_per_image)
+    sizes = _sizes_to_try(config.tokens, config.images, lossless)
+    tried = [_try(index, tokens, images, config.pack) for tokens, images in sizes]
+    return Report(
+        sources=tuple(_count_source(samples, index, bad, held, number) for number in range(len(samples.source.parts))),
+        errors=errors,
+        truncated=np.flatnonzero(~bad & (index.length > config.tokens)),
+        lossless=_try(index, *lossless, config.pack) if lossless else None,
+        rows=tuple(tried),
+        duplicates=(
+            _duplicates("conversation", index.text_hash[readable], np.flatnonzero(readable), held),
+            _duplicates("image", index.image_hash, np.repeat(np.arange(len(index)), index.images), held),
+        ),
+        lengths=index.length[readable],
+        plan=_plan(samples, index, rows, epochs, seed),
+        tokens=config.tokens,
+    )
+
+
+def _count_source(samples: Samples, index: Index, bad: np.ndarray, held: np.ndarray, number: int) -> SourceCounts:
+    part = samples.source.parts[number]
+    own = slice(int(samples.source.starts[number]), int(samples.source.starts[number + 1]))
+    good = ~bad[own]
+    lengths = index.length[own][good]
+    return SourceCounts(
+        name=part.name,
+        weight=part.weight,
+        records=len(part),
+        rejected=int(np.count_nonzero(bad[own])),
+        heldout=int(np.count_nonzero(held[own])),
+        with_images=int(np.count_nonzero(index.images[own])),
+        images=int(index.images[own].sum()),
+        median_length=int(np.median(lengths)) if len(lengths) else 0,
+        supervised=int(index.supervised[own][good & ~held[own]].sum()),
+    )
+
+
+def _lossless(index: Index, features_per_image: int) -> tuple[int, int] | None:
+    """T and I with which nothing is rejected for its size, nor truncated; T a multiple of 64."""
+    if not index.length.any():
+        return None
+    tokens = -(-max(int(index.length.max()), features_per_image + 2) // 64) * 64
+    return tokens, int(index.images.max())
+
+
+def _sizes_to_try(tokens: int, images: int, lossless: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """The recipe's rows, other lengths with as many images, and the same length with other numbers of images."""
+    longest, most = lossless or (tokens, images)
+    lengths = [T for T in _USUAL_TOKENS if longest > T and tokens != T][-6:]
+    slots = sorted({most, images + 1, images - 1, images + 2} - {images})
+    return [(tokens, images), *((T, images) for T in lengths), *((tokens, other) for other in slots if other >= 0)]
+
+
+def _try(index: Index, tokens: int, images: int, pack: bool) -> Rows:
+    misfits = index.misfits(tokens, images)
+    fits = (index.length > 0) & ~misfits
+    long = fits & (index.length > tokens)
+    order = np.random.default_rng(0).permutation(np.flatnonzero(fits))[:_TRIED]
+    lengths = np.minimum(index.length, tokens)
+    rows = plan_rows(lengths, index.images, order, tokens=tokens, images=images, pack=pack)
+    positions = max(1, len(rows)) * tokens
+    return Rows(
+        tokens,
+        images,
+        rejected=int(np.count_nonzero(misfits)),
+        truncated=int(np.count_nonzero(long)),
+        cut=int((index.length[long] - tokens).sum()),
+        filled=float(lengths[order].sum()) / positions,
+        samples=len(order) / max(1, len(rows)),
+    )
+
+
+def _plan(samples: Samples, index: Index, rows: int, epochs: float, seed: int) -> dict[str, float]:
+    try:
+        pipeline = Pipeline(samples, index, rows, seed, (0, 1))
+    except UserError:  # nothing to train on; the report says why
+        return {}
+    planned = pipeline.rows_of_epoch(0)
+    members = np.array([index for row in planned for index in row], np.int64)
+    total = pipeline.num_rows(epochs)
+    lengths = np.minimum(index.length[members], samples.config.tokens)
+    return {
+        "steps": -(-total // rows),
+        "rows": total,
+        "rows_per_step": rows,
+        "samples_per_row": len(members) / len(planned),
+        "samples_per_step": rows * len(members) / len(planned),
+        "supervised_tokens_per_step": rows * float(index.supervised[members].sum()) / len(planned),
+        "filled": float(lengths.sum()) / (len(planned) * samples.config.tokens),
+    }
+
+
+def _duplicates(what: str, hashes: np.ndarray, owners: np.ndarray, held: np.ndarray) -> Duplicates:
+    """Groups of equal hashes.
+
+    Args:
+      what: the name of what was hashed.
+      hashes: uint64[m].
+      owners: int64[m]; the record of each.
+      held: bool[n]; the records that are held out.
+    """
+    values, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    is_held = held[owners]
+    trained = np.zeros(len(values), bool)
+    trained[inverse[~is_held]] = True
+    most = [group for group in np.argsort(-counts, kind="stable")[:_GROUPS] if counts[group] > 1]
+    return Duplicates(
+        what=what,
+        distinct=len(values),
+        repeated=int(np.count_nonzero(counts > 1)),
+        leaked=len(np.unique(owners[is_held & trained[inverse]])),
+        largest=tuple((int(counts[group]), owners[inverse == group][:3].tolist()) for group in most),
+    )
+
+
+def write_problems(path: Path, report: Report, samples: Samples, index: Index) -> None:
+    """Writes every record that would be lost or cut as a line of JSON: index, origin, reason, problem."""
+    lines = [
+        {"record": at, "origin": error.origin, "reason": error.reason, "problem": str(error)}
+        for at, error in report.errors.items()
+    ]
+    for at in map(int, report.truncated):
+        problem = f"{index.length[at]} positions, the last {index.length[at] - report.tokens} of them text that is cut"
+        lines.append({"record": at, "origin": samples.source.origin(at), "reason": "truncated", "problem": problem})
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def plot_lengths(path: Path, report: Report) -> None:
+    """Draws the histogram of lengths, and how much of the data rows of each length hold whole."""
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    if len(report.lengths):
+        axes.hist(report.lengths, bins=80, color="C0", alpha=0.7)
+        whole = axes.twinx()
+        whole.plot(np.sort(report.lengths), np.linspace(0, 100, len(report.lengths)), color="C1")
+        whole.set(ylabel="records of at most so many positions (%)", ylim=(0, 101))
+    axes.axvline(report.tokens, color="k", linestyle="--", linewidth=1, label=f"data.tokens = {report.tokens}")
+    axes.set(xlabel="positions of a record, images expanded", ylabel="records")
+    axes.legend(loc="center right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """All numbers, ready for JSON."""
+    reasons = Counter(error.reason for error in report.errors.values())
+    return {
+        "loses": report.loses,
+        "records": sum(source.records for source in report.sources),
+        "rejected": dict(reasons.most_common()),
+        "truncated": len(report.truncated),
+        "sources": [dataclasses.asdict(source) for source in report.sources],
+        "lossless": dataclasses.asdict(report.lossless) if report.lossless else None,
+        "rows": [dataclasses.asdict(rows) for rows in report.rows],
+        "duplicates": {
+            d.what: {"distinct": d.distinct, "repeated": d.repeated, "leaked": d.leaked} for d in report.duplicates
+        },
+        "plan": report.plan,
+    }
+
+
+def table(report: Report, samples: Samples) -> str:
+    """The report for people."""
+    blocks = [_source_lines(report), _histogram(report), _rows_lines(report), _plan_lines(report)]
+    blocks += [_duplicate_lines(report, samples), _problem_lines(report)]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _source_lines(report: Report) -> list[str]:
+    head = (
+        "source",
+        "weight",
+        "records",
+        "rejected",
+        "held out",
+        "with images",
+        "images",
+        "median length",
+        "supervised",
+    )
+    rows = [
+        (
+            source.name,
+            f"{source.weight:g}",
+            *(f"{n:,}" for n in (source.records, source.rejected, source.heldout, source.with_images, source.images)),
+            f"{source.median_length:,}",
+            f"{source.supervised:,}",
+        )
+        for source in report.sources
+    ]
+    return _aligned([head, *rows])
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _histogram(report: Report) -> list[str]:
+    if not len(report.lengths):
+        return []
+    top = max(int(report.lengths.max()), report.tokens)
+    edges = np.linspace(0, top, _BARS + 1).round().astype(int)
+    counts = np.histogram(report.lengths, edges)[0]
+    lines = ["positions of a record, images expanded"]
+    for start, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        bar = "#" * int(np.ceil(50 * count / counts.max()))
+        mark = "  <- data.tokens" if start < report.tokens <= end else ""
+        lines.append(f"{start:>7,} to {end:>7,} {count:>10,} {bar}{mark}")
+    return lines
+
+
+def _rows_lines(report: Report) -> list[str]:
+    """Row sizes: the recipe's, others, and what would lose nothing."""
+    named = [("the recipe", report.rows[0])] + [("", rows) for rows in report.rows[1:]]
+    if report.lossless:
+        named.append(("loses nothing", report.lossless))
+    rows = [
+        (
+            name,
+            f"{r.tokens:,}",
+            str(r.images),
+            f"{r.rejected:,}",
+            f"{r.truncated:,}",
+            f"{r.cut:,}",
+            f"{r.filled:.1%}",
+            f"{r.samples:.2f}",
+        )
+        for name, r in named
+    ]
+    return _aligned([("rows", "tokens", "images", "rejected", "truncated", "tokens cut", "filled", "samples"), *rows])
+
+
+def _plan_lines(report: Report) -> list[str]:
+    if not report.plan:
+        return ["nothing is left to train on"]
+    plan = report.plan
+    return [
+        f"{plan['steps']:,.0f} steps of {plan['rows_per_step']:.0f} rows, {plan['filled']:.1%} full: "
+        f"{plan['samples_per_row']:.2f} samples a row, {plan['samples_per_step']:.0f} samples and "
+        f"{plan['supervised_tokens_per_step']:,.0f} supervised tokens a step"
+    ]
+
+
+def _duplicate_lines(report: Report, samples: Samples) -> list[str]:
+    lines = []
+    for found in report.duplicates:
+        if not found.repeated:
+            continue
+        lines.append(f"{found.repeated:,} of {found.distinct:,} distinct {found.what}s stand in several records")
+        if found.leaked:
+            lines.append(f"  {found.leaked:,} held-out records share one with records that are trained on")
+        for count, members in found.largest:
+            lines.append(f"  {count:,} times: {', '.join(samples.source.origin(at) for at in members)}")
+    return lines
+
+
+def _problem_lines(report: Report) -> list[str]:
+    lines = []
+    if report.errors:
+        reasons = Counter(error.reason for error in report.errors.values())
+        lines.append(f"{len(report.errors):,} records break a rule:")
+        lines.extend(f"  {count:>9,}  {reason}" for reason, count in reasons.most_common())
+        lines.extend(f"  {error}" for error in _worst(report.errors.values()))
+    if len(report.truncated):
+        lines.append(f"{len(report.truncated):,} records are longer than a row: their last text would be cut")
+    return lines or ["every record would be seen whole"]
+
+
+def _worst(errors: Any) -> Iterator[RecordError]:
+    """So many as are shown: one of each reason, the most frequent first, then others."""
+    by_reason: dict[str, list[RecordError]] = {}
+    for error in errors:
+        by_reason.setdefault(error.reason, []).append(error)
+    groups = sorted(by_reason.values(), key=len, reverse=True)
+    ordered = [group[depth] for depth in range(_SHOWN) for group in groups if depth < len(group)]
+    yield from ordered[:_SHOWN]

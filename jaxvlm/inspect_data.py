@@ -1,0 +1,147 @@
+"""Looks at the data of a recipe before a run does: what would be lost, what the model would see.
+
+Examples:
+  python -m jaxvlm.inspect_data check --config configs/quickstart.py
+  python -m jaxvlm.inspect_data check --config configs/llava15_7b_finetune.py --config.stage.finetune.data.tokens=4096
+  python -m jaxvlm.inspect_data show --config configs/quickstart.py --rows 20
+  python -m jaxvlm.inspect_data show --batch runs/mine/nonfinite/finetune-120
+
+`check` goes through every record that the stage would read (image headers, no pixels) and says which break a rule, what
+rows of other sizes would lose and how full they would be, what is there twice, and how many steps the stage takes.
+Exit code 2 if anything would be lost. In --out are problems.jsonl (every record that would be lost or cut), lengths.png
+and report.json. A second check of the same data takes seconds: what was found is kept in JAXVLM_CACHE.
+
+`show` writes a page (HTML, for any browser, also offline) of training rows as the model will see them: pixels after
+resizing and padding, every token, the supervised ones in colour. --batch shows one that a run has written instead,
+because its loss was not finite.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxvlm.batch import Batch
+from jaxvlm.command import Answer, Parser, Subparser, load_config, run
+from jaxvlm.config import Config, StageConfig
+from jaxvlm.data.index import load_index
+from jaxvlm.data.page import PageRow, page_rows, write_page
+from jaxvlm.data.pipeline import Pipeline, open_samples
+from jaxvlm.data.report import make_report, plot_lengths, table, to_json, write_problems
+from jaxvlm.errors import UserError
+from jaxvlm.files import replace_text
+from jaxvlm.run import build_tokenizer, check_stage, load_saved_config, saved_tokenizer
+
+
+def main(argv: list[str]) -> dict[str, Any] | None:
+    """Runs the command; returns what `--json` prints."""
+    parser = Parser("inspect_data", __doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Subparser)
+    check = commands.add_parser("check", help="say what would be lost, and what other rows would lose")
+    show = commands.add_parser("show", help="write a page of rows as the model will see them")
+    show.add_argument("--rows", type=int, default=16, metavar="N", help="so many (default: 16)")
+    show.add_argument("--first", type=int, default=0, metavar="N", help="from this row of the first epoch on")
+    show.add_argument("--batch", type=Path, metavar="DIR", help="a batch that a run wrote, instead of a recipe's data")
+    for command in (check, show):
+        command.add_argument("--config", metavar="FILE", help="recipe, such as configs/quickstart.py")
+        command.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
+        command.add_argument("--out", type=Path, metavar="DIR", help="where files go (default: runs/RECIPE-data)")
+    args, overrides = parser.parse_with_overrides(argv)
+
+    if args.command == "show" and args.batch:
+        if args.config:
+            raise UserError("--batch shows a batch as it was; leave --config out")
+        return show_batch(args.batch, args.out or args.batch)
+    if not args.config:
+        parser.error(f"{args.command} needs --config FILE")
+    config = load_config(args.config, overrides)
+    name = args.stage or config.stages[-1]
+    check_stage(config, name, args.config)
+    out = args.out or Path(f"runs/{Path(args.config).stem}-data")
+    if args.command == "check":
+        return check_stage_data(config, config.stage[name], out)
+    if args.rows < 1 or args.first < 0:
+        raise UserError(f"--rows {args.rows} --first {args.first}: at least 1 row, from 0 on")
+    return show_stage_data(config, config.stage[name], args.first, args.rows, out)
+
+
+def check_stage_data(config: Config, stage: StageConfig, out: Path) -> dict[str, Any]:
+    """Prints the report of a stage's data, and leaves it in `out`.
+
+    Raises:
+      Answer: exit code 2, if anything would be lost.
+    """
+    samples = open_samples(stage.data, build_tokenizer(config), config.model.vision)
+    index = load_index(samples)
+    report = make_report(samples, index, rows=stage.global_batch_size, epochs=stage.epochs, seed=config.seed)
+    print(table(report, samples))
+    out.mkdir(parents=True, exist_ok=True)
+    result = to_json(report)
+    write_problems(out / "problems.jsonl", report, samples, index)
+    plot_lengths(out / "lengths.png", report)
+    replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
+    print(f"\n{out}: report.json, lengths.png, and in problems.jsonl every record that would be lost or cut")
+    if report.loses:
+        raise Answer(2, result)
+    return result
+
+
+def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, out: Path) -> dict[str, Any]:
+    """Writes a page of `count` rows of a stage's first epoch."""
+    tokenizer, vision = build_tokenizer(config), config.model.vision
+    samples = open_samples(stage.data, tokenizer, vision)
+    pipeline = Pipeline(samples, load_index(samples), 1, config.seed, (0, 1))  # a row a batch
+    end = min(first + count, pipeline.num_rows(1))
+    if first >= end:
+        raise UserError(f"--first {first}: an epoch has {end} rows, counted from 0")
+
+    def rows() -> Iterator[PageRow]:
+        for number in range(first, end):
+            yield from page_rows(*pipeline.look_up(number), vision.features_per_image, f"row {number}")
+
+    title = f"Rows {first} to {end - 1} of {', '.join(part.name for part in samples.source.parts)}"
+    notes = [f"{stage.data.tokens} tokens and {stage.data.images} images a row, template {stage.data.template}"]
+    return _write(out / "rows.html", rows(), tokenizer, title, notes)
+
+
+def show_batch(folder: Path, out: Path) -> dict[str, Any]:
+    """Writes a page of a batch that `training/nonfinite.py` has written into a run."""
+    files = sorted(folder.glob("process-*.npz"))
+    workdir = folder.parent.parent
+    if not files or folder.parent.name != "nonfinite":
+        raise UserError(f"--batch {folder} holds no batch; give a folder WORKDIR/nonfinite/STAGE-STEP")
+    config = load_saved_config(workdir)
+
+    def rows() -> Iterator[PageRow]:
+        for file in files:
+            with np.load(file, allow_pickle=False) as arrays:
+                spec = Batch.spec(rows=1, tokens=1, images=1, image_size=1)
+                names = [
+                    "/".join(str(getattr(k, "name", k)) for k in path) for path, _ in jax.tree.leaves_with_path(spec)
+                ]
+                batch = jax.tree.unflatten(jax.tree.structure(spec), [arrays[name] for name in names])
+            records = json.loads(file.with_suffix(".json").read_text())
+            yield from page_rows(batch, records, config.model.vision.features_per_image, file.stem)
+
+    title = f"Batch of {folder.name} in {workdir}"
+    return _write(out / "rows.html", rows(), saved_tokenizer(workdir, config), title, [])
+
+
+def _write(path: Path, rows: Iterator[PageRow], tokenizer: Any, title: str, notes: list[str]) -> dict[str, Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counted = itertools.count()
+    write_page(path, (row for row in rows if next(counted) >= 0), tokenizer, title=title, notes=notes)
+    shown = next(counted)
+    print(f"{path}: {shown} rows; open it in a browser")
+    return {"page": str(path), "rows": shown}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

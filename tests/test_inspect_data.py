@@ -1,0 +1,138 @@
+"""`check` says what would be lost and leaves it in files; `show` writes the rows that training would see."""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxvlm import inspect_data, train
+from jaxvlm.command import run
+from tests.data.conftest import conversation, write_records
+from tests.data.test_pipeline import BAD
+
+RECIPE = "tests/e2e/small.py"
+STAGE = "config.stage.only"
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Runs the command on the small recipe; returns exit code, what was printed, and the JSON line if there is one."""
+
+    def command(data, *arguments):
+        monkeypatch.setenv("JAXVLM_TEST_DATA", str(data))
+        code = run(inspect_data.main, [*map(str, arguments), "--json"])
+        out, err = capsys.readouterr()
+        lines = out.strip().splitlines()
+        return code, out + err, json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+
+    return command
+
+
+def check(command, data, out, *overrides):
+    return command(data, "check", "--config", RECIPE, "--out", out, *overrides)
+
+
+def test_check_of_sound_data(command, tmp_path):
+    data = write_records(tmp_path, 50)
+    code, printed, result = check(command, data, tmp_path / "out", f"--{STAGE}.data.tokens=128")
+    assert code == 0 and not result["loses"] and result["records"] == 50
+    (source,) = result["sources"]
+    assert (source["records"], source["with_images"], source["images"]) == (50, 40, 40)
+    assert result["plan"]["steps"] > 0 and 0 < result["plan"]["filled"] <= 1
+    assert "every record would be seen whole" in printed
+    assert (tmp_path / "out" / "problems.jsonl").read_text() == ""
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(result))
+    picture = np.asarray(Image.open(tmp_path / "out" / "lengths.png").convert("L"))
+    assert picture.std() > 5
+
+
+def test_check_names_every_record_that_would_be_lost(command, tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    good = {"id": "a", "image": "good.png", "conversations": conversation("<image>\nwhat", "red")}
+    long = {"id": "z", "conversations": conversation("what", "red " * 300)}
+    broken = [item for reason, item in BAD.items() if reason != "too_many_images"]
+    lines = [item if isinstance(item, str) else json.dumps(item) for item in (good, *broken, long)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    data = f"--{STAGE}.data."
+    code, printed, result = check(command, tmp_path / "a.jsonl", tmp_path / "out", f"{data}images=2")
+    assert code == 2 and result["loses"]
+    lost = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
+    assert [item["origin"] for item in lost] == [f"{tmp_path}/a.jsonl:{n}" for n in range(2, len(lines) + 1)]
+    reasons = [item["reason"] for item in lost]
+    assert reasons == [reason for reason in BAD if reason != "too_many_images"] + ["truncated"]
+    assert sum(result["rejected"].values()) == len(lost) - 1 and result["truncated"] == 1
+    for item in lost[:-1]:
+        assert item["reason"] in printed and item["origin"] in printed
+    # What it says would lose nothing loses nothing but the records that are broken in themselves.
+    rows = result["lossless"]
+    changes = [f"{data}tokens={rows['tokens']}", f"{data}images={rows['images']}"]
+    _, _, again = check(command, tmp_path / "a.jsonl", tmp_path / "out", *changes)
+    assert again["truncated"] == 0 and "answer_beyond_row" not in again["rejected"]
+    assert rows["rejected"] == rows["truncated"] == rows["cut"] == 0
+    shorter = check(command, tmp_path / "a.jsonl", tmp_path / "out", f"{data}tokens={rows['tokens'] - 64}")[2]
+    assert shorter["truncated"] + sum(shorter["rejected"].values()) > sum(again["rejected"].values())
+
+
+def test_check_counts_what_other_rows_would_lose(command, tmp_path):
+    data = write_records(tmp_path, 80, rounds=6)
+    _, _, result = check(command, data, tmp_path / "out")
+    for rows in result["rows"]:
+        key = f"--{STAGE}.data."
+        sizes = (f"{key}tokens={rows['tokens']}", f"{key}images={rows['images']}")
+        code, printed, found = check(command, data, tmp_path / "out", *sizes)
+        assert found["rows"][0] == rows
+        assert (code == 2) == bool(rows["rejected"] or rows["truncated"])
+
+
+def test_check_finds_what_is_there_twice(command, tmp_path):
+    data = write_records(tmp_path, 30)
+    records = json.loads(data.read_text())
+    copy = records[7] | {"id": "another"}
+    os.link(tmp_path / records[8]["image"], tmp_path / "same.png")
+    data.write_text(json.dumps([*records, copy, records[8] | {"id": "third", "image": "same.png"}]))
+    _, printed, result = check(command, data, tmp_path / "out")
+    assert result["duplicates"]["image"]["repeated"] == 2
+    assert result["duplicates"]["conversation"]["repeated"] >= 2
+    assert f"2 times: {data}[7], {data}[30]" in printed
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["show"], ["show", "--config", RECIPE, "--rows", "0"]])
+def test_arguments_that_cannot_be(command, tmp_path, arguments):
+    code, printed, _ = command(write_records(tmp_path, 5), *arguments)
+    assert code == 2 and "error: " in printed
+
+
+def test_show_writes_the_rows_of_training(command, tmp_path):
+    data = write_records(tmp_path, 40)
+    code, printed, result = command(data, "show", "--config", RECIPE, "--out", tmp_path / "out", "--rows", "3")
+    assert code == 0 and result["rows"] == 3
+    page = (tmp_path / "out" / "rows.html").read_text()
+    shown = set(re.findall(r"record-\d+", page))
+    assert len(shown) >= 3 and "data:image/png;base64," in page
+    later = command(data, "show", "--config", RECIPE, "--out", tmp_path / "out", "--rows", "3", "--first", "3")
+    assert later[2]["rows"] == 3
+    assert not shown & set(re.findall(r"record-\d+", (tmp_path / "out" / "rows.html").read_text()))
+    code, printed, _ = command(data, "show", "--config", RECIPE, "--out", tmp_path, "--first", "1000")
+    assert code == 2 and "--first 1000: an epoch has" in printed
+
+
+@pytest.mark.slow
+def test_show_opens_the_batch_of_a_loss_that_was_not_finite(command, tmp_path, monkeypatch):
+    data = write_records(tmp_path, 40)
+    monkeypatch.setenv("JAXVLM_TEST_DATA", str(data))
+    overrides = [f"--{STAGE}.optimizer.learning_rate=1e30", f"--{STAGE}.optimizer.warmup=0.0"]
+    workdir = tmp_path / "run"
+    code = run(train.main, ["--config", RECIPE, "--workdir", str(workdir), *overrides])
+    assert code == 2  # the loss was not finite
+    folder = sorted((workdir / "nonfinite").iterdir())[0]
+    code, printed, result = command(data, "show", "--batch", folder)
+    assert code == 0, printed
+    records = [record for row in json.loads((folder / "process-0.json").read_text()) for record in row]
+    page = (folder / "rows.html").read_text()
+    assert result["rows"] > 0 and all(record["id"] in page for record in records)
+    code, printed, _ = command(data, "show", "--batch", tmp_path)
+    assert code == 2 and "holds no batch" in printed
