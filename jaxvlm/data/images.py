@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import random as python_random
+import stat
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from jaxvlm.data.records import RecordError
 
 ASPECTS = ("pad", "square")
 CLIP_GREY = (122, 116, 104)  # `VisionConfig.pad_colour` of CLIP
+MAX_FILE_BYTES = 2**28
+MAX_PIXELS = 2**27  # decoded, and of the square that is resized; Pillow takes 4 bytes for each
+MAX_JPEG_PASSES = 2**37  # pixels times passes over them: some 10 seconds; a progressive JPEG makes 10 passes
+
+# What a file may be, by its first bytes. Left out of Pillow's forty formats is what runs another program (EPS), what
+# only points at other files, and what data sets are not published in. A decoder is called itself, not through
+# `Image.open`, which would decide by, and warn of, a limit that any library can change (Image.MAX_IMAGE_PIXELS).
+_DECODERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), JpegImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
+    ((b"RIFF",), WebPImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImageFile),
+    ((b"BM",), BmpImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
+    ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImageFile),
+)
+_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, PBM, PGM or PPM"
 _DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I"}  # Pillow's grey of 16 bits; "I" is what it makes of a 16-bit PGM
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TILE = (322, 323)  # TIFF tags of a tile's width and length
+
+# An image that cannot be used is an error of its record. What Pillow's decoders warn of besides (metadata that is cut
+# short, a palette's transparency, a size below our limit) changes no pixel, and would fill the screen.
+for _category in (UserWarning, Image.DecompressionBombWarning):
+    warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
+
+
+class _UnusableError(Exception):
+    """Says what is wrong with a file, and the reason under which the ledger counts it."""
+
+    def __init__(self, finding: str, reason: str = "image_broken"):
+        super().__init__(finding)
+        self.reason = reason
 
 
 def load_image(
@@ -48,11 +102,13 @@ def load_image(
     try:
         with _open(source) as image:
             _check_area(image.size, size, aspect)
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
+            if isinstance(image, JpegImageFile):
+                _check_passes(image)
+            image.load()
+            rgb = _to_rgb(_upright(image))
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
         raise _image_error(source, origin, error) from error
-    return np.asarray(_pad(rgb, size, pad_colour) if aspect == "pad" else _crop(rgb, size))
+    return _pad(rgb, size, pad_colour) if aspect == "pad" else _crop(rgb, size)
 
 
 def read_size(source: str | bytes, origin: str = "") -> tuple[int, int]:
@@ -77,7 +133,7 @@ def check_header(source: str | bytes, size: int, aspect: str, origin: str = "") 
     shape = read_size(source, origin)
     try:
         _check_area(shape, size, aspect)
-    except Image.DecompressionBombError as error:
+    except _UnusableError as error:
         raise _image_error(source, origin, error) from error
 
 
@@ -100,19 +156,83 @@ def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool,
     return _moved(_moved(pixels_YXC, down, axis=0), right, axis=1)
 
 
+@contextlib.contextmanager
+def _open(source: str | bytes) -> Iterator[ImageFile.ImageFile]:
+    """The image with its header read and found to be within the limits, and nothing decoded."""
+    if isinstance(source, bytes):
+        _check_bytes(len(source))
+        yield _identified(io.BytesIO(source))
+        return
+    status = os.stat(source)
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe may wait for ever, and /dev/zero has no end
+        raise _UnusableError("it is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "it is no regular file")
+    _check_bytes(status.st_size)
+    with open(source, "rb") as file:
+        yield _identified(file)
+
+
+def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
+    start = file.read(12)
+    if not start:
+        raise _UnusableError("it is empty")
+    for prefixes, decoder in _DECODERS:
+        if start.startswith(prefixes):
+            file.seek(0)
+            image = decoder(file)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise _UnusableError(f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}", "image_too_large")
+            if isinstance(image, TiffImageFile):
+                _check_tile(image)
+            return image
+    raise _UnusableError(f"its first bytes are not those of {_FORMATS}")
+
+
+def _check_bytes(count: int) -> None:
+    if count > MAX_FILE_BYTES:
+        raise _UnusableError(f"a file of {count:,} bytes, the limit is {MAX_FILE_BYTES:,}", "image_too_large")
+
+
+def _check_tile(image: TiffImageFile) -> None:
+    """A tile is decoded whole, however little of it is inside the image."""
+    width, height = (image.tag_v2.get(tag) or 0 for tag in _TILE)
+    if width * height > MAX_PIXELS:
+        raise _UnusableError(f"a tile has {width} x {height} pixels, the limit is {MAX_PIXELS:,}", "image_too_large")
+
+
+def _check_passes(image: JpegImageFile) -> None:
+    """16 bytes make libjpeg go over the whole image once more, and nothing limits how often."""
+    assert image.fp is not None
+    position = image.fp.tell()
+    image.fp.seek(0)
+    passes = image.fp.read().count(b"\xff\xda")  # never in coded pixels; by chance in what is no picture
+    image.fp.seek(position)
+    if passes * image.width * image.height > MAX_JPEG_PASSES:
+        raise _UnusableError(
+            f"{image.width} x {image.height} pixels in {passes:,} scans, the limit of their product is "
+            f"{MAX_JPEG_PASSES:,}",
+            "image_too_large",
+        )
+
+
 def _check_area(shape: tuple[int, int], size: int, aspect: str) -> None:
     """A strip of 1 x 60,000 pixels is a small file, but the square round it takes 10 GB."""
     short, long = sorted(shape)
     area = long * long if aspect == "pad" else size * (size * long // max(short, 1))
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow, too, refuses; None in Pillow is no limit
-    if limit and area > limit:
-        raise Image.DecompressionBombError(
-            f"{shape[0]} x {shape[1]} takes {area} pixels on the way to a square, the limit is {limit}"
+    if area > MAX_PIXELS:
+        raise _UnusableError(
+            f"{shape[0]} x {shape[1]} takes {area:,} pixels on the way to a square, the limit is {MAX_PIXELS:,}",
+            "image_too_large",
         )
 
 
-def _open(source: str | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF wants it shown; as it is stored if that cannot be read."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # broken metadata raises as many types as broken pixels
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _moved(pixels_YXC: np.ndarray, by: int, axis: int) -> np.ndarray:
@@ -139,32 +259,32 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _pad(image: Image.Image, size: int, colour: tuple[int, int, int]) -> Image.Image:
+def _pad(image: Image.Image, size: int, colour: tuple[int, int, int]) -> np.ndarray:
     width, height = image.size
     side = max(width, height)
     if width != height:
         canvas = Image.new("RGB", (side, side), colour)
         canvas.paste(image, ((side - width) // 2, (side - height) // 2))
         image = canvas
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _crop(image: Image.Image, size: int) -> Image.Image:
+def _crop(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.size
     short, long = min(width, height), max(width, height)
     new_long = int(size * long / short)
     new_width, new_height = (size, new_long) if width <= height else (new_long, size)
     image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
     left, top = (new_width - size) // 2, (new_height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    return np.ascontiguousarray(np.asarray(image)[top : top + size, left : left + size])
 
 
 def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordError:
     """Says in a line what Pillow's decoders say in a dozen exception types."""
-    name = f"an image of {len(source)} bytes" if isinstance(source, bytes) else source
+    name = f"of {len(source):,} bytes" if isinstance(source, bytes) else repr(source)[1:-1]
     where = f"{origin}: " if origin else ""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and isinstance(source, str):
         folder = Path(source).parent
@@ -172,19 +292,14 @@ def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordEr
         return RecordError(
             f"{where}image {name} is missing{hint}; check its path and data.image_folder", origin, "image_missing"
         )
-    if isinstance(error, Image.DecompressionBombError):
-        return RecordError(f"{where}image {name} is too large ({error}); make it smaller", origin, "image_too_large")
-    if isinstance(error, UnidentifiedImageError):
-        found = "it is empty" if _is_empty(source) else "its first bytes are of no format that Pillow reads"
-        return RecordError(
-            f"{where}{name} is no image: {found}; replace the file or remove the record", origin, "image_broken"
-        )
+    reason = error.reason if isinstance(error, _UnusableError) else "image_broken"
+    if isinstance(error, Image.DecompressionBombError):  # of a part, such as a frame, that is larger than the image
+        reason = "image_too_large"
+    if reason == "image_too_large":
+        return RecordError(f"{where}image {name} is too large ({error}); make it smaller", origin, reason)
     return RecordError(
-        f"{where}image {name} cannot be decoded ({error}); replace the file or remove the record",
+        f"{where}image {name} cannot be decoded ({error or type(error).__name__}); "
+        "replace the file or remove the record",
         origin,
-        "image_broken",
+        reason,
     )
-
-
-def _is_empty(source: str | bytes) -> bool:
-    return len(source) == 0 if isinstance(source, bytes) else Path(source).stat().st_size == 0

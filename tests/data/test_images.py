@@ -1,6 +1,5 @@
 """Images of every kind become uint8[size, size, 3], as CLIP's own preprocessing makes them."""
 
-import contextlib
 import io
 import random
 
@@ -9,6 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from jaxvlm.data import images
 from jaxvlm.data.images import augment, check_header, load_image, read_size
 from jaxvlm.data.records import RecordError
 
@@ -143,14 +143,14 @@ def test_what_is_no_image(tmp_path, monkeypatch, reads):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "large.png").write_bytes(encoded(picture(50, 50)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     for name, reason, words in [
         ("none.png", "image_missing", "is missing; check its path and data.image_folder"),
         ("x/none.png", "image_missing", f"the folder {tmp_path / 'x'} does not exist"),
-        ("text.png", "image_broken", "of no format that Pillow reads; replace"),
+        ("text.png", "image_broken", "its first bytes are not those of JPEG, PNG.*; replace"),
         ("empty.png", "image_broken", "it is empty"),
-        ("large.png", "image_too_large", "too large.*2500 pixels"),
-        (".", "image_broken", "cannot be decoded.*directory"),
+        ("large.png", "image_too_large", "too large .50 x 50 pixels, the limit is 1,000"),
+        (".", "image_broken", "cannot be decoded .it is a folder"),
     ]:
         with pytest.raises(RecordError, match=words) as caught:
             reads(str(tmp_path / name), "d.json[3]")
@@ -158,20 +158,6 @@ def test_what_is_no_image(tmp_path, monkeypatch, reads):
         assert caught.value.origin == "d.json[3]"
         assert str(caught.value).startswith("d.json[3]: ")
         assert str(tmp_path / name) in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
-def test_truncated_and_garbled_images_are_one_kind_of_error(format):
-    data = encoded(picture(60, 50), format)
-    with pytest.raises(RecordError, match="cannot be decoded|is no image"):
-        load_image(data[: len(data) // 2], 8, "pad", "d.json[3]")
-    chance = np.random.default_rng(0)
-    for _ in range(30):
-        garbled = np.frombuffer(data, np.uint8).copy()
-        garbled[chance.integers(0, len(data), 40)] = chance.integers(0, 256, 40)
-        with contextlib.suppress(RecordError):
-            assert load_image(garbled.tobytes(), 8, "pad").shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("aspect, refused", [("pad", 14_000), ("square", 300_000)])
