@@ -24,6 +24,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from jaxvlm.data.records import RecordError
 
+try:
+    import cykooz_resizer as simd
+except ImportError:  # it has no wheel for Linux on arm64; Pillow then resizes, to within 2 levels the same
+    simd = None
+
 ASPECTS = ("pad", "square")
 CLIP_GREY = (122, 116, 104)  # `VisionConfig.pad_colour` of CLIP
 MAX_FILE_BYTES = 2**28
@@ -54,6 +59,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIMD_SHRINKS = 32  # times; of more its 16-bit weights would make more than 2 levels of difference
 _TILE = (322, 323)  # TIFF tags of a tile's width and length
 
 # An image that cannot be used is an error of its record. What Pillow's decoders warn of besides (metadata that is cut
@@ -78,7 +84,7 @@ def load_image(
     Orientation in EXIF is applied, transparency laid over white, 16-bit grey scaled to 8, and of an animation the
     first frame is taken. Then, as CLIP's preprocessing does, bicubic both times:
 
-      pad     the whole image, centred on a square of one colour, resized (LLaVA-1.5's fine-tuning)
+      pad     the whole image, centred on a square of one colour, resized (LLaVA-1.5's fine-tuning); within 2 levels
       square  resized until the shortest edge fits, the middle cut out (LLaVA-1.5's first stage)
 
     Args:
@@ -203,16 +209,18 @@ def _check_tile(image: TiffImageFile) -> None:
 def _check_passes(image: JpegImageFile) -> None:
     """16 bytes make libjpeg go over the whole image once more, and nothing limits how often."""
     assert image.fp is not None
-    position = image.fp.tell()
-    image.fp.seek(0)
-    passes = image.fp.read().count(b"\xff\xda")  # never in coded pixels; by chance in what is no picture
+    pixels, position = image.width * image.height, image.fp.tell()
+    most = image.fp.seek(0, os.SEEK_END) // 16
+    if most * pixels > MAX_JPEG_PASSES:  # else not worth a search
+        image.fp.seek(0)
+        passes = image.fp.read().count(b"\xff\xda")  # never in coded pixels; by chance in what is no picture
+        if passes * pixels > MAX_JPEG_PASSES:
+            raise _UnusableError(
+                f"{image.width} x {image.height} pixels in {passes:,} scans, the limit of their product is "
+                f"{MAX_JPEG_PASSES:,}",
+                "image_too_large",
+            )
     image.fp.seek(position)
-    if passes * image.width * image.height > MAX_JPEG_PASSES:
-        raise _UnusableError(
-            f"{image.width} x {image.height} pixels in {passes:,} scans, the limit of their product is "
-            f"{MAX_JPEG_PASSES:,}",
-            "image_too_large",
-        )
 
 
 def _check_area(shape: tuple[int, int], size: int, aspect: str) -> None:
@@ -263,13 +271,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _pad(image: Image.Image, size: int, colour: tuple[int, int, int]) -> np.ndarray:
+    """What resizing the square gives, without building it: rows are added when they are short already."""
     width, height = image.size
     side = max(width, height)
-    if width != height:
-        canvas = Image.new("RGB", (side, side), colour)
-        canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-        image = canvas
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    pixels_YXC = _centred(np.asarray(image), (height, side), colour)
+    pixels_YXC = _centred(_resized(pixels_YXC, (height, size)), (side, size), colour)
+    return _resized(pixels_YXC, (size, size))
+
+
+def _centred(pixels_YXC: np.ndarray, shape: tuple[int, int], colour: tuple[int, int, int]) -> np.ndarray:
+    if pixels_YXC.shape[:2] == shape:
+        return pixels_YXC
+    top, left = ((have - want) // 2 for have, want in zip(shape, pixels_YXC.shape, strict=False))
+    height, width = pixels_YXC.shape[:2]
+    canvas = np.empty((*shape, 3), np.uint8)
+    canvas[:] = np.full((shape[1], 3), colour, np.uint8)  # rows are quicker to copy than colours
+    canvas[top : top + height, left : left + width] = pixels_YXC
+    return canvas
+
+
+def _resized(pixels_YXC: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Along one axis; both in one call would go over rows first, and what is clipped between would differ."""
+    height, width = pixels_YXC.shape[:2]
+    if simd is None or max(height / shape[0], width / shape[1]) > _SIMD_SHRINKS:
+        resized = Image.fromarray(pixels_YXC).resize(shape[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(resized)
+    source = simd.ImageData(width, height, simd.PixelType.U8x3, pixels_YXC.tobytes())
+    target = simd.ImageData(shape[1], shape[0], simd.PixelType.U8x3)
+    bicubic = simd.ResizeAlg.convolution(simd.FilterType.catmull_rom)
+    simd.Resizer().resize(source, target, simd.ResizeOptions(resize_alg=bicubic))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*shape, 3)
 
 
 def _crop(image: Image.Image, size: int) -> np.ndarray:

@@ -63,6 +63,34 @@ def test_pad_is_llavas_square_and_clips_preprocessing(width, height, size):
     assert_close(load_image(encoded(image), size, "pad"), clip(Image.fromarray(square), size))
 
 
+def plain_pad(image, size):
+    """The whole square, resized by Pillow."""
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), (122, 116, 104))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(canvas.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def hard_pictures(width, height):
+    """A photo's smooth areas, noise, and saturated edges, where every rounding and clipping shows."""
+    chance = np.random.default_rng(width * height)
+    few = Image.fromarray(chance.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    yield few.resize((width, height), Image.Resampling.BICUBIC)
+    yield picture(width, height)
+    yield Image.fromarray(255 * chance.integers(0, 2, (height, width, 3), dtype=np.uint8))
+    blocks = 255 * chance.integers(0, 2, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
+    yield Image.fromarray(blocks.repeat(7, 0).repeat(7, 1)[:height, :width].copy())
+
+
+@pytest.mark.parametrize("resizer, levels", [(images.simd, 2), (None, 0)], ids=["simd", "pillow"])
+@pytest.mark.parametrize("width, height", [*SIZES, (640, 480), (333, 500), (1999, 1), (1, 1501), (901, 1203), (337, 5)])
+def test_pad_is_the_resized_square_however_it_is_computed(width, height, resizer, levels, monkeypatch):
+    monkeypatch.setattr(images, "simd", resizer)
+    for image in hard_pictures(width, height):
+        for size in (28, 224, 336):
+            assert_close(load_image(encoded(image), size, "pad"), plain_pad(image, size), levels)
+
+
 def flat(data, size=8):
     """The one colour of an image that has one."""
     pixels = load_image(data, size, "square").reshape(-1, 3)
