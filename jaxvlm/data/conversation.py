@@ -40,6 +40,7 @@ from jaxvlm.errors import UserError
 _NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")
 _MARK = "\ufdd0"  # with a private-use character after it: stands for one control token
 _BREAK = "\ufdd1"  # breaks up the spelling of a control token while a chat template handles it
+_ANSWER, _ANSWER_END = "\ufdd2", "\ufdd3"  # stand round an answer while a chat template handles it
 _PRIVATE_USE = 0xF0000  # the first code point of Unicode's largest private-use plane
 
 
@@ -456,7 +457,8 @@ class _ChatScript:
     """Writes records by the tokenizer's own chat template (Jinja).
 
     The template is rendered once up to each answer and once up to its end. What the second adds to the first is
-    supervised, but for white space after the control token that ends the turn.
+    supervised, but for white space after the control token that ends the turn. Once that has given the same text as
+    rendering the whole conversation with marks round its answers, conversations of the same roles are rendered once.
     """
 
     def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str):
@@ -472,6 +474,8 @@ class _ChatScript:
         # Longest first, so that "<|im_end|>" is not found as a shorter token and a rest.
         longest_first = sorted(marks, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._before_answer = self._after_answer = ""  # what the template adds to an answer; from `probe`
+        self._proven: set[tuple[str, ...]] = set()  # roles of conversations that may be rendered at once
 
     def probe(self) -> list[str]:
         """Marks of the control token that ends an answer, none if the template ends it by text.
@@ -490,30 +494,79 @@ class _ChatScript:
             raise UserError(str(error)) from error
         _, start, stop = draft.spans[0]
         written = "".join(draft.chunks[0])[start:stop]
+        self._before_answer, _, self._after_answer = self._by_steps(probe)[1].partition("answer")
+        self._proven.clear()  # they were not known yet
         if asked == bare and not written.lstrip().startswith("answer"):
             raise UserError(str(self._error(probe, "it writes a header before the answer that no prompt ends with")))
         return [mark for mark in self._marks.values() if written.endswith(mark)]
 
     def write(self, draft: _Draft, record: Record) -> None:
+        roles = tuple(turn.role for turn in record.turns)
+        texts = self._at_once(record) if roles in self._proven else None
+        if texts is None:
+            texts = self._by_steps(record)
+            if texts == self._at_once(record):
+                self._proven.add(roles)
+        for index, text in enumerate(map(self._marked, texts)):
+            if index % 2 == 0:
+                draft.text(text)
+                continue
+            supervised = text.rstrip()
+            if not supervised.endswith(tuple(self._marks.values())):
+                supervised = text  # white space is how this template ends a turn
+            draft.text(supervised, supervised=True)
+            draft.text(text[len(supervised) :])
+
+    def _messages(self, record: Record) -> tuple[list[dict], list[dict]]:
+        """The system message, if there is one, and the messages after it."""
         system, turns = _split_system(record.turns, self._system)
-        messages = [] if system is None else [{"role": "system", "content": self._escaped(system)}]
-        done = prompt = ""
+        messages = []
         for turn in turns:
             if turn.role == "user":
                 text = self._image_mark.join(self._escaped(part) for part in place_images(turn.text).split(IMAGE))
-                messages.append({"role": "user", "content": text})
-                prompt = self._rendered(messages, done, record, add_generation_prompt=True)
-                draft.text(self._marked(prompt[len(done) :]))
             else:
                 # Stripped, as many templates do: the text before it may end in a newline, which could merge.
-                messages.append({"role": "assistant", "content": self._escaped(turn.text.strip())})
-                done = self._rendered(messages, prompt, record, add_generation_prompt=False)
-                answer = self._marked(done[len(prompt) :])
-                supervised = answer.rstrip()
-                if not supervised.endswith(tuple(self._marks.values())):
-                    supervised = answer  # white space is how this template ends a turn
-                draft.text(supervised, supervised=True)
-                draft.text(answer[len(supervised) :])
+                text = self._escaped(turn.text.strip())
+            messages.append({"role": turn.role, "content": text})
+        return [] if system is None else [{"role": "system", "content": self._escaped(system)}], messages
+
+    def _by_steps(self, record: Record) -> list[str]:
+        """What each turn adds to the text before it, the prompt of an answer with the user's turn."""
+        rendered, messages = self._messages(record)
+        texts, done = [], ""
+        for message in messages:
+            rendered.append(message)
+            text = self._rendered(rendered, done, record, add_generation_prompt=message["role"] == "user")
+            texts.append(text[len(done) :])
+            done = text
+        return texts
+
+    def _at_once(self, record: Record) -> list[str] | None:
+        """The same from the whole conversation; None if the template has changed an answer or what is round it."""
+        rendered, messages = self._messages(record)
+        answers = [message["content"] for message in messages if message["role"] == "assistant"]
+        for message in messages:
+            if message["role"] == "assistant":
+                message["content"] = f"{_ANSWER}{message['content']}{_ANSWER_END}"
+        asks = messages[-1]["role"] == "user"
+        try:
+            text = self._rendered(rendered + messages, "", record, add_generation_prompt=asks)
+        except RecordError:
+            return None  # `_by_steps` says what is wrong
+        question, *rest = text.split(_ANSWER)
+        if len(rest) != len(answers):
+            return None
+        texts = []
+        for answer, following in zip(answers, rest, strict=True):
+            start = f"{answer}{_ANSWER_END}{self._after_answer}"
+            if not question.endswith(self._before_answer) or not following.startswith(start):
+                return None
+            texts.append(question.removesuffix(self._before_answer))
+            texts.append(f"{self._before_answer}{answer}{self._after_answer}")
+            question = following[len(start) :]
+        if asks:
+            return [*texts, question]
+        return None if question else texts
 
     def _escaped(self, text: str) -> str:
         """Breaks up every control token spelled in `text`, also one that would begin with the last character."""
