@@ -26,6 +26,7 @@ class Record:
     images: tuple[str | bytes, ...]  # paths, or the bytes of an image file; the k-th `<image>` of the turns is the k-th
     origin: str  # "file.json[12]": where to look when something is wrong with it
     group: str = ""  # what evaluation groups by
+    rejected: str = ""  # of a pair, the answer that lost; the last turn holds the one that won
 
 
 class RecordError(UserError):
@@ -41,3 +42,17 @@ class RecordError(UserError):
         super().__init__(message)
         self.origin = origin
         self.reason = reason
+
+
+def part(record: Record, turns: tuple[Turn, ...], number: int, group: str = "") -> Record:
+    """Part `number` of a record: these of its turns, with the images that they have placeholders for."""
+    images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
+    return Record(f"{record.id}#{number}", turns, record.images[:images], record.origin, group or record.group)
+
+
+def answer_by_answer(record: Record) -> list[Record]:
+    """A part for each assistant turn, with the turns before it, their answers too, as context."""
+    ends = [i for i, turn in enumerate(record.turns) if turn.role == "assistant"]
+    if len(ends) == 1 and ends[0] == len(record.turns) - 1:
+        return [record]
+    return [part(record, record.turns[: end + 1], number) for number, end in enumerate(ends)]

@@ -1,0 +1,281 @@
+"""Folders of prepared records: ArrayRecord shards with the images inside, and a card that says what they hold.
+
+    card.json                            {"version": 1, "shards": [{"name", "records", "bytes", "blake2b"}, ...], ...}
+    part-00000-of-00008.array_record     each entry msgpack of {id, turns, images, origin, group, rejected}
+
+Nothing in them can run: msgpack knows numbers, texts, bytes, lists and maps. A folder on an object store (gs://...) is
+copied to this machine once, into JAXVLM_CACHE (~/.cache/jaxvlm), and read there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
+from grain.sources import ArrayRecordDataSource
+from tqdm import tqdm
+
+from jaxvlm.data.items import hash_texts
+from jaxvlm.data.records import Record, RecordError, Turn, answer_by_answer
+from jaxvlm.errors import UserError
+from jaxvlm.files import cache_folder
+
+CARD = "card.json"
+VERSION = 1
+
+_CHUNK = 2**22  # bytes
+_SHARD = re.compile(r"part-\d{5,}-of-\d{5,}\.array_record")
+_HASH = re.compile(r"[0-9a-f]{128}")
+_REMEDY = "copy the folder anew, or prepare it anew with `inspect_data prepare`"
+
+
+def shard_name(index: int, count: int) -> str:
+    """ "part-00000-of-00008.array_record"."""
+    return f"part-{index:05d}-of-{count:05d}.array_record"
+
+
+def write_shard(path: epath.PathLike, records: Iterable[Record]) -> dict[str, Any]:
+    """Writes a shard; it has its name only when it is whole.
+
+    Args:
+      path: FOLDER/`shard_name(...)`; the folder exists, or is on an object store.
+      records: with their images as bytes.
+
+    Returns:
+      What the card says of the shard: `{"name", "records", "bytes", "blake2b"}`.
+
+    Raises:
+      ValueError: an image is a path.
+      UserError: the shard cannot be written.
+    """
+    target = epath.Path(path)
+    remote = "://" in os.fspath(target)
+    folder = Path(tempfile.gettempdir()) if remote else Path(target.parent)
+    half = folder / f".{target.name}.{os.getpid()}"
+    try:
+        count = _write(half, records)
+        entry = {"name": target.name, "records": count, "bytes": half.stat().st_size, "blake2b": _hash(half)}
+        if remote:  # an object appears when its upload is complete
+            epath.Path(half).copy(target, overwrite=True)
+        else:
+            half.replace(target)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what ArrayRecord raises
+        raise UserError(f"{target} cannot be written ({error}); check its folder and the space on the disk") from error
+    finally:
+        half.unlink(missing_ok=True)
+    return entry
+
+
+def write_card(folder: epath.PathLike, card: dict[str, Any]) -> None:
+    """Writes the card, when all shards are there: `card["shards"]` lists what `write_shard` returned."""
+    path = epath.Path(folder) / CARD
+    text = json.dumps({"version": VERSION, **card}, indent=2, ensure_ascii=False) + "\n"
+    half = path if "://" in os.fspath(path) else path.with_name(f".{CARD}.{os.getpid()}")
+    half.write_text(text)
+    if half != path:
+        half.replace(path)
+
+
+def read_card(folder: epath.PathLike) -> dict[str, Any]:
+    """The card of a folder.
+
+    Raises:
+      UserError: it is missing, unreadable or no card.
+    """
+    path = epath.Path(folder) / CARD
+    try:
+        card = json.loads(path.read_bytes().decode())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing: `inspect_data prepare` writes it last, so it did not finish; rerun it"
+        ) from error
+    except (OSError, ImportError, NotImplementedError) as error:
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(
+            f"{path} cannot be read ({words}); check the address, the access and, for gs://, that gcsfs is installed"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {_REMEDY}") from error
+    if not isinstance(card, dict) or card.get("version") != VERSION:
+        found = card.get("version") if isinstance(card, dict) else card
+        raise UserError(f"{path}: version {VERSION} is expected, found {str(found)[:60]}; {_REMEDY}")
+    shards = card.get("shards")
+    if not isinstance(shards, list) or not shards or not all(map(_is_shard, shards)):
+        raise UserError(f'{path}: "shards" lists name, records, bytes and blake2b of each shard; {_REMEDY}')
+    return card
+
+
+class PreparedSource:
+    """Records of a prepared folder (a `Source`, sources.py). Every shard is opened and counted at once."""
+
+    def __init__(self, folder: str):
+        card = read_card(folder)
+        shards = card["shards"]
+        self._names = [shard["name"] for shard in shards]
+        self._folder = folder.rstrip("/")
+        self._fingerprint = hash_texts(text for shard in shards for text in (shard["name"], shard["blake2b"]))
+        local = _fetch(folder, shards, self._fingerprint) if "://" in folder else Path(folder)
+        _check(local, shards)
+        self._ends = list(itertools.accumulate(shard["records"] for shard in shards))
+        # With its range behind it, a shard is not opened to be counted again.
+        self._records = ArrayRecordDataSource([f"{local / shard['name']}[0:{shard['records']}]" for shard in shards])
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def origin(self, index: int) -> str:
+        """Where record `index` stands: "FOLDER/part-00000-of-00008.array_record[12]"."""
+        shard = bisect.bisect_right(self._ends, index)
+        return f"{self._folder}/{self._names[shard]}[{index - (self._ends[shard - 1] if shard else 0)}]"
+
+    def __getitem__(self, index: int) -> Record:
+        """A record; its origin is where it stood before it was prepared.
+
+        Raises:
+          RecordError: the shard is damaged there.
+        """
+        try:
+            return _unpack(self._records[index])
+        except Exception as error:  # of ArrayRecord and of msgpack
+            origin = self.origin(index)
+            raise RecordError(f"{origin} is damaged ({error}); {_REMEDY}", origin, "damaged") from error
+
+    def questions(self, record: Record) -> list[Record]:
+        """A question for each assistant turn, with the turns before it, their answers too, as context."""
+        return answer_by_answer(record)
+
+    def fingerprint(self) -> str:
+        """Hash of the shards' content, which the card holds."""
+        return self._fingerprint
+
+
+def _write(path: Path, records: Iterable[Record]) -> int:
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record for itself, so that any is read alone
+    count = 0
+    try:
+        for record in records:
+            if not all(isinstance(image, bytes) for image in record.images):
+                raise ValueError(f"{record.origin}: a prepared record holds its images as bytes, found a path")
+            writer.write(_pack(record))
+            count += 1
+    finally:
+        writer.close()
+    return count
+
+
+def _pack(record: Record) -> bytes:
+    fields = {
+        "id": record.id,
+        "turns": [[turn.role, turn.text] for turn in record.turns],
+        "images": list(record.images),
+        "origin": record.origin,
+        "group": record.group,
+        "rejected": record.rejected,
+    }
+    return msgpack.packb(fields)
+
+
+def _unpack(data: bytes) -> Record:
+    """Raises an exception of some kind if it is none."""
+    fields = msgpack.unpackb(data)
+    turns = tuple(Turn(role, text) for role, text in fields["turns"])
+    record = Record(fields["id"], turns, tuple(fields["images"]), fields["origin"], fields["group"], fields["rejected"])
+    texts = [record.id, record.origin, record.group, record.rejected]
+    texts.extend(text for turn in turns for text in (turn.role, turn.text))
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(image, bytes) for image in record.images):
+        raise ValueError("a field is of another type")
+    return record
+
+
+def _is_shard(shard: Any) -> bool:
+    return (
+        isinstance(shard, dict)
+        and all(isinstance(shard.get(key), str) for key in ("name", "blake2b"))
+        and _SHARD.fullmatch(shard["name"]) is not None
+        and _HASH.fullmatch(shard["blake2b"]) is not None
+        and all(type(shard.get(key)) is int and shard[key] >= 0 for key in ("records", "bytes"))
+    )
+
+
+def _check(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
+    """Raises `UserError` with every shard that is missing, cut short, or of another number of records than its card."""
+    with ThreadPoolExecutor(16) as pool:
+        problems = [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard), shards) if problem]
+    if problems:
+        named = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise UserError(f"{folder} differs from its {CARD}: {named}; {_REMEDY}")
+
+
+def _shard_problem(folder: Path, shard: dict[str, Any]) -> str:
+    path = folder / shard["name"]
+    if not path.is_file():
+        return f"{path.name} is missing"
+    size = path.stat().st_size
+    if size != shard["bytes"]:
+        return f"{path.name} has {size} bytes, the card says {shard['bytes']}"
+    try:
+        reader = ArrayRecordReader(str(path))
+        count = reader.num_records()
+        reader.close()
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"{path.name} cannot be read ({error})"
+    return "" if count == shard["records"] else f"{path.name} holds {count} records, the card says {shard['records']}"
+
+
+def _fetch(address: str, shards: Sequence[dict[str, Any]], fingerprint: str) -> Path:
+    """Copies the shards that are not here yet; returns the local folder."""
+    folder = cache_folder() / "prepared" / fingerprint[:32]
+    wanted = [shard for shard in shards if not _is_here(folder / shard["name"], shard)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        total = sum(shard["bytes"] for shard in wanted)
+        with tqdm(total=total, desc=f"copying {address}", unit="B", unit_scale=True, delay=1.0, disable=None) as bar:
+            for shard in wanted:
+                _copy(epath.Path(address) / shard["name"], folder / shard["name"], shard, bar)
+    except OSError as error:
+        raise UserError(
+            f"{address} cannot be copied to {folder} ({error}); check the access to it and the space on the disk, or "
+            "set JAXVLM_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _is_here(path: Path, shard: dict[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == shard["bytes"]
+
+
+def _copy(source: epath.Path, target: Path, shard: dict[str, Any], bar: Any) -> None:
+    """Copies one shard; it has its name when it is whole, so several processes may do this at once."""
+    half = target.with_name(f".{target.name}.{os.getpid()}")
+    digest = hashlib.blake2b()
+    try:
+        with source.open("rb") as remote, half.open("wb") as local:
+            while data := remote.read(_CHUNK):
+                digest.update(data)
+                local.write(data)
+                bar.update(len(data))
+        if digest.hexdigest() != shard["blake2b"]:
+            size = half.stat().st_size
+            raise UserError(
+                f"{source} is not what its {CARD} describes ({size} bytes of {shard['bytes']}, or others); {_REMEDY}"
+            )
+        half.replace(target)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()

@@ -1,0 +1,140 @@
+"""Items of tables, through Hugging Face `datasets`: its hub, folders of it, Parquet, Arrow and CSV files.
+
+Rows are read as Arrow stores them, so an image stays the bytes or the path that it is in the table. No code of a data
+set is run: `datasets` has no such thing any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxvlm.data.formats import Format, ImageRule, recognise
+from jaxvlm.data.items import ItemSource, hash_files, hash_texts
+from jaxvlm.errors import UserError
+
+KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}  # files, and what `datasets` calls them
+
+
+class TableItems:
+    """The rows of a `datasets.Dataset`; pickles as the names of its files.
+
+    Attributes:
+      columns: their names.
+    """
+
+    def __init__(self, dataset: Any, name: str, files: Sequence[Path] = ()):
+        """As fields; `files` are those that the table was made of, if they are here."""
+        self._dataset, self._name, self._files = dataset.with_format("arrow"), name, files
+        self.columns: list[str] = dataset.column_names
+        self._fingerprint = ""
+
+    def select(self, format: Format) -> TableItems:
+        """The same with no other columns than the format reads."""
+        columns = [column for column in ("id", *format.columns()) if column in self.columns]
+        return TableItems(self._dataset.select_columns(columns), self._name, self._files)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._dataset[int(index)].to_pylist()[0]
+        except OSError as error:
+            raise UserError(f"{self.origin(index)} cannot be read ({error}); is its file gone?") from error
+
+    def origin(self, index: int) -> str:
+        """Where row `index` stands: "file.parquet[12]", "hf:NAME[12]"."""
+        return f"{self._name}[{index}]"
+
+    def fingerprint(self) -> str:
+        """Hash of the bytes of its files: those that it was made of, else Arrow's; read once, when first asked for."""
+        if not self._fingerprint:
+            files = self._files or [Path(file["filename"]) for file in self._dataset.cache_files]
+            part = [str(self._dataset.split), str(len(self._dataset))]
+            self._fingerprint = hash_texts([hash_files(files), *part])
+        return self._fingerprint
+
+
+def load_hf(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSource:
+    """Opens "hf:NAME_OR_FOLDER[:SPLIT]"; a folder is one that `save_to_disk` wrote, or one of data files.
+
+    Raises:
+      UserError: it cannot be opened, has no such split, or no format that is recognised.
+    """
+    name = spec.removeprefix("hf:")
+    split = ""
+    if not Path(name).is_dir():
+        name, _, split = name.partition(":")
+    if Path(name).is_dir():
+        items, folder = _open_folder(spec, Path(name), split), Path(name)
+    else:
+        items, folder = load_hub(spec, name, split=split or "train"), hub_folder(spec)
+    format = recognise(items.columns, spec)
+    rule = ImageRule(Path(image_folder) if image_folder else folder, allow_outside)
+    return ItemSource(items.select(format), format, rule, image_folder)
+
+
+def load_hub(spec: str, name: str, *, split: str, subset: str | None = None, folder: str | None = None) -> TableItems:
+    """A data set of the hub, or a folder of it, downloaded if it is not here."""
+    if not name:
+        raise UserError(f"{spec!r} names no data set; give hf:NAME_OR_FOLDER[:SPLIT]")
+    return TableItems(_load(spec, name, split=split, name=subset, data_dir=folder), spec)
+
+
+def load_files(spec: str, files: Sequence[Path], split: str) -> TableItems:
+    """The rows of Parquet, Arrow or CSV files, all of one kind."""
+    kind = KINDS[files[0].suffix]
+    dataset = _load(spec, kind, split=split, data_files=[str(file) for file in files])
+    name = files[0] if len(files) == 1 else files[0].parent
+    return TableItems(dataset, str(name), files)
+
+
+def hub_folder(spec: str) -> Path:
+    """Where images lie that a data set of the hub brings as files."""
+    return Path(import_datasets(spec).config.HF_CACHE_HOME)
+
+
+def import_datasets(spec: str) -> ModuleType:
+    """The package `datasets`; raises `UserError` if it is not installed."""
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise UserError(f"{spec!r} needs the datasets package; pip install jaxvlm[hf]") from error
+    return datasets
+
+
+def _open_folder(spec: str, folder: Path, split: str) -> TableItems:
+    datasets = import_datasets(spec)
+    saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    if not saved:
+        return TableItems(_load(spec, str(folder), split=split or "train"), spec)
+    try:
+        dataset = datasets.load_from_disk(str(folder), keep_in_memory=False)
+    except Exception as error:  # of Arrow, of JSON, of files
+        raise _failure(spec, error) from error
+    splits = dataset if isinstance(dataset, dict) else {str(dataset.split or "train"): dataset}
+    split = split or ("train" if len(splits) > 1 else next(iter(splits), ""))
+    if split not in splits:
+        raise UserError(f"{spec!r}: there is no split {split!r} in {folder}; it has {', '.join(splits) or 'none'}")
+    return TableItems(splits[split], spec)
+
+
+def _load(spec: str, path: str, **options: Any) -> Any:
+    datasets = import_datasets(spec)
+    try:
+        return datasets.load_dataset(path, keep_in_memory=False, **options)
+    except Exception as error:  # of the network, of Arrow, of the hub: dozens of types
+        raise _failure(spec, error) from error
+
+
+def _failure(spec: str, error: Exception) -> UserError:
+    cause = error.__cause__ or error  # `datasets` says "an error occurred" and hides what in the cause
+    words = " ".join(str(cause).split())
+    words = words if len(words) <= 300 else words[:297] + "..."
+    return UserError(
+        f"{spec!r} cannot be opened by datasets ({type(cause).__name__}: {words}); check the name, the split, "
+        "the files and, for one of the hub, the network and HF_TOKEN"
+    )
