@@ -393,6 +393,42 @@ def test_own_template_that_writes_images_itself():
         renderer.render(record("<image>", "A"))
 
 
+THINKING = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
+TRIMMING = LLAMA.replace("m.content", "m.content | trim")
+COUNTING = CHATML.replace("'<|im_end|>\n'", "'<|im_end|>' * loop.index + '\n'")  # no two answers end alike
+
+
+@pytest.mark.parametrize(
+    "template, rendered_once", [(CHATML, True), (LLAMA, True), (TRIMMING, True), (THINKING, True), (COUNTING, False)]
+)
+def test_a_conversation_rendered_at_once_is_the_same(template, rendered_once, monkeypatch):
+    tokenizer = own_template(template)
+    renderer = Renderer(tokenizer, "tokenizer", image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
+    calls = []
+    apply = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: calls.append(1) or apply(*a, **k))
+    for texts in (ROUNDS, ("A", " a\n", "B<image>", "[INST] </s>", "C", HOSTILE, "D", "A 5")):
+        rec = record(*texts)
+        first = renderer.render(rec)
+        calls.clear()
+        again = renderer.render(rec)
+        assert (len(calls) == 1) == rendered_once
+        for field in ("tokens", "loss_weights", "is_image"):
+            np.testing.assert_array_equal(getattr(again, field), getattr(first, field))
+        asked = Record("r", rec.turns[:-1], rec.images, rec.origin)
+        prompts = [renderer.render_prompt(asked).tokens.tolist() for _ in range(2)]
+        assert prompts[0] == prompts[1] == first.tokens[: len(prompts[0])].tolist()
+
+
+def test_an_answer_that_the_template_changes_is_not_rendered_at_once():
+    tokenizer = own_template(THINKING)
+    renderer = Renderer(tokenizer, "tokenizer", image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
+    for _ in range(2):  # so that conversations of these roles are rendered at once
+        renderer.render(record("A", "A cat", "B", "A 5"))
+    sample = renderer.render(record("A", "a</think> A cat", "B", "A 5"))
+    assert [renderer.decode(run) for run in supervised_runs(sample)] == ["A cat", "A 5"]
+
+
 # --- records and settings that are refused --------------------------------------------------------------------------
 
 
