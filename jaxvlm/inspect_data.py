@@ -5,6 +5,7 @@ Examples:
   python -m jaxvlm.inspect_data check --config configs/llava15_7b_finetune.py --config.stage.finetune.data.tokens=4096
   python -m jaxvlm.inspect_data show --config configs/quickstart.py --rows 20
   python -m jaxvlm.inspect_data show --batch runs/mine/nonfinite/finetune-120
+  python -m jaxvlm.inspect_data prepare --config configs/llava15_7b_finetune.py --out data/prepared --jpeg 95
 
 `check` goes through every record that the stage would read (image headers, no pixels) and says which break a rule, what
 rows of other sizes would lose and how full they would be, what is there twice, and how many steps the stage takes.
@@ -14,12 +15,17 @@ and report.json. A second check of the same data takes seconds: what was found i
 `show` writes a page (HTML, for any browser, also offline) of training rows as the model will see them: pixels after
 resizing and padding, every token, the supervised ones in colour. --batch shows one that a run has written instead,
 because its loss was not finite.
+
+`prepare` decodes and resizes every image once and writes the records into shards (ArrayRecord), each source of the
+recipe into a folder of its own if there are several; it says what to put into the recipe. A run on the result sees the
+same records in the same order, with the same pixels (with --jpeg nearly). Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +38,10 @@ from jaxvlm.batch import Batch
 from jaxvlm.command import Answer, Parser, Subparser, load_config, run
 from jaxvlm.config import Config, StageConfig
 from jaxvlm.data.index import load_index
+from jaxvlm.data.mix import Mix
 from jaxvlm.data.page import PageRow, page_rows, write_page
-from jaxvlm.data.pipeline import Pipeline, open_samples
+from jaxvlm.data.pipeline import Pipeline, open_samples, summary
+from jaxvlm.data.prepare import Images, prepare
 from jaxvlm.data.report import make_report, plot_lengths, table, to_json, write_problems
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
@@ -49,7 +57,13 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     show.add_argument("--rows", type=int, default=16, metavar="N", help="so many (default: 16)")
     show.add_argument("--first", type=int, default=0, metavar="N", help="from this row of the first epoch on")
     show.add_argument("--batch", type=Path, metavar="DIR", help="a batch that a run wrote, instead of a recipe's data")
-    for command in (check, show):
+    prepare = commands.add_parser("prepare", help="decode and resize images once, for many runs")
+    prepare.add_argument(
+        "--jpeg", type=int, default=0, metavar="Q", help="keep images as JPEG of this quality, not PNG"
+    )
+    prepare.add_argument("--shard-records", type=int, default=4096, metavar="N", help="of a file (default: 4096)")
+    prepare.add_argument("--on-bad", choices=("fail", "skip"), help="records that break a rule (default: the recipe's)")
+    for command in (check, show, prepare):
         command.add_argument("--config", metavar="FILE", help="recipe, such as configs/quickstart.py")
         command.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
         command.add_argument("--out", type=Path, metavar="DIR", help="where files go (default: runs/RECIPE-data)")
@@ -67,6 +81,15 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     out = args.out or Path(f"runs/{Path(args.config).stem}-data")
     if args.command == "check":
         return check_stage_data(config, config.stage[name], out)
+    if args.command == "prepare":
+        if not 0 <= args.jpeg <= 95 or args.shard_records < 1:
+            raise UserError(
+                f"--jpeg {args.jpeg} --shard-records {args.shard_records}: a quality from 1 to 95, 1 record or more"
+            )
+        skip = (args.on_bad or config.stage[name].data.on_bad) == "skip"
+        return prepare_stage_data(
+            config, config.stage[name], args.out or out / "prepared", args.jpeg, args.shard_records, skip=skip
+        )
     if args.rows < 1 or args.first < 0:
         raise UserError(f"--rows {args.rows} --first {args.first}: at least 1 row, from 0 on")
     return show_stage_data(config, config.stage[name], args.first, args.rows, out)
@@ -132,6 +155,32 @@ def show_batch(folder: Path, out: Path) -> dict[str, Any]:
 
     title = f"Batch of {folder.name} in {workdir}"
     return _write(out / "rows.html", rows(), saved_tokenizer(workdir, config), title, [])
+
+
+def prepare_stage_data(
+    config: Config, stage: StageConfig, out: Path, jpeg: int, shard_records: int, *, skip: bool
+) -> dict[str, Any]:
+    """Writes each source of a stage into a folder, and says how a recipe names these."""
+    samples = open_samples(stage.data, build_tokenizer(config), config.model.vision)
+    index = load_index(samples)
+    if index.errors and not skip:
+        raise UserError(summary(list(index.errors.values()), len(index), "--on-bad skip"))
+    images = Images.of(config.model.vision, stage.data.aspect, jpeg)
+    parts, starts, cards = samples.source.parts, samples.source.starts, {}
+    for number, part in enumerate(parts):
+        folder = out if len(parts) == 1 else out / f"{number:02d}-{re.sub('[^A-Za-z0-9]+', '-', part.name).strip('-')}"
+        first, end = int(starts[number]), int(starts[number + 1])
+        known = {at - first: error for at, error in index.errors.items() if first <= at < end}
+        card = prepare(Mix([part]), known, images, folder, shard_records=shard_records, skip=skip)
+        cards[str(folder)] = card
+        size = sum(shard["bytes"] for shard in card["shards"]) / 2**20
+        print(f"{folder}: {card['ledger']['used']['total']:,} records, {size:,.0f} MiB in {len(card['shards'])} files")
+    if len(parts) == 1:
+        print(f'the recipe\'s data: source="{out}", image_folder=""')
+    else:
+        named = ", ".join(f'("{f}", {p.weight:g})' for f, p in zip(cards, parts, strict=True))
+        print(f"the recipe's data: mix=({named})")
+    return {"folders": {folder: card["ledger"] for folder, card in cards.items()}}
 
 
 def _write(path: Path, rows: Iterator[PageRow], tokenizer: Any, title: str, notes: list[str]) -> dict[str, Any]:

@@ -85,10 +85,15 @@ def _build(samples: Samples, *, quiet: bool) -> Index:
     return _joined(facts)
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def _workers(samples: Samples, total: int):
     """The function that maps chunks to their parts of the index, in this process or in several."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = available_cores()
     if total < PARALLEL or count < 2:
         yield lambda chunks: (_go_through(samples, chunk) for chunk in chunks)
         return

@@ -27,6 +27,7 @@ from jaxvlm.data.ledger import WHOLE, Ledger
 from jaxvlm.data.mix import load_mix
 from jaxvlm.data.packing import check_row, empty_batch, misfit
 from jaxvlm.data.plan import Plan
+from jaxvlm.data.prepared import PreparedSource
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.samples import Samples
 from jaxvlm.data.tokenizer import image_token_id
@@ -279,7 +280,7 @@ def build_pipeline(
     index = load_index(samples, quiet=process_index > 0)
     errors = rejected(samples, index)
     if errors and config.on_bad == "fail":
-        raise UserError(_summary(list(errors.values()), len(index)))
+        raise UserError(summary(list(errors.values()), len(index), 'data.on_bad = "skip"'))
     return Pipeline(samples, index, rows, seed, (process_index, process_count))
 
 
@@ -297,7 +298,11 @@ def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vision:
         system=config.system,
         answers=config.answers,
     )
-    return Samples(load_mix(config), renderer, config, vision)
+    mix = load_mix(config)
+    for part in mix.parts:
+        if isinstance(part.source, PreparedSource):
+            part.source.check_images(vision.image_size, config.aspect)
+    return Samples(mix, renderer, config, vision)
 
 
 def rejected(samples: Samples, index: Index) -> dict[int, RecordError]:
@@ -370,12 +375,12 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _summary(errors: list[RecordError], total: int) -> str:
+def summary(errors: list[RecordError], total: int, remedy: str) -> str:
     """One message of all records that break a rule: how many for each reason, and the first ten in full."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(e.reason for e in errors).most_common())
     lines = [f"{len(errors)} of {total} records break a rule ({reasons}):"]
     lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
     if len(errors) > _NAMED_PROBLEMS:
         lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
-    lines.append('Mend them, or train without them: data.on_bad = "skip" counts them in the ledger.')
+    lines.append(f"Mend them, or go on without them: {remedy} counts them in the ledger.")
     return "\n".join(lines)

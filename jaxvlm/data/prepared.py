@@ -123,6 +123,7 @@ class PreparedSource:
     def __init__(self, folder: str):
         card = read_card(folder)
         shards = card["shards"]
+        self._settings: Any = card.get("settings")
         self._names = [shard["name"] for shard in shards]
         self._folder = folder.rstrip("/")
         self._fingerprint = hash_texts(text for shard in shards for text in (shard["name"], shard["blake2b"]))
@@ -151,6 +152,15 @@ class PreparedSource:
         except Exception as error:  # of ArrayRecord and of msgpack
             origin = self.origin(index)
             raise RecordError(f"{origin} is damaged ({error}); {_REMEDY}", origin, "damaged") from error
+
+    def check_images(self, size: int, aspect: str) -> None:
+        """Raises `UserError` unless images were prepared for an encoder of `size` pixels and for this aspect."""
+        images = self._settings.get("images") if isinstance(self._settings, dict) else None
+        if isinstance(images, dict) and (images.get("size"), images.get("aspect")) != (size, aspect):
+            raise UserError(
+                f"{self._folder} holds images of {images.get('size')} pixels, aspect {images.get('aspect')}; "
+                f"the recipe takes {size} pixels, aspect {aspect}; prepare the data for it, or change the recipe"
+            )
 
     def questions(self, record: Record) -> list[Record]:
         """A question for each assistant turn, with the turns before it, their answers too, as context."""

@@ -1,0 +1,178 @@
+"""Prepares data once for many runs: images decoded and resized, records in ArrayRecord shards, a card beside them.
+
+Training on the result sees what it would see on the original, bit for bit if images are kept as PNG: the same ids, so
+the same held-out split, the same order, the same pixels. Each record keeps its first origin (file and index).
+
+A folder that was begun is gone on with: progress.json lists the shards that are whole.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import io
+import json
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from jaxvlm.config import VisionConfig
+from jaxvlm.data.conversation import drop_leading_answer
+from jaxvlm.data.images import load_image
+from jaxvlm.data.index import available_cores
+from jaxvlm.data.ledger import WHOLE, Ledger
+from jaxvlm.data.mix import Mix
+from jaxvlm.data.prepared import CARD, shard_name, write_card, write_shard
+from jaxvlm.data.records import Record, RecordError
+from jaxvlm.errors import UserError
+from jaxvlm.files import replace_text
+
+PROGRESS = "progress.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """How images are kept."""
+
+    size: int  # pixels along each side
+    aspect: str  # "pad" or "square"
+    pad_colour: tuple[int, int, int]
+    jpeg: int  # quality from 1 to 95; 0: PNG, which keeps every pixel as it is
+
+    @classmethod
+    def of(cls, vision: VisionConfig, aspect: str, jpeg: int) -> Images:
+        """As a recipe's encoder wants them."""
+        return cls(vision.image_size, aspect, vision.pad_colour, jpeg)
+
+    def keep(self, source: str | bytes, origin: str) -> bytes:
+        """The bytes of the image file to keep; raises `RecordError` if the image cannot be decoded."""
+        pixels = load_image(source, self.size, self.aspect, origin, pad_colour=self.pad_colour)
+        kept = io.BytesIO()
+        if self.jpeg:
+            Image.fromarray(pixels).save(kept, "JPEG", quality=self.jpeg, subsampling=0)
+        else:
+            Image.fromarray(pixels).save(kept, "PNG", compress_level=1)  # 6, the default: a tenth smaller, 4x slower
+        return kept.getvalue()
+
+
+def prepare(
+    mix: Mix, known: dict[int, RecordError], images: Images, out: Path, *, shard_records: int, skip: bool
+) -> dict[str, Any]:
+    """Writes all records of a mix into a folder.
+
+    Args:
+      mix: the records.
+      known: those that break a rule, by their number in the mix; they are left out.
+      images: how images are kept.
+      out: the folder; new, empty, or one that was begun with the same records and settings.
+      shard_records: records of a shard, the last may have fewer.
+      skip: whether a record whose image cannot be decoded is left out and counted, like those of `known`.
+
+    Returns:
+      the card.
+
+    Raises:
+      UserError: the folder holds something else; without `skip`, every image that cannot be decoded, when the others
+        are written: after these are mended, the same command writes what is missing.
+    """
+    count = max(1, -(-len(mix) // shard_records))
+    settings = {
+        "records": mix.fingerprint(),
+        "shard_records": shard_records,
+        "images": dataclasses.asdict(images) | {"pad_colour": list(images.pad_colour)},
+        "left_out": sorted(known),
+    }
+    done: dict[str, dict[str, Any]] = _begun(out, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(count) if shard_name(number, count) not in done]
+    jobs = [
+        (out / shard_name(n, count), range(n * shard_records, min((n + 1) * shard_records, len(mix)))) for n in missing
+    ]
+    failed: list[list[str]] = []
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tqdm(total=count, initial=count - len(missing), desc="preparing", unit="shard", disable=None) as bar,
+        concurrent.futures.ProcessPoolExecutor(available_cores(), spawn, _set, (mix, set(known), images)) as pool,
+    ):
+        for running in concurrent.futures.as_completed([pool.submit(_write, *job) for job in jobs]):
+            entry, broken = running.result()
+            bar.update()
+            if broken and not skip:
+                failed.extend(broken)
+                continue
+            done[entry["name"]] = entry | {"rejected": broken}
+            replace_text(out / PROGRESS, json.dumps({"settings": settings, "shards": done}) + "\n")
+    if failed:
+        named = "\n".join(f"  {message}" for message, _, _ in failed[:10])
+        raise UserError(
+            f"{len(failed)} images cannot be decoded:\n{named}\nMend them and run this again, which writes only what "
+            "is missing, or leave them out with --on-bad skip, which counts them in the card's ledger"
+        )
+    entries = [done[shard_name(number, count)] for number in range(count)]
+    reasons = [error.reason for error in known.values()]
+    reasons += [reason for entry in entries for _, _, reason in entry["rejected"]]
+    used = sum(entry["records"] for entry in entries)
+    ledger = Ledger.of([("rejected", reason) for reason in reasons] + [("used", WHOLE)] * used)
+    card = {
+        "shards": [{key: value for key, value in entry.items() if key != "rejected"} for entry in entries],
+        "settings": settings,
+        "sources": [part.name for part in mix.parts],
+        "ledger": ledger.to_dict(),
+        "rejected": [[error.origin, error.reason, str(error)] for error in known.values()]
+        + [[origin, reason, message] for entry in entries for message, origin, reason in entry["rejected"]],
+    }
+    write_card(out, card)
+    (out / PROGRESS).unlink()
+    return card
+
+
+def _begun(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The shards that an earlier run has finished; raises `UserError` if the folder holds anything else."""
+    if not out.exists() or not any(out.iterdir()):
+        return {}
+    if (out / CARD).exists():
+        raise UserError(f"{out} holds prepared data already; choose another --out, or remove it")
+    try:
+        saved = json.loads((out / PROGRESS).read_text())
+        begun, shards = saved["settings"], saved["shards"]
+    except FileNotFoundError as error:
+        raise UserError(f"{out} is not empty, and nothing that was being prepared; choose another --out") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{out / PROGRESS} is damaged ({error}); remove {out} and begin again") from error
+    if begun != settings:
+        other = ", ".join(key for key in settings if begun.get(key) != settings[key])
+        raise UserError(f"{out} was begun with other {other}; go on with the same, or choose another --out")
+    return {n: e for n, e in shards.items() if (out / n).is_file() and (out / n).stat().st_size == e["bytes"]}
+
+
+_work: tuple[Mix, set[int], Images] | None = None  # of a worker process
+
+
+def _set(mix: Mix, left_out: set[int], images: Images) -> None:
+    global _work
+    _work = mix, left_out, images
+
+
+def _write(path: Path, chunk: range) -> tuple[dict[str, Any], list[list[str]]]:
+    """Writes a shard; returns its entry of the card, and (message, origin, reason) of what could not be decoded."""
+    assert _work is not None
+    mix, left_out, images = _work
+    broken: list[list[str]] = []
+
+    def records() -> Iterator[Record]:
+        for index in chunk:
+            if index in left_out:
+                continue
+            try:
+                record = drop_leading_answer(mix[index])
+                kept = tuple(images.keep(image, record.origin) for image in record.images)
+            except RecordError as error:
+                broken.append([str(error), error.origin, error.reason])
+                continue
+            yield dataclasses.replace(record, images=kept)
+
+    return write_shard(path, records()), broken

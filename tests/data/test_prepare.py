@@ -1,0 +1,147 @@
+"""Prepared data is the data: the same batches, whatever was interrupted on the way; nothing is lost in silence."""
+
+import json
+
+import pytest
+
+from jaxvlm.data import prepare as prepare_module
+from jaxvlm.data.images import load_image
+from jaxvlm.data.index import load_index
+from jaxvlm.data.mix import load_mix
+from jaxvlm.data.pipeline import build_pipeline, open_samples
+from jaxvlm.data.prepare import Images, prepare
+from jaxvlm.data.prepared import PreparedSource
+from jaxvlm.errors import UserError
+from tests.data.conftest import data_config, write_records
+from tests.data.test_pipeline import VISION, same, take
+
+KEPT = Images.of(VISION, "pad", 0)
+
+
+class Inline:
+    """Takes the place of the pool of processes: what it is given runs here."""
+
+    def __init__(self, workers, context, initializer, arguments):
+        initializer(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, work, *arguments):
+        done = prepare_module.concurrent.futures.Future()
+        try:
+            done.set_result(work(*arguments))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    monkeypatch.setattr(prepare_module.concurrent.futures, "ProcessPoolExecutor", Inline)
+
+
+@pytest.fixture
+def records(tmp_path):
+    (tmp_path / "raw").mkdir()
+    return write_records(tmp_path / "raw", 25)
+
+
+def run(path, out, known=(), *, kept=KEPT, shard_records=10, skip=False):
+    return prepare(load_mix(data_config(path)), dict(known), kept, out, shard_records=shard_records, skip=skip)
+
+
+def test_training_sees_the_same(records, tmp_path, tokenizer):
+    """In real worker processes."""
+    out = tmp_path / "out"
+    card = run(records, out)
+    assert [shard["records"] for shard in card["shards"]] == [10, 10, 5]
+    assert card["ledger"]["read"] == card["ledger"]["used"]["total"] == 25
+    assert not (out / "progress.json").exists()
+    options = {"vision": VISION, "rows": 3, "seed": 5}
+    first = build_pipeline(data_config(records, heldout=0.2), tokenizer, **options)
+    second = build_pipeline(data_config(out, heldout=0.2), tokenizer, **options)
+    assert first.num_rows(2) == second.num_rows(2)
+    assert all(same(a, b) for a, b in zip(take(first.batches(), 9), take(second.batches(), 9), strict=True))
+    held = [list(made.heldout_batches(3)) for made in (first, second)]
+    assert len(held[0]) == len(held[1]) and all(same(a, b) for a, b in zip(*held, strict=True))
+    source = PreparedSource(str(out))
+    assert source[12].origin == f"{records}[12]" and source[12].id == "record-12"
+    assert source.origin(12) == f"{out}/part-00001-of-00003.array_record[2]"
+    with pytest.raises(UserError, match="images of 16 pixels, aspect pad; the recipe takes 16 pixels, aspect square"):
+        build_pipeline(data_config(out, aspect="square"), tokenizer, **options)
+
+
+def test_jpeg_is_nearly_the_same(inline, records, tmp_path):
+    run(records, tmp_path / "out", kept=Images.of(VISION, "pad", 95))
+    source, original = PreparedSource(str(tmp_path / "out")), load_mix(data_config(records))
+    for index in (1, 2, 3):
+        (now,), (before,) = source[index].images, original[index].images
+        assert now[:3] == b"\xff\xd8\xff"
+        have, want = (load_image(image, 16, "pad", pad_colour=VISION.pad_colour).astype(int) for image in (now, before))
+        assert 0 < abs(have - want).mean() < 12  # noise, the hardest there is
+
+
+def test_goes_on_where_it_was_stopped(inline, records, tmp_path, monkeypatch):
+    out, noted = tmp_path / "out", []
+    write, note = prepare_module.write_shard, prepare_module.replace_text
+
+    def stopping(path, text):
+        note(path, text)
+        noted.append(path)
+        if len(noted) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_module, "replace_text", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(records, out)
+    with pytest.raises(UserError, match="card.json is missing"):
+        PreparedSource(str(out))
+    for other, word in (({"shard_records": 5}, "shard_records"), ({"kept": Images.of(VISION, "square", 0)}, "images")):
+        with pytest.raises(UserError, match=f"begun with other {word}; go on with the same"):
+            run(records, out, **other)
+    names = [f"part-0000{number}-of-00003.array_record" for number in range(3)]
+    done = list(json.loads((out / "progress.json").read_text())["shards"])
+    assert len(done) == 2
+    (out / done[0]).unlink()  # lost since
+    written = []
+    monkeypatch.setattr(prepare_module, "write_shard", lambda path, r: written.append(path.name) or write(path, r))
+    monkeypatch.setattr(prepare_module, "replace_text", note)
+    card = run(records, out)
+    assert written == [name for name in names if name != done[1]]
+    assert len(PreparedSource(str(out))) == 25 == card["ledger"]["used"]["total"]
+
+
+def test_what_cannot_be_decoded_is_named_or_counted(inline, records, tmp_path, tokenizer):
+    for number in (3, 11, 12):
+        path = records.parent / f"{number}.png"
+        path.write_bytes(path.read_bytes()[:60])  # the header is whole
+    items = json.loads(records.read_text())
+    items[7]["conversations"].pop()
+    records.write_text(json.dumps(items))
+    known = load_index(open_samples(data_config(records), tokenizer, VISION)).errors
+    assert set(known) == {7}
+    with pytest.raises(UserError, match="3 images cannot be decoded") as caught:
+        run(records, tmp_path / "out", known)
+    assert all(f"{records}[{number}]" in str(caught.value) for number in (3, 11, 12))
+    card = run(records, tmp_path / "out", known, skip=True)
+    ledger = card["ledger"]
+    assert (ledger["read"], ledger["used"]["total"]) == (25, 21)
+    assert ledger["rejected"]["reasons"] == {"image_broken": 3, "last_turn": 1}
+    assert sorted(origin for origin, _, _ in card["rejected"]) == sorted(f"{records}[{n}]" for n in (3, 7, 11, 12))
+    assert len(PreparedSource(str(tmp_path / "out"))) == 21
+
+
+def test_nothing_that_is_there_is_overwritten(inline, records, tmp_path):
+    run(records, tmp_path / "out")
+    with pytest.raises(UserError, match="holds prepared data already"):
+        run(records, tmp_path / "out")
+    with pytest.raises(UserError, match="is not empty, and nothing that was being prepared"):
+        run(records, records.parent)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "progress.json").write_text("{")
+    with pytest.raises(UserError, match="progress.json is damaged"):
+        run(records, tmp_path / "half")
