@@ -298,7 +298,9 @@ class _Card:
         pixels = self._pixels[slot]
         height, width = pixels.shape[:2]
         encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, "PNG", optimize=True)
+        Image.fromarray(pixels).save(
+            encoded, "PNG", compress_level=3
+        )  # 5 % larger than the best of photographs, in a fifth of the time
         data = base64.b64encode(encoded.getvalue()).decode()
         scale = max(1, _PICTURE // width)
         places = f"{width} × {height} pixels, positions {begin}–{end - 1}"
@@ -377,8 +379,11 @@ _SPACES = {" ": "<u> </u>", "\n": "<u class=n>\n</u>", "\t": "<u class=v>\t</u>"
 
 
 def _characters_html(text: str) -> str:
-    pieces = ['<s data-x="◌"></s>'] if unicodedata.category(text[0]).startswith("M") else []
-    for letter in text:
+    """Accents without a letter before them would be drawn over the chip before, or not at all: ◌ carries them."""
+    rest = text.lstrip("".join(filter(_is_accent, text)))
+    accents = text[: len(text) - len(rest)]
+    pieces = [f'<s class=k data-x="◌{accents}"><i>{accents}</i></s>'] if accents else []
+    for letter in rest:
         if letter in _SPACES:
             pieces.append(_SPACES[letter])
         elif _is_unseen(letter):
@@ -386,3 +391,7 @@ def _characters_html(text: str) -> str:
         else:
             pieces.append(html.escape(letter))
     return "".join(pieces)
+
+
+def _is_accent(letter: str) -> bool:
+    return unicodedata.category(letter).startswith("M")

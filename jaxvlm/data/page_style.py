@@ -4,12 +4,14 @@ STYLE = """
 :root { color-scheme: light dark;
   --page: #f4f6f8; --card: #fff; --text: #1a1f26; --quiet: #56616e; --line: #d8dee6; --link: #0b5cad;
   --chip: #eef1f5; --chip2: #e1e6ed; --learn: #c6f0d2; --learn2: #aee6bf; --learn-text: #0a3a1b; --learn-line: #1a7f37;
-  --control: #6639ba; --image: #d4e7ff; --image-text: #0a4480; --image-line: #2f81d8; --bytes: #8a4600;
+  --control: #6639ba; --image: #d4e7ff; --image-text: #0a4480; --image-line: #2f81d8;
+  --bytes: #7a3e00; --bytes-page: #fff2df;
   --warn: #8f2d0c; --warn-page: #fff0e8; --tip: #1a1f26; --tip-text: #f4f6f8; --hatch: #c3cbd5; --bar-text: #97a3b2 }
 @media (prefers-color-scheme: dark) { :root {
   --page: #0e1115; --card: #161b21; --text: #e4e8ed; --quiet: #9aa6b2; --line: #2c343e; --link: #7ab8ff;
   --chip: #222932; --chip2: #2c3540; --learn: #123f25; --learn2: #18522f; --learn-text: #cbf6d8; --learn-line: #3fb950;
-  --control: #c8adff; --image: #12335c; --image-text: #c3dfff; --image-line: #4a94e8; --bytes: #f2b56b;
+  --control: #c8adff; --image: #12335c; --image-text: #c3dfff; --image-line: #4a94e8;
+  --bytes: #f6c083; --bytes-page: #43300f;
   --warn: #ffb59a; --warn-page: #3a1c10; --tip: #e4e8ed; --tip-text: #11151a; --hatch: #3b4652; --bar-text: #66727f } }
 * { box-sizing: border-box }
 html { scroll-padding-top: 1rem }
@@ -55,7 +57,9 @@ nav details > ol > li > a { margin-right: .6rem; font-weight: 600 }
   padding: .8rem 0 .3rem .9rem; border-left: 4px solid var(--line) }
 .seg:target, .row:target { border-color: var(--link) }
 .seg > header { grid-column: 1 / -1; display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: baseline }
-.t { line-height: 1.95; white-space: pre-wrap; overflow-wrap: anywhere }
+.t { line-height: 1.95; white-space: pre-wrap; line-break: anywhere }
+.t b, .t mark, dt b, dt mark { white-space: pre; unicode-bidi: isolate }
+.t :has(> .n) { unicode-bidi: normal }
 .t b, .t mark, .t a, .t span, dt b, dt mark { padding: .14em .12em; border-radius: .22em; font-weight: inherit;
   color: inherit; background: var(--chip); -webkit-box-decoration-break: clone; box-decoration-break: clone }
 .t b:nth-child(2n) { background: var(--chip2) }
@@ -70,7 +74,10 @@ u { position: relative; text-decoration: none }
 u::before { content: "␣"; position: absolute; inset: 0; text-align: center; line-height: 1; opacity: .38 }
 u.n::before, u.v::before { content: "↵"; position: static; opacity: .65 }
 u.v::before { content: "⇥" }
-s { text-decoration: none; color: var(--bytes); font-size: .8em }
+s { margin: 0 .15em; padding: 0 .2em; border-radius: .2em; text-decoration: none; color: var(--bytes);
+  background: var(--bytes-page); font-size: .78em; unicode-bidi: isolate }
+s.k { margin: 0; padding: 0; background: none; font: 1em system-ui, "DejaVu Sans", sans-serif; color: inherit }
+s i { font-size: 0 }
 s::before { content: attr(data-x) }
 .t b:hover, .t mark:hover, .t a:hover { outline: 2px solid var(--link); outline-offset: -1px; anchor-name: --token }
 .t b:hover::after, .t mark:hover::after, .t a:hover::after { position: absolute; z-index: 9; width: max-content;
@@ -84,7 +91,8 @@ s::before { content: attr(data-x) }
     " in its segment\\A id " attr(data-i) "\\A target " attr(data-y) ", loss weight " attr(data-w) }
 aside { font-size: .93rem; min-width: 0 }
 figure { margin: 0 0 .8rem; break-inside: avoid }
-figure img { display: block; max-width: 100%; height: auto; border-radius: .35rem; border: 1px solid var(--line) }
+figure img { display: block; max-width: 100%; height: auto; border-radius: .35rem;
+  box-shadow: 0 0 0 1px var(--line) }
 figure:target img { outline: 3px solid var(--image-line) }
 figcaption { margin-top: .25rem }
 .small { image-rendering: pixelated }
