@@ -204,11 +204,11 @@ OPENAI = Chat(
 )
 
 
-def recognise(columns: Iterable[str], where: str) -> Format:
+def recognise(columns: Iterable[str], where: str, remedy: str) -> Format:
     """The format of a table from the names of its columns.
 
     Raises:
-      UserError: it is none that is known; `where` names the table.
+      UserError: it is none that is known; `where` names the table, `remedy` what to do.
     """
     found = set(columns)
     images = [column for column in ("images", "image") if column in found]
@@ -223,8 +223,7 @@ def recognise(columns: Iterable[str], where: str) -> Format:
             return Alpaca(query="input" if "input" in found else None, images=image, system=system)
     raise UserError(
         f"{where}: its columns ({', '.join(sorted(found)) or 'none'}) are of no format that is recognised: "
-        "messages, or conversations, or instruction and output, and image or images, not both; describe them in a "
-        "dataset_info.json and give PATH/dataset_info.json:NAME"
+        f"messages, or conversations, or instruction and output, and image or images, not both; {remedy}"
     )
 
 

@@ -186,7 +186,7 @@ class _ListScan:
         while True:
             try:
                 _, end = _DECODER.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._ended:  # else, if a number, it may go on
+                if end + 3 <= len(self._text) or self._ended:  # else, if a number, it may go on, as 1 in 1e+5
                     return end
             except json.JSONDecodeError as error:
                 # Cut off are strings, and literals and escapes of a few characters.

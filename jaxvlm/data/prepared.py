@@ -94,20 +94,20 @@ def read_card(folder: epath.PathLike) -> dict[str, Any]:
     Raises:
       UserError: it is missing, unreadable or no card.
     """
-    path = epath.Path(folder) / CARD
+    path = f"{os.fspath(folder).rstrip('/')}/{CARD}"
     try:
-        card = json.loads(path.read_bytes().decode())
+        card = json.loads(epath.Path(path).read_bytes().decode())
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing: `inspect_data prepare` writes it last, so it did not finish; rerun it"
         ) from error
-    except (OSError, ImportError, NotImplementedError) as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(
-            f"{path} cannot be read ({words}); check the address, the access and, for gs://, that gcsfs is installed"
-        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {_REMEDY}") from error
+    except Exception as error:  # of a disk, or of the network, which each kind of store reports in types of its own
+        raise UserError(
+            f"{path} cannot be read ({_words(error)}); check the address, which epath must know (gs://, s3://, az://, "
+            "hf://), the access to it, and that its package is installed (gcsfs for gs://)"
+        ) from error
     if not isinstance(card, dict) or card.get("version") != VERSION:
         found = card.get("version") if isinstance(card, dict) else card
         raise UserError(f"{path}: version {VERSION} is expected, found {str(found)[:60]}; {_REMEDY}")
@@ -254,10 +254,12 @@ def _fetch(address: str, shards: Sequence[dict[str, Any]], fingerprint: str) -> 
         with tqdm(total=total, desc=f"copying {address}", unit="B", unit_scale=True, delay=1.0, disable=None) as bar:
             for shard in wanted:
                 _copy(epath.Path(address) / shard["name"], folder / shard["name"], shard, bar)
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:  # as in `read_card`
         raise UserError(
-            f"{address} cannot be copied to {folder} ({error}); check the access to it and the space on the disk, or "
-            "set JAXVLM_CACHE to another folder"
+            f"{address} cannot be copied to {folder} ({_words(error)}); check the access to it and "
+            "the space on the disk, or set JAXVLM_CACHE to another folder"
         ) from error
     return folder
 
@@ -284,6 +286,10 @@ def _copy(source: epath.Path, target: Path, shard: dict[str, Any], bar: Any) -> 
         half.replace(target)
     finally:
         half.unlink(missing_ok=True)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _hash(path: Path) -> str:

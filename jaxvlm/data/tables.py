@@ -64,23 +64,23 @@ def load_hf(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSource:
     Raises:
       UserError: it cannot be opened, has no such split, or no format that is recognised.
     """
-    name = spec.removeprefix("hf:")
-    split = ""
+    name, split = spec.removeprefix("hf:"), ""
+    if not name:
+        raise UserError(f"data.source = {spec!r} names no data set; give hf:NAME_OR_FOLDER[:SPLIT]")
     if not Path(name).is_dir():
         name, _, split = name.partition(":")
     if Path(name).is_dir():
         items, folder = _open_folder(spec, Path(name), split), Path(name)
     else:
         items, folder = load_hub(spec, name, split=split or "train"), hub_folder(spec)
-    format = recognise(items.columns, spec)
+    remedy = "describe them in a dataset_info.json and give PATH/dataset_info.json:NAME"
+    format = recognise(items.columns, spec, remedy)
     rule = ImageRule(Path(image_folder) if image_folder else folder, allow_outside)
     return ItemSource(items.select(format), format, rule, image_folder)
 
 
 def load_hub(spec: str, name: str, *, split: str, subset: str | None = None, folder: str | None = None) -> TableItems:
     """A data set of the hub, or a folder of it, downloaded if it is not here."""
-    if not name:
-        raise UserError(f"{spec!r} names no data set; give hf:NAME_OR_FOLDER[:SPLIT]")
     return TableItems(_load(spec, name, split=split, name=subset, data_dir=folder), spec)
 
 

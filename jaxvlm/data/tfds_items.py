@@ -63,7 +63,7 @@ def load_tfds(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSourc
     try:
         builder = tfds.builder(name)
         features = builder.info.features
-        format = recognise(features.keys(), spec)
+        format = recognise(features.keys(), spec, "write them as a LLaVA file or as a table")
         wanted = {"id", *format.columns()} & set(features.keys())
         decoders = {
             column: _skip_decoding(tfds)
