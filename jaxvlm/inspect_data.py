@@ -121,13 +121,15 @@ def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, 
     tokenizer, vision = build_tokenizer(config), config.model.vision
     samples = open_samples(stage.data, tokenizer, vision)
     pipeline = Pipeline(samples, load_index(samples), 1, config.seed, (0, 1))  # a row a batch
-    end = min(first + count, pipeline.num_rows(1))
+    total = pipeline.num_rows(1)
+    end = min(first + count, total)
     if first >= end:
-        raise UserError(f"--first {first}: an epoch has {end} rows, counted from 0")
+        raise UserError(f"--first {first}: an epoch has {total} rows, counted from 0")
 
     def rows() -> Iterator[PageRow]:
         for number in range(first, end):
-            yield from page_rows(*pipeline.look_up(number), vision.features_per_image, f"row {number}")
+            batch, (records,) = pipeline.look_up(number)
+            yield PageRow(batch, 0, records, vision.features_per_image, f"epoch 0, row {number} of {total}")
 
     title = f"Rows {first} to {end - 1} of {', '.join(part.name for part in samples.source.parts)}"
     notes = [f"{stage.data.tokens} tokens and {stage.data.images} images a row, template {stage.data.template}"]

@@ -59,7 +59,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIMD_SHRINKS = 32  # times; of more its 16-bit weights would make more than 2 levels of difference
+# An image that is enlarged has few pixels; one that shrinks more than 32 times would, by the SIMD resizer's 16-bit
+# weights, be more than 2 levels off.
+_SIMD_SHRINKS = 32
 _TILE = (322, 323)  # TIFF tags of a tile's width and length
 
 # An image that cannot be used is an error of its record. What Pillow's decoders warn of besides (metadata that is cut
@@ -180,7 +182,7 @@ def _open(source: str | bytes) -> Iterator[ImageFile.ImageFile]:
 def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
     start = file.read(12)
     if not start:
-        raise _UnusableError("it is empty")
+        raise _UnusableError("no image: it is empty")
     for prefixes, decoder in _DECODERS:
         if start.startswith(prefixes):
             file.seek(0)
@@ -191,7 +193,7 @@ def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
             if isinstance(image, TiffImageFile):
                 _check_tile(image)
             return image
-    raise _UnusableError(f"its first bytes are not those of {_FORMATS}")
+    raise _UnusableError(f"no image: its first bytes are not those of {_FORMATS}")
 
 
 def _check_bytes(count: int) -> None:
@@ -293,7 +295,7 @@ def _centred(pixels_YXC: np.ndarray, shape: tuple[int, int], colour: tuple[int, 
 def _resized(pixels_YXC: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Along one axis; both in one call would go over rows first, and what is clipped between would differ."""
     height, width = pixels_YXC.shape[:2]
-    if simd is None or max(height / shape[0], width / shape[1]) > _SIMD_SHRINKS:
+    if simd is None or not 1 < max(height / shape[0], width / shape[1]) <= _SIMD_SHRINKS:
         resized = Image.fromarray(pixels_YXC).resize(shape[::-1], Image.Resampling.BICUBIC)
         return np.asarray(resized)
     source = simd.ImageData(width, height, simd.PixelType.U8x3, pixels_YXC.tobytes())
@@ -329,7 +331,7 @@ def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordEr
     if reason == "image_too_large":
         return RecordError(f"{where}image {name} is too large ({error}); make it smaller", origin, reason)
     return RecordError(
-        f"{where}image {name} cannot be decoded ({error or type(error).__name__}); "
+        f"{where}image {name} cannot be decoded ({str(error) or type(error).__name__}); "
         "replace the file or remove the record",
         origin,
         reason,

@@ -62,14 +62,17 @@ class PageRow:
     row: int
     records: Sequence[dict[str, Any]]  # of each segment, as `Pipeline.look_up` describes them
     features_per_image: int
-    name: str = ""  # of the batch, for the row's heading
+    name: str = ""  # the row's heading; "": its number
 
 
 def page_rows(
     batch: Batch, records: Sequence[Sequence[dict[str, Any]]], features_per_image: int, name: str = ""
 ) -> list[PageRow]:
     """All rows of what `Pipeline.look_up` returns; `name` is the batch's."""
-    return [PageRow(batch, row, members, features_per_image, name) for row, members in enumerate(records)]
+    before = f"{name}, " if name else ""
+    return [
+        PageRow(batch, row, members, features_per_image, f"{before}row {row}") for row, members in enumerate(records)
+    ]
 
 
 def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: str, notes: Sequence[str] = ()) -> None:
@@ -159,7 +162,7 @@ class _Card:
         )
         self._pixels = np.asarray(batch.images.pixels[row])
         self._problems: list[str] = []
-        self._heading = f"{source.name}, row {row}" if source.name else f"row {row}"
+        self._heading = source.name or f"row {row}"
         segments = int(self._segments.max(initial=0))
         if segments != len(source.records):
             raise ValueError(f"{self._heading} has {segments} segments and {len(source.records)} records")
@@ -210,7 +213,7 @@ class _Card:
             & (self._segments[:-1] > 0)
             & ~is_image[1:]
         )
-        self._report(weighted & ~reached, "a loss weight but a target that is not the next token of the segment")
+        self._report(weighted & ~reached, "a loss weight but a target that is not the next text token of the segment")
         supervised = np.zeros_like(weighted)
         supervised[1:] = (weighted & reached)[:-1]
         return supervised

@@ -339,16 +339,16 @@ HOSTILE = [
 def test_hostile_text_is_text(tmp_path_factory, tokenizer, texts):
     """Wherever text of a record goes: tokens, turns, id, origin, file names, title and notes."""
     name, origin, asked, said = texts
-    row = make_row(tokenizer, [record("x", "a", "b")])
+    row = make_row(tokenizer, [record("x", "a\n<image>", "b", images=1)])
     encoded = tokenizer(said, add_special_tokens=False).input_ids if _encodable(said) else []
     row.batch.tokens[1, : len(encoded[:6])] = encoded[:6]
-    described = {"id": name, "origin": origin, "images": [], "turns": [["user", asked], ["assistant", said]]}
+    described = {"id": name, "origin": origin, "images": [asked], "turns": [["user", asked], ["assistant", said]]}
     row = dataclasses.replace(row, records=[described], name=name)
     path = tmp_path_factory.mktemp("page") / "page.html"
     write_page(path, [row], tokenizer, title=name, notes=texts)
     page = Tree(path.read_text(encoding="utf-8")).root
     harmless = "root html head meta link title style body h1 p dl div dt dd small details summary nav ol li a main"
-    harmless += " article header h2 span i section h3 b mark u s aside figure figcaption em strong"
+    harmless += " article header h2 span i section h3 b mark u s aside figure img figcaption em strong br"
     assert {element.tag for element in page.all(lambda e: True)} <= set(harmless.split())
     for element in page.all(lambda e: True):
         assert not any(key.startswith("on") for key in element.attributes)
@@ -358,6 +358,9 @@ def test_hostile_text_is_text(tmp_path_factory, tokenizer, texts):
     def seen(text):
         return "".join(c if c.isprintable() or c in "\n\t" else f"⟨U+{ord(c):04X}⟩" for c in text)
 
+    (image,) = page.tags("img")
+    assert image.attributes["alt"] == f"image 1 of {page.tags('h2')[0].text}: {seen(asked)}"
+    assert page.tags("h2")[0].text == (f"{seen(name)}, row 1" if name else "row 1")
     assert page.tags("h1")[0].text == seen(name) and page.tags("h3")[0].text == seen(name)
     assert [dd.text for dd in page.tags("aside")[0].tags("dd")] == [seen(asked), seen(said)]
     assert page.tags("section")[0].tags("span")[0].text.endswith(seen(origin))
@@ -384,6 +387,10 @@ def test_tokens_say_the_text_that_they_are(tmp_path_factory, smollm2, said):
     write_page(path, [row], smollm2, title="Rows")
     page = Tree(path.read_text(encoding="utf-8")).root
     assert "".join(full_text(chip) for chip in page.tags("article")[0].tags("mark")) == f"{said}<|im_end|>"
+    for chip in chips(page):
+        assert set(chip.attributes) <= {"class", "data-p", "data-s", "data-i", "data-y", "data-w"}
+        id, _, raw = chip.attributes["data-i"].partition(" ")
+        assert raw == smollm2.convert_ids_to_tokens(int(id))
 
 
 def test_the_page_asks_for_nothing(show, tokenizer):
@@ -407,20 +414,37 @@ def test_the_page_asks_for_nothing(show, tokenizer):
 @pytest.mark.parametrize(
     ("field", "at", "value", "message"),
     [
-        ("targets", 8, 5, "a loss weight but a target that is not the next token of the segment: positions 8"),
-        ("loss_weights", -1, 1.0, "a loss weight but a target that is not the next token of the segment: positions"),
+        (
+            "targets",
+            4,
+            5,
+            "a loss weight but a target that is not the next text token of the segment: positions 4",
+        ),
+        (
+            "loss_weights",
+            -1,
+            1.0,
+            "a loss weight but a target that is not the next text token of the segment: positions",
+        ),
         ("positions", 3, 9, "segment 1 has positions that do not count up from 0"),
         ("image_index", 1, 3, "image 1 stands at 1–4 without all its 4 features in order"),
     ],
 )
 def test_what_is_wrong_with_a_row(show, tokenizer, field, at, value, message):
     row = make_row(tokenizer, [record("x", "<image>", "dots", images=1)], template="plain")
-    array = getattr(row.batch, field)
-    first = 4 if field == "targets" else at
-    array[1, first] = value
+    getattr(row.batch, field)[1, at] = value
     page = show([row], tokenizer)
     (warning,) = page.of_class("warn")
-    assert message.replace("positions 8", "positions 4") in warning.text
+    assert message in warning.text
+
+
+def test_an_image_is_never_supervised(show, tokenizer):
+    row = make_row(tokenizer, [record("x", "<image>", "dots", images=1)], template="plain")
+    row.batch.targets[1, 0], row.batch.loss_weights[1, 0] = row.batch.tokens[1, 1], 1
+    page = show([row], tokenizer)
+    assert "not the next text token of the segment: positions 0" in page.of_class("warn")[0].text
+    supervised = int((row.batch.loss_weights[1] > 0).sum()) - 1
+    assert f"({supervised} supervised)" in page.tags("article")[0].text
 
 
 def test_a_record_with_other_images_than_its_segment(show, tokenizer):
