@@ -229,7 +229,7 @@ def test_sums_and_contents(show, tokenizer):
     assert list(tiles.values()) == [f"{number:,}" for number in want]
     assert positions == text + 4 * P + 15 and supervised == len([c for c in chips(page) if c.tag == "mark"])
     links = page.tags("nav")[0].tags("a")
-    assert [link.text for link in links] == ["batch 7, row 1", "first", "second", "third"] * 2 + ["batch 7, row 1", "x"]
+    assert [link.text for link in links] == ["batch 7", "first", "second", "third"] * 2 + ["batch 7", "x"]
     ids = [element.attributes["id"] for element in page.all(lambda e: "id" in e.attributes)]
     assert len(set(ids)) == len(ids)
     assert {link.attributes["href"][1:] for link in page.tags("a")} <= set(ids)
@@ -360,7 +360,7 @@ def test_hostile_text_is_text(tmp_path_factory, tokenizer, texts):
 
     (image,) = page.tags("img")
     assert image.attributes["alt"] == f"image 1 of {page.tags('h2')[0].text}: {seen(asked)}"
-    assert page.tags("h2")[0].text == (f"{seen(name)}, row 1" if name else "row 1")
+    assert page.tags("h2")[0].text == (seen(name) or "row 1")
     assert page.tags("h1")[0].text == seen(name) and page.tags("h3")[0].text == seen(name)
     assert [dd.text for dd in page.tags("aside")[0].tags("dd")] == [seen(asked), seen(said)]
     assert page.tags("section")[0].tags("span")[0].text.endswith(seen(origin))
@@ -464,7 +464,7 @@ def test_ids_beyond_the_vocabulary(show, tokenizer):
 
 def test_rows_that_cannot_be_shown(show, tokenizer):
     row = three(tokenizer)
-    with pytest.raises(ValueError, match="batch 7, row 1 has 3 segments and 2 records"):
+    with pytest.raises(ValueError, match="batch 7 has 3 segments and 2 records"):
         show([dataclasses.replace(row, records=row.records[:2])], tokenizer)
     with pytest.raises(ValueError, match="image_index 7; 2 images of 3 features end at 5"):
         show([dataclasses.replace(row, features_per_image=3)], tokenizer)
