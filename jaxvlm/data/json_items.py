@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxvlm.data.cache import cached_arrays
 from jaxvlm.data.records import RecordError
 from jaxvlm.errors import UserError
 
@@ -33,8 +34,10 @@ class JsonItems:
             if path.suffix == ".jsonl":
                 self._spans, self._lines, self._fingerprint = _line_spans(path)
             else:
-                scan = _ListScan(path)
-                self._spans, self._fingerprint = scan.spans(), scan.digest.hexdigest()
+                with path.open("rb") as file:
+                    self._fingerprint = hashlib.file_digest(file, "blake2b").hexdigest()
+                found, _ = cached_arrays("spans", self._fingerprint, lambda: {"spans": _ListScan(path).spans()})
+                self._spans = found["spans"]
         except OSError as error:
             raise _unreadable(path, error) from error
 
@@ -131,7 +134,6 @@ class _ListScan:
 
     def __init__(self, path: Path):
         self._path = path
-        self.digest = hashlib.blake2b()
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._text, self._at = "", 0  # the window, and where in it
         self._bytes, self._characters, self._lines, self._line_start = 0, 0, 0, 0  # before the window
@@ -143,7 +145,6 @@ class _ListScan:
         """Byte spans int64[n, 2] of the elements; raises `UserError` if there is no such list."""
         with self._path.open("rb") as self._file:
             if self._file.read(len(_BOM)) == _BOM:
-                self.digest.update(_BOM)
                 self._bytes = len(_BOM)
             self._file.seek(self._bytes)
             try:
@@ -208,7 +209,6 @@ class _ListScan:
         """Reads on, as much again as there is, so that an element of any length is read in linear time."""
         self._drop()
         data = self._file.read(max(_WINDOW, len(self._text)))
-        self.digest.update(data)
         self._ended = not data
         try:
             self._text += self._utf8.decode(data, final=self._ended)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +51,10 @@ class _BatchSource:
         self._rows, self._share = rows, rows // process_count
         self._first = process_index * self._share
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _end_with_parent()  # it is unpickled where a worker process begins
+
     def __len__(self) -> int:
         return _ENDLESS
 
@@ -60,6 +68,19 @@ class _BatchSource:
         """Of each row of batch `index`: its epoch and its samples."""
         first = index * self._rows + self._first
         return [self._plan.find(first + row) for row in range(self._share)]
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: a killed run would leave its workers behind."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 class Batches:

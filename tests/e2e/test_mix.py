@@ -1,0 +1,91 @@
+"""One run on three kinds of source: stopped, and gone on with other workers, it sees the same batches bit for bit."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxvlm.command import load_config
+from jaxvlm.data.mix import Mix, load_mix
+from jaxvlm.data.pipeline import build_pipeline
+from jaxvlm.data.prepare import Images, prepare
+from jaxvlm.run import load_saved_config, saved_tokenizer
+from tests.data.conftest import data_config
+from tests.e2e.conftest import ROOT, write_data
+from tests.e2e.test_train import KILLED, losses
+
+MIXED = str(ROOT / "tests/e2e/mixed.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dataset_info.json with a Parquet file whose images are bytes, and a folder of prepared records."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("mix")
+    (folder / "raw").mkdir()
+    write_data(folder / "raw", 30)
+    rows = []
+    for number in range(25):
+        image = folder / "raw" / f"{number}_0.png"
+        text = {"role": "user", "content": "<image>which color?" if number % 2 else "say a color"}
+        turns = [text, {"role": "assistant", "content": f"number {number}"}]
+        rows.append({"chat": turns, "pictures": [image.read_bytes()] if number % 2 else []})
+    datasets.Dataset.from_list(rows).to_parquet(str(folder / "chats.parquet"))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    entry = {"file_name": "chats.parquet", "formatting": "sharegpt", "tags": tags}
+    entry["columns"] = {"messages": "chat", "images": "pictures"}
+    (folder / "dataset_info.json").write_text(json.dumps({"chats": entry}))
+    mix: Mix = load_mix(data_config(folder / "raw" / "data.json"))
+    vision = load_config("configs/quickstart.py").model.vision
+    prepare(mix, {}, Images.of(vision, "pad", 0), folder / "prepared", shard_records=16, skip=False)
+    return folder
+
+
+@pytest.mark.slow
+def test_stopped_and_gone_on_with_other_workers(command, environment, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(environment, "JAXVLM_TEST_MIX", str(folder))
+    straight = command("train", "--config", MIXED, "--workdir", tmp_path / "whole", "--json")
+    assert straight.returncode == 0, straight.stderr[-3000:]
+    arguments = ("--config", MIXED, "--workdir", tmp_path / "stopped", "--config.stage.finetune.data.workers=1")
+    killed = command("train", *arguments, code=KILLED.format(batch=7))
+    assert killed.returncode == -9, killed.stderr[-3000:]
+    arguments = ("--config", MIXED, "--workdir", tmp_path / "stopped", "--config.stage.finetune.data.workers=2")
+    resumed = command("train", *arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert len(losses(tmp_path / "whole")) == 12
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+
+    # What the losses come from: every array of every batch, from the middle on, on one host and on two.
+    config = load_saved_config(tmp_path / "whole")
+    stage, tokenizer = config.stage["finetune"], saved_tokenizer(tmp_path / "whole", config)
+
+    def batches(first, **options):
+        settings = {"vision": config.model.vision, "rows": stage.global_batch_size, "seed": config.seed}
+        made = build_pipeline(stage.data, tokenizer, **settings, **options).batches()
+        made.set_state(made.get_state() | {"batch": first})
+        try:
+            return [jax.tree.map(np.copy, next(made)) for _ in range(first, 12)]
+        finally:
+            made.close()
+
+    whole = batches(0)
+    shares = [batches(5, process_index=host, process_count=2) for host in range(2)]
+    for want, *parts in zip(whole[5:], *shares, strict=True):
+        assert all(jax.tree.leaves(jax.tree.map(lambda w, *p: np.array_equal(w, np.concatenate(p)), want, *parts)))
+    assert len({hashlib.blake2b(batch.tokens.tobytes()).hexdigest() for batch in whole}) == 12
+    # All three sources were trained on.
+    ledger = json.loads((tmp_path / "whole" / "ledger.json").read_text())["finetune"]
+    assert ledger["read"] == 60 + 25 + 30
+    used = sum(ledger[fate]["total"] for fate in ("used", "packed", "truncated"))
+    assert used + ledger["heldout"]["total"] + ledger["unreached"]["total"] == ledger["read"] and used > 60
+
+
+def test_the_files_are_what_they_are_named(folder):
+    mix = load_mix(data_config(f"{folder}/dataset_info.json:chats"))
+    assert len(mix) == 25 and isinstance(mix[1].images[0], bytes) and mix[1].turns[0].text.startswith("<image>")
+    with Image.open(folder / "raw" / "1_0.png") as image:
+        assert image.size == (20, 24)
