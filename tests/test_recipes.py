@@ -45,7 +45,7 @@ CONVERSATIONS = {
     "data.tokens": 2048,
     "data.images": 3,
     "data.pack": True,
-    "global_batch_size": 48,
+    "global_batch_size": 64,
     "data.source": "data/llava_v1_5_mix665k.json",
 }
 VALUES = {

@@ -1,5 +1,7 @@
 """Samples in rows: an example written out, and properties of the plan."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxvlm.batch import Batch
+from jaxvlm.data import packing
 from jaxvlm.data.conversation import Sample
 from jaxvlm.data.packing import FitError, check_row, empty_batch, expand, expanded_length, fill_row, fit, plan_rows
 from jaxvlm.errors import UserError
+from tests.benchmarks.packing import make_mixture
 
 IM = 9  # placeholder id
 
@@ -105,7 +109,7 @@ def test_rows_too_short_for_any_image():
         check_row(577, 576)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.integers(2, 60).flatmap(
         lambda T: st.tuples(
@@ -113,35 +117,82 @@ def test_rows_too_short_for_any_image():
             st.integers(0, 4),
             st.lists(st.tuples(st.integers(1, T), st.integers(0, 4)), max_size=80),
             st.booleans(),
+            st.integers(1, 20),
             st.randoms(use_true_random=False),
         )
     )
 )
-def test_a_plan_holds_each_sample_once_and_no_row_overflows(case):
-    T, I, sizes, pack, random = case  # noqa: E741
+def test_any_plan(case):
+    """Each sample once, no row overflows, no sample far from its place, the oldest first; again the same."""
+    T, I, sizes, pack, window, random = case  # noqa: E741
     lengths = np.array([length for length, _ in sizes], np.int32)
     images = np.array([min(count, I) for _, count in sizes], np.int32)
     order = np.array(random.sample(range(len(sizes)), random.randint(0, len(sizes))), np.int64)
-    rows = plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
-    assert sorted(i for row in rows for i in row) == sorted(order)
+    with mock.patch.object(packing, "PLAN_WINDOW", window):
+        rows = plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
+        assert rows == plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
+    place = {sample: i for i, sample in enumerate(order.tolist())}
+    places = [[place[sample] for sample in row] for row in rows]
+    flat = [i for row in places for i in row]
+    assert sorted(flat) == list(range(len(order)))
+    assert all(abs(at - i) < window for at, i in enumerate(flat))
     for row in rows:
-        assert row and lengths[list(row)].sum() <= T and images[list(row)].sum() <= I
+        assert lengths[list(row)].sum() <= T and images[list(row)].sum() <= I
         assert pack or len(row) == 1
-    assert rows == plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
+    assert all(row == sorted(row) for row in places)
+    # Each row begins with the oldest sample that is left, and none in sight would still fit.
+    left = set(range(len(order)))
+    for row, members in zip(places, rows, strict=True):
+        assert row[0] == min(left)
+        left -= set(row)
+        room, slots = T - lengths[list(members)].sum(), I - images[list(members)].sum()
+        seen = [order[i] for i in left if i < row[0] + window]
+        assert not pack or all(lengths[sample] > room or images[sample] > slots for sample in seen)
 
 
-def test_rows_come_in_the_order_of_their_first_samples():
-    lengths = np.array([9, 2, 9, 1, 5, 5])
-    rows = plan_rows(lengths, np.zeros(6, int), np.array([5, 0, 1, 2, 3, 4]), tokens=10, images=0, pack=True)
-    assert rows == [(5, 4), (0, 3), (1,), (2,)]
+@pytest.mark.parametrize(
+    "lengths, images, rows",
+    [
+        ([4, 5, 3, 3], [0, 0, 0, 0], [(0, 2, 3), (1,)]),  # two that fill the row, not the one that comes next
+        ([4, 3, 3, 6], [0, 0, 0, 0], [(0, 3), (1, 2)]),  # one that fills it; two would fill it as well
+        ([4, 5, 5, 3, 2], [0] * 5, [(0, 1), (2, 3, 4)]),  # nothing fills it: the one that comes next
+        ([4, 3, 3, 6], [1, 1, 1, 1], [(0, 3), (1, 2)]),
+        ([4, 3, 3, 5], [1, 1, 1, 0], [(0, 3), (1, 2)]),  # two slots: no three images
+        ([2, 2, 2, 2, 2, 2, 3], [0] * 7, [(0, 1, 2, 3, 4), (5, 6)]),
+        ([9, 1, 9, 1], [0] * 4, [(0, 1), (2, 3)]),  # the older of equals
+    ],
+)
+def test_plans_written_out(lengths, images, rows):
+    lengths, images = np.array(lengths), np.array(images)
+    assert plan_rows(lengths, images, np.arange(len(lengths)), tokens=10, images=2, pack=True) == rows
 
 
-@pytest.mark.parametrize("low, high, fill", [(20, 400, 0.98), (100, 1000, 0.95)])
-def test_rows_are_full(low, high, fill):
+@pytest.mark.parametrize(
+    "low, high, tokens, images, fill",
+    [(20, 400, 2048, 200, 0.998), (100, 1000, 2048, 200, 0.998), (600, 800, 4096, 6, 0.97)],
+)
+def test_rows_are_full(low, high, tokens, images, fill):
     random = np.random.default_rng(0)
     lengths = random.integers(low, high, 20_000)
-    rows = plan_rows(lengths, np.ones_like(lengths), random.permutation(20_000), tokens=2048, images=200, pack=True)
-    assert lengths.sum() / (2048 * len(rows)) > fill
+    one, order = np.ones_like(lengths), random.permutation(20_000)
+    rows = plan_rows(lengths, one, order, tokens=tokens, images=images, pack=True)
+    assert lengths.sum() / (tokens * len(rows)) > fill
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.25])
+@pytest.mark.parametrize("tokens, images, fill", [(2048, 3, 0.87), (2304, 3, 0.97), (3072, 4, 0.99), (4096, 6, 0.99)])
+def test_rows_of_llavas_mixture(tokens, images, fill, scale):
+    """Full (no packer reaches 90 % at 2048), and as mixed as the order in every part of an epoch."""
+    mixture = make_mixture(20_000, tokens, scale)
+    order = np.random.default_rng(1).permutation(len(mixture.lengths))
+    rows = plan_rows(mixture.lengths, mixture.images, order, tokens=tokens, images=images, pack=True)
+    assert mixture.lengths.sum() / (tokens * len(rows)) >= fill
+    of_row = np.array([[mixture.lengths[list(row)].sum(), mixture.images[list(row)].sum(), len(row)] for row in rows])
+    for part, planned in zip(np.array_split(of_row, 8), np.array_split(order, 8), strict=True):
+        positions, images_used, samples = part.sum(axis=0)
+        assert positions / samples == pytest.approx(mixture.lengths[planned].mean(), rel=0.02)
+        assert images_used / samples == pytest.approx(mixture.images[planned].mean(), abs=0.02)
+        assert samples / len(part) == pytest.approx(len(order) / len(rows), rel=0.04)
 
 
 @settings(max_examples=50, deadline=None)

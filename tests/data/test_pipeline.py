@@ -67,10 +67,10 @@ def test_an_epoch_holds_every_record_once(build, data, pack):
     made = build(data, pack=pack, rows=1)
     rows = made.num_rows(1)
     assert made.records == 60 and (rows < 60 if pack else rows == 60)
-    batches = take(made.batches(), 2 * rows)
+    batches = take(made.batches(), made.num_rows(2))
     for batch in batches:
         batch.check(made.spec)
-    first, second = ([s for b in batches[i * rows : (i + 1) * rows] for s in samples_of(b)] for i in (0, 1))
+    first, second = ([s for b in part for s in samples_of(b)] for part in (batches[:rows], batches[rows:]))
     assert sorted(first) == sorted(second) and first != second
     assert len(first) == 60
 
@@ -329,7 +329,7 @@ def test_images_are_decoded_once_if_they_fit_into_memory(build, data, monkeypatc
     load = samples_module.load_image
     monkeypatch.setattr(samples_module, "load_image", lambda *a, **kw: calls.append(a) or load(*a, **kw))
     made = build(data, rows=1, augment=SHAKEN)
-    kept = take(made.batches(), 2 * made.num_rows(1))
+    kept = take(made.batches(), made.num_rows(2))
     assert len(calls) < 60  # 48 images; two threads may decode the same one at the same time
     monkeypatch.setattr(pipeline_module, "_CACHE_BYTES", 0)
     made = build(data, rows=1, augment=SHAKEN)

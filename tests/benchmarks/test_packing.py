@@ -1,0 +1,26 @@
+"""The benchmark runs, and says of few samples what does not depend on the machine."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+
+def test_prints_finite_numbers():
+    command = [sys.executable, "-m", "tests.benchmarks.packing", "--samples", "500", "--rounds", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    results = json.loads(last)
+    numbers = jax.tree.leaves(results)
+    assert len(numbers) > 200 and all(math.isfinite(number) and number > 0 for number in numbers), results
+    for result in results:
+        assert max(result["fill"].values()) <= result["bound"] <= 1.001
+        assert max(result["slots"], result["fill"]["ours"]) <= 1
+        assert result["samples_per_row"] * result["rows_for_llava_batch"] == pytest.approx(128)
+    assert any(line.startswith("all  ") for line in table)
+    assert any("first fit" in line for line in table)
