@@ -89,7 +89,8 @@ def evaluate_run(
     Raises:
       UserError: records that break a rule or images that cannot be read; nothing is left out.
     """
-    questions = load_questions(evaluation.source, evaluation.image_folder, limit)
+    allow_outside = opened.stage.data.allow_outside
+    questions = load_questions(evaluation.source, evaluation.image_folder, limit, allow_outside=allow_outside)
     answers = answer(
         opened.model,
         opened.params,
@@ -113,18 +114,19 @@ def evaluate_run(
     return result
 
 
-def load_questions(spec: str, image_folder: str = "", limit: int = 0) -> list[Record]:
+def load_questions(spec: str, image_folder: str = "", limit: int = 0, *, allow_outside: bool = False) -> list[Record]:
     """The questions of a data set, each a record that ends in the true answer.
 
     Args:
       spec: as `data.source` of a recipe.
       image_folder: as `data.image_folder`.
       limit: only the first so many; 0: all.
+      allow_outside: as `data.allow_outside`.
 
     Raises:
       UserError: no such data, records that break a rule (ten at most are named), or no question.
     """
-    source = load_source(spec, image_folder)
+    source = load_source(spec, image_folder, allow_outside=allow_outside)
     questions: list[Record] = []
     problems = []
     for index in range(len(source)):
