@@ -118,9 +118,10 @@ ANSWERS = ("all", "last")  # of a conversation, those that are supervised
 
 def place_images(text: str) -> str:
     """User text with its placeholders where the model gets them: "Who?\\n<image>" becomes "<image>\\nWho?"."""
-    if text.count(IMAGE) != 1:
+    rest = text.replace(IMAGE, "")
+    if text.count(IMAGE) != 1 or IMAGE in rest:  # taken out of "<<image>image>", one would leave another
         return text
-    return f"{IMAGE}\n{text.replace(IMAGE, '').strip()}".strip()
+    return f"{IMAGE}\n{rest.strip()}".strip()
 
 
 def drop_leading_answer(record: Record) -> Record:
@@ -330,22 +331,23 @@ class Renderer:
         self._script.write(draft, record)
         ids = list(self._start)
         supervised: list[tuple[int, int]] = []  # token ranges
-        spans = iter(draft.spans[-1 if self._last_only else 0 :] + [(len(draft.chunks), 0, 0)])
-        chunk, start, stop = next(spans)
+        spans = iter(draft.spans[-1 if self._last_only else 0 :] + [(len(draft.chunks), 0, 0, 0, 0)])
+        chunk, start, stop, own_start, own_stop = next(spans)
         for index, parts in enumerate(draft.chunks):
             if index:
                 ids.append(self._image_mark_id)
             encoding = self._backend.encode("".join(parts), add_special_tokens=False)
             while chunk == index:
-                begin, end = _token_range(encoding, start, stop)
-                if begin == end:
+                own_begin, own_end = _token_range(encoding, own_start, own_stop)
+                if own_begin == own_end:  # a byte-level vocabulary without some bytes drops them, without <unk>
                     raise RecordError(
                         f"{record.origin}: an answer has no token of its own in this tokenizer; drop the record",
                         origin=record.origin,
                         reason="nothing_supervised",
                     )
+                begin, end = _token_range(encoding, start, stop)
                 supervised.append((len(ids) + begin, len(ids) + end))
-                chunk, start, stop = next(spans)
+                chunk, start, stop, own_start, own_stop = next(spans)
             ids += encoding.ids
         raw = np.array(ids, np.int32)
         loss_weights = np.zeros(len(raw), np.float32)
@@ -393,14 +395,19 @@ class _Draft:
 
     def __init__(self):
         self.chunks: list[list[str]] = [[]]
-        self.spans: list[tuple[int, int, int]] = []  # chunk, first character, character after the last; in order
+        # Of each answer in order: its chunk, then in characters, first and behind the last, all that is supervised and
+        # what the record says.
+        self.spans: list[tuple[int, int, int, int, int]] = []
         self._length = 0  # of the last chunk, in characters
 
-    def text(self, text: str, *, supervised: bool = False) -> None:
-        start, self._length = self._length, self._length + len(text)
+    def text(self, text: str) -> None:
+        self._length += len(text)
         self.chunks[-1].append(text)
-        if supervised:
-            self.spans.append((len(self.chunks) - 1, start, self._length))
+
+    def answer(self, before: str, answer: str, after: str) -> None:
+        start, own = self._length, self._length + len(before)
+        self.text(f"{before}{answer}{after}")
+        self.spans.append((len(self.chunks) - 1, start, self._length, own, own + len(answer)))
 
     def image(self) -> None:
         self.chunks.append([])
@@ -448,7 +455,7 @@ class _TemplateScript:
                     draft.text(text)
             else:
                 answer = turn.text.strip() if template.strip_answers else turn.text
-                draft.text(f"{self._before_answer}{answer}{self.after_answer}", supervised=True)
+                draft.answer(self._before_answer, answer, self.after_answer)
         if turns[-1].role == "assistant":
             draft.text(self._end)
 
@@ -492,7 +499,7 @@ class _ChatScript:
             asked, bare = (self._rendered(question, "", probe, add_generation_prompt=ask) for ask in (True, False))
         except RecordError as error:
             raise UserError(str(error)) from error
-        _, start, stop = draft.spans[0]
+        _, start, stop, _, _ = draft.spans[0]
         written = "".join(draft.chunks[0])[start:stop]
         self._before_answer, _, self._after_answer = self._by_steps(probe)[1].partition("answer")
         self._proven.clear()  # they were not known yet
@@ -507,6 +514,7 @@ class _ChatScript:
             texts = self._by_steps(record)
             if texts == self._at_once(record):
                 self._proven.add(roles)
+        answers = [turn.text.strip() for turn in record.turns if turn.role == "assistant"]
         for index, text in enumerate(map(self._marked, texts)):
             if index % 2 == 0:
                 draft.text(text)
@@ -514,7 +522,11 @@ class _ChatScript:
             supervised = text.rstrip()
             if not supervised.endswith(tuple(self._marks.values())):
                 supervised = text  # white space is how this template ends a turn
-            draft.text(supervised, supervised=True)
+            before, answer, after = supervised.partition(answers[index // 2])
+            if answer:
+                draft.answer(before, answer, after)
+            else:  # this template writes it otherwise
+                draft.answer("", supervised, "")
             draft.text(text[len(supervised) :])
 
     def _messages(self, record: Record) -> tuple[list[dict], list[dict]]:
@@ -659,9 +671,10 @@ def _marked_backend(
             for mark, token in zip(marks, ids, strict=True)
         ]
     )
-    # An image token that a chat template writes counts as an image.
-    own = (marks[0] if token == image_token_id else mark for mark, token in zip(marks[1:], ids[1:], strict=True))
-    return backend, marks[0], dict(zip(spellings, own, strict=True))
+    own = dict(zip(spellings, marks[1:], strict=True))
+    if spellings.get(IMAGE) == image_token_id:  # one that a chat template writes; the end token may have the same id
+        own[IMAGE] = marks[0]
+    return backend, marks[0], own
 
 
 def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from jaxvlm.data.packing import Extent
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.samples import Facts, Samples
 
-_VERSION = 1  # of what the columns mean; a kept index of another one is not used
+_VERSION = 2  # of what the columns mean; a kept index of another one is not used
 _CHUNK = 1000  # records that a worker process goes through at a time
 PARALLEL = 20_000  # records from which on starting worker processes pays
 

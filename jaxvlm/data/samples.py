@@ -166,8 +166,9 @@ def _shuffles(record: Record) -> bool:
     """Whether the rounds have a meaning in another order: not where several images stand between the words."""
     users = [turn.text for turn in record.turns if turn.role == "user"]
     placeholders = [text.count(IMAGE) for text in users]
-    only_image = users[0].strip() == IMAGE  # without it the question would be empty
-    return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and not only_image
+    alone = users[0].replace(IMAGE, "")
+    sound = bool(alone.strip()) and IMAGE not in alone  # without its image it is a question still, and holds no other
+    return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and sound
 
 
 def _hash(data: bytes) -> int:

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from jaxvlm.config import AugmentConfig, DataConfig
+from jaxvlm.data.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.data.records import Record, Turn
 from jaxvlm.data.tokenizer import train_tokenizer, training_texts
+from tests.smollm2 import smollm2_file
 
 WORDS = ["what", "is", "the", "red", "circle", "left", "of", "a", "big", "blue", "square", "and", "two", "dots"]
 
@@ -68,3 +70,9 @@ def tokenizer():
     turns = tuple(Turn(("user", "assistant")[i % 2], " ".join(WORDS)) for i in range(4))
     records = [Record("a", turns, (), "a")] * 3
     return train_tokenizer(training_texts(records, "vicuna_v1", ""), 400)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The tokenizer of real weights; byte-level."""
+    return gguf_tokenizer(smollm2_file())

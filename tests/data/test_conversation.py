@@ -1,5 +1,6 @@
 """Conversations to ids and weights, on small Llama-style tokenizers made here."""
 
+import json
 import pickle
 
 import numpy as np
@@ -427,6 +428,60 @@ def test_an_answer_that_the_template_changes_is_not_rendered_at_once():
         renderer.render(record("A", "A cat", "B", "A 5"))
     sample = renderer.render(record("A", "a</think> A cat", "B", "A 5"))
     assert [renderer.decode(run) for run in supervised_runs(sample)] == ["A cat", "A 5"]
+
+
+def byte_tokenizer_without(character):
+    """As SmolLM2's, whose vocabulary lacks some bytes and <unk>: what it has no token for leaves no trace."""
+    tokenizer = byte_tokenizer()
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    ((piece, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(character)
+    del state["model"]["vocab"][piece]
+    state["pre_tokenizer"]["use_regex"] = True
+    backend = Tokenizer.from_str(json.dumps(state))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", chat_template=CHATML)
+
+
+@pytest.mark.parametrize("name", ["plain", "vicuna_v1", "chatml", "tokenizer"])
+@pytest.mark.parametrize("source", ["made", "smollm2"])
+def test_an_answer_of_which_no_token_is_left_is_refused(name, source, smollm2):
+    tokenizer = smollm2 if source == "smollm2" else byte_tokenizer_without("\x06")
+    assert tokenizer("\x06\x06").input_ids == []
+    renderer = Renderer(tokenizer, name, image_token_id=tokenizer.eos_token_id)
+    for _ in range(2):  # the second time the tokenizer's own template is rendered at once
+        renderer.render(record("Q", "A\x06"))
+        with pytest.raises(RecordError, match="an answer has no token of its own in this tokenizer") as caught:
+            renderer.render(record("Q", "\x06\x06"))
+        assert caught.value.reason == "nothing_supervised"
+    if name != "plain":
+        renderer.render(record("Q", "A", "\x06", "A"))
+        for texts in (("Q", "A", "Q", "\x06"), ("Q", "\x06", "Q", "A")):
+            with pytest.raises(RecordError, match="no token of its own"):
+                renderer.render(record(*texts))
+        last = Renderer(tokenizer, name, image_token_id=tokenizer.eos_token_id, answers="last")
+        assert len(supervised_runs(last.render(record("Q", "\x06", "Q", "A")))) == 1
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "tokenizer"])
+def test_an_end_token_whose_id_stands_for_images_too(name):
+    """As GPT-2's, which has no other control token: each id is what its place in the text says."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ':' + m.content + (eos_token if m.role == 'assistant' else '. ') }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    renderer = Renderer(tokenizer, name, image_token_id=tokenizer.eos_token_id)
+    sample = renderer.render(record("<image>\nQ", "A"))
+    end = np.arange(len(sample.tokens)) == len(sample.tokens) - 1
+    assert np.count_nonzero(sample.is_image) == 1 and sample.loss_weights[-1] == 1
+    np.testing.assert_array_equal(sample.tokens == tokenizer.eos_token_id, sample.is_image | end)
+
+
+def test_a_placeholder_inside_another_is_one():
+    """Taking it out and putting it in front would leave another."""
+    tokenizer = llama_tokenizer()
+    sample = Renderer(tokenizer, "vicuna_v1", image_token_id=0, system="").render(record("<<image>image> Who?", "A"))
+    assert np.count_nonzero(sample.is_image) == 1
+    assert read(tokenizer, sample).startswith("<s> ▁US ER : ▁ < [image] ▁ i m a g e >")
 
 
 # --- records and settings that are refused --------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from PIL import Image
 
 from jaxvlm.batch import Batch
 from jaxvlm.data.conversation import Renderer
-from jaxvlm.data.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.data.packing import empty_batch, expand, fill_row
 from jaxvlm.data.page import PageRow, page_rows, write_page
 from jaxvlm.data.pipeline import build_pipeline
@@ -25,7 +24,6 @@ from jaxvlm.data.token_text import Part, Vocabulary, spell
 from jaxvlm.data.tokenizer import image_token_id
 from tests.data.conftest import data_config, write_records
 from tests.parity import pairs
-from tests.smollm2 import smollm2_file
 
 P = 4  # features of an image
 
@@ -100,11 +98,6 @@ def full_text(chip):
         else:
             pieces.append(child.text)
     return "".join(pieces)
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    return gguf_tokenizer(smollm2_file())
 
 
 def record(name, *texts, images=0):

@@ -198,6 +198,15 @@ def test_shuffle_turns_keeps_the_image_first():
     assert len(orders) > 15
 
 
+def test_rounds_stay_where_a_placeholder_stands_inside_another(build, tmp_path):
+    """Without its image such a question would hold a second one, and in another round both would count."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    item = {"image": "a.png", "conversations": conversation("<<image>image> is", "a", "what is", "the")}
+    (tmp_path / "a.json").write_text(json.dumps([item]))
+    batches = take(build(tmp_path / "a.json", augment=SHAKEN, rows=1).batches(), 6)
+    assert all((batch.image_index >= 0).sum() == 4 and same(batch.tokens, batches[0].tokens) for batch in batches)
+
+
 def test_heldout(build, data):
     made = build(data, heldout=0.3, augment=SHAKEN)
     source = load_source(str(data))
