@@ -35,6 +35,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.errors import UserError
 
+MAX_CHARACTERS = 2**22  # of a record: a tokenizer takes 200 bytes of memory and a microsecond for each
 # Unicode keeps U+FDD0 to U+FDEF out of text for good, so what holds one cannot come from a record: `check_turns`
 # refuses those, and lone surrogates, which no tokenizer takes.
 _NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")
@@ -167,6 +168,10 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         if found:
             name = f"U+{ord(found[0]):04X} at character {found.start()}"
             problems.append(("invalid_text", f"{where} holds {name}, which Unicode keeps out of text; remove it"))
+    characters = sum(len(turn.text) for turn in turns)
+    if characters > MAX_CHARACTERS:
+        problem = f"its text has {characters:,} characters, the limit is {MAX_CHARACTERS:,}; split the record"
+        problems.append(("text_too_long", problem))
     if len(turns) == first:
         problems.append(("no_turns", f"{len(turns)} turns and none of a user; drop the record"))
     elif turns[-1].role != last:
