@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import json
 import runpy
 import sys
@@ -122,6 +123,8 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
       main: gets the arguments; what it returns is printed as the last line, in JSON, if `--json` is among them.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no UTF-8
     exit_code = 0
     try:
         result = main(argv)

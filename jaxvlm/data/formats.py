@@ -244,6 +244,8 @@ class ImageRule:
                     "give its path",
                 )
             )
+        elif _SURROGATES.search(image):
+            problems.append(("invalid_unicode", f"image {short(image)} holds half of a surrogate pair, no character"))
         elif "\0" in image:
             problems.append(("image_path", f"image {short(image)} holds a NUL character, which no path can"))
         elif not self.allow_outside and not self._is_inside(image):
@@ -279,7 +281,7 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
     elif not isinstance(id, (str, int)) or isinstance(id, bool):
         problems.append(("wrong_type", f'"id" is a string, found {kind(id)}'))
         id = origin
-    texts = [str(id), *(turn.text for turn in turns), rejected, *(image for image in images if isinstance(image, str))]
+    texts = [str(item.get("id")), *(turn.text for turn in turns), rejected]  # a path of ours may hold halves
     if any(not text.isascii() and _SURROGATES.search(text) for text in texts):
         problems.append(("invalid_unicode", r"a text holds half of a surrogate pair (\ud800 to \udfff), no character"))
     if problems:
@@ -326,9 +328,8 @@ def _column(item: dict[str, Any], column: str, problems: Problems) -> Any:
 
 
 def _keys(item: dict[str, Any]) -> str:
-    names = ", ".join(map(str, item)) or "none"
-    names = names if len(names) <= 200 else names[:197] + "..."
-    return f"keys found: {names.encode('utf-8', 'backslashreplace').decode()}"
+    names = ", ".join(repr(str(key))[1:-1] for key in item) or "none"
+    return f"keys found: {names if len(names) <= 200 else names[:197] + '...'}"
 
 
 def _text(item: dict[str, Any], column: str, problems: Problems) -> str:

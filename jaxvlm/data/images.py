@@ -321,7 +321,7 @@ def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordEr
     where = f"{origin}: " if origin else ""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and isinstance(source, str):
         folder = Path(source).parent
-        hint = "" if folder.is_dir() else f"; the folder {folder} does not exist either"
+        hint = "" if folder.is_dir() else f"; the folder {repr(str(folder))[1:-1]} does not exist either"
         return RecordError(
             f"{where}image {name} is missing{hint}; check its path and data.image_folder", origin, "image_missing"
         )

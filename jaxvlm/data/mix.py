@@ -60,7 +60,7 @@ class Mix:
         """A hash of the content of all records and of their order; not of the weights."""
         digest = hashlib.blake2b(digest_size=16)
         for part in self.parts:
-            digest.update(f"{part.name} {part.source.fingerprint()}".encode())  # the name stands in messages
+            digest.update(f"{part.name} {part.source.fingerprint()}".encode("utf-8", "surrogateescape"))  # in messages
             digest.update(b"all" if part.chosen is None else part.chosen.tobytes())
         return digest.hexdigest()
 

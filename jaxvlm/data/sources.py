@@ -115,4 +115,4 @@ def id_hash(id: str) -> int:
     Below `share * 2**64` the record belongs to the held-out share, which so never moves, whatever else is in the data;
     records with the same id (several conversations about one image) stay on the same side.
     """
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
