@@ -219,7 +219,7 @@ def noise_in_a_turn(w):
 
 
 def missing_key(w):
-    item = w.good()
+    item = {"a\n\x1b[31m\u202e": 1} | w.good()  # the message names the keys there are
     del item[w.messages]
     return item, "missing_key"
 
