@@ -50,7 +50,7 @@ class Images:
 
     def keep(self, source: str | bytes, origin: str) -> bytes:
         """The bytes of the image file to keep; raises `RecordError` if the image cannot be decoded."""
-        pixels = load_image(source, self.size, self.aspect, origin, pad_colour=self.pad_colour)
+        pixels = load_image(source, self.size, self.aspect, origin, pad_colour=self.pad_colour, exact=False)
         kept = io.BytesIO()
         if self.jpeg:
             Image.fromarray(pixels).save(kept, "JPEG", quality=self.jpeg, subsampling=0)

@@ -48,7 +48,7 @@ class Samples:
         self.source, self.renderer, self.config, self.vision = source, renderer, config, vision
         self.lengths = np.zeros(0, np.int32)  # positions that are planned for each record
         self.keep_images = False
-        self._images: dict[tuple[int, int], np.ndarray] = {}
+        self._images: dict[tuple[int, int, bool], np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_images": {}}
@@ -106,7 +106,8 @@ class Samples:
             random = None if seed is None else python_random.Random(f"{seed}/{index}")
             pieces.append(expand(self._sample(record, index, random), self.vision.features_per_image))
             for number in range(len(record.images)):
-                image = self._image(record, index, number)
+                # Answers are compared with those of others; training takes what is fast.
+                image = self._image(record, index, number, exact=random is None)
                 if random is not None:
                     options = self.config.augment
                     image = augment(image, random, flip=options.flip, shift=options.shift)
@@ -131,8 +132,8 @@ class Samples:
         except FitError as error:
             raise RecordError(f"{origin}: {error.problem}", origin, error.reason) from error
 
-    def _image(self, record: Record, index: int, number: int) -> np.ndarray:
-        image = self._images.get((index, number))
+    def _image(self, record: Record, index: int, number: int, *, exact: bool) -> np.ndarray:
+        image = self._images.get((index, number, exact))
         if image is None:
             image = load_image(
                 record.images[number],
@@ -140,9 +141,10 @@ class Samples:
                 self.config.aspect,
                 record.origin,
                 pad_colour=self.vision.pad_colour,
+                exact=exact,
             )
             if self.keep_images:
-                self._images[index, number] = image
+                self._images[index, number, exact] = image
         return image
 
 

@@ -88,7 +88,9 @@ def test_pad_is_the_resized_square_however_it_is_computed(width, height, resizer
     monkeypatch.setattr(images, "simd", resizer)
     for image in hard_pictures(width, height):
         for size in (28, 224, 336):
-            assert_close(load_image(encoded(image), size, "pad"), plain_pad(image, size), levels)
+            want = plain_pad(image, size)
+            assert_close(load_image(encoded(image), size, "pad", exact=False), want, levels)
+            assert_close(load_image(encoded(image), size, "pad"), want, 0)
 
 
 def flat(data, size=8):

@@ -9,11 +9,10 @@ from PIL import Image
 
 from jaxvlm.data.page import write_page
 from tests.browser import visit
-from tests.data.test_page import make_row, record, smollm2, three
+from tests.data.test_page import make_row, record, three
 
 pytestmark = pytest.mark.browser
 
-__all__ = ["smollm2"]  # a fixture
 
 ATTACKS = (
     "<script>document.title = 'owned'</script>",

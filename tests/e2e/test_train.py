@@ -165,7 +165,8 @@ def test_bad_records_are_all_named_before_the_first_step(environment, monkeypatc
     path.write_text(json.dumps(records))
     monkeypatch.setenv("JAXVLM_TEST_DATA", str(path))
     monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-    assert run(train.main, ["--config", RECIPE, "--workdir", str(tmp_path / "run")]) == 2
+    outside = [f"--config.stage.{stage}.data.allow_outside=True" for stage in ("align", "finetune")]
+    assert run(train.main, ["--config", RECIPE, "--workdir", str(tmp_path / "run"), *outside]) == 2
     errors = capsys.readouterr().err
     for index, what in enumerate(["missing.png", "broken.png", "<image>", "alternate", "empty"], 1):
         line = next(line for line in errors.splitlines() if f"bad.json[{index}]" in line)
