@@ -7,6 +7,7 @@ Axis letters:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -83,6 +84,16 @@ class Batch:
             images=Images(random.integers(0, 256, spec.images.pixels.shape, dtype=np.uint8)),
             image_index=image_index,
         )
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Its arrays by name, such as "tokens" and "images/pixels", to be saved."""
+        return {"/".join(key.name for key in path): leaf for path, leaf in jax.tree.leaves_with_path(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> Batch:
+        """The batch of which `to_arrays` gave these."""
+        like = cls.spec(rows=1, tokens=1, images=1, image_size=1)
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in like.to_arrays()])
 
     def check(self, spec: Batch) -> None:
         """Raises `ValueError` with every field whose shape or dtype is not the spec's."""

@@ -23,7 +23,6 @@ same records in the same order, with the same pixels (with --jpeg nearly). Stopp
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sys
@@ -31,7 +30,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxvlm.batch import Batch
@@ -40,7 +38,7 @@ from jaxvlm.config import Config, StageConfig
 from jaxvlm.data.index import load_index
 from jaxvlm.data.mix import Mix
 from jaxvlm.data.page import PageRow, page_rows, write_page
-from jaxvlm.data.pipeline import Pipeline, open_samples, summary
+from jaxvlm.data.pipeline import Pipeline, open_samples, rejected, summary
 from jaxvlm.data.prepare import Images, prepare
 from jaxvlm.data.report import make_report, plot_lengths, table, to_json, write_problems
 from jaxvlm.errors import UserError
@@ -120,7 +118,8 @@ def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, 
     """Writes a page of `count` rows of a stage's first epoch."""
     tokenizer, vision = build_tokenizer(config), config.model.vision
     samples = open_samples(stage.data, tokenizer, vision)
-    pipeline = Pipeline(samples, load_index(samples), 1, config.seed, (0, 1))  # a row a batch
+    index = load_index(samples)
+    pipeline = Pipeline(samples, index, rejected(samples, index), 1, config.seed)  # a row a batch
     total = pipeline.num_rows(1)
     end = min(first + count, total)
     if first >= end:
@@ -147,11 +146,7 @@ def show_batch(folder: Path, out: Path) -> dict[str, Any]:
     def rows() -> Iterator[PageRow]:
         for file in files:
             with np.load(file, allow_pickle=False) as arrays:
-                spec = Batch.spec(rows=1, tokens=1, images=1, image_size=1)
-                names = [
-                    "/".join(str(getattr(k, "name", k)) for k in path) for path, _ in jax.tree.leaves_with_path(spec)
-                ]
-                batch = jax.tree.unflatten(jax.tree.structure(spec), [arrays[name] for name in names])
+                batch = Batch.from_arrays(arrays)
             records = json.loads(file.with_suffix(".json").read_text())
             yield from page_rows(batch, records, config.model.vision.features_per_image, file.stem)
 
@@ -187,9 +182,7 @@ def prepare_stage_data(
 
 def _write(path: Path, rows: Iterator[PageRow], tokenizer: Any, title: str, notes: list[str]) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    counted = itertools.count()
-    write_page(path, (row for row in rows if next(counted) >= 0), tokenizer, title=title, notes=notes)
-    shown = next(counted)
+    shown = write_page(path, rows, tokenizer, title=title, notes=notes)
     print(f"{path}: {shown} rows; open it in a browser")
     return {"page": str(path), "rows": shown}
 

@@ -15,7 +15,7 @@ from jaxvlm.files import cache_folder, replace_bytes
 KEEP_SECONDS = 2.0  # what takes less is not worth a file
 
 
-def cached_arrays(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]) -> tuple[dict[str, np.ndarray], bool]:
+def cached_arrays(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays that were kept under `key`, or those that `make` gives, which are then kept if making took long.
 
     A file that is damaged counts as none, and a cache that cannot be written as none either.
@@ -23,14 +23,11 @@ def cached_arrays(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]
     Args:
       kind: name of the folder in the cache.
       key: a hash of everything the arrays depend on.
-
-    Returns:
-      the arrays, and whether they were found.
     """
     path = cache_folder() / kind / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), path.open("rb") as file:
         saved = np.load(file, allow_pickle=False)
-        return {name: saved[name] for name in saved.files}, True
+        return {name: saved[name] for name in saved.files}
     began = time.monotonic()
     arrays = make()
     if time.monotonic() - began >= KEEP_SECONDS:
@@ -39,4 +36,4 @@ def cached_arrays(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **arrays)
             replace_bytes(path, content.getvalue())
-    return arrays, False
+    return arrays

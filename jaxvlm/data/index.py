@@ -66,8 +66,7 @@ def load_index(samples: Samples, *, quiet: bool = False) -> Index:
       quiet: no progress bar.
     """
     key = hashlib.blake2b(f"{_VERSION} {samples.fingerprint()}".encode(), digest_size=16).hexdigest()
-    arrays, found = cached_arrays("index", key, lambda: _to_arrays(_build(samples, quiet=quiet)))
-    return _from_arrays(arrays)
+    return _from_arrays(cached_arrays("index", key, lambda: _to_arrays(_build(samples, quiet=quiet))))
 
 
 def _build(samples: Samples, *, quiet: bool) -> Index:

@@ -36,8 +36,8 @@ class JsonItems:
             else:
                 with path.open("rb") as file:
                     self._fingerprint = hashlib.file_digest(file, "blake2b").hexdigest()
-                found, _ = cached_arrays("spans", self._fingerprint, lambda: {"spans": _ListScan(path).spans()})
-                self._spans = found["spans"]
+                scan = _ListScan(path)
+                self._spans = cached_arrays("spans", self._fingerprint, lambda: {"spans": scan.spans()})["spans"]
         except OSError as error:
             raise _unreadable(path, error) from error
 

@@ -75,7 +75,7 @@ def page_rows(
     ]
 
 
-def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: str, notes: Sequence[str] = ()) -> None:
+def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: str, notes: Sequence[str] = ()) -> int:
     """Writes the page.
 
     Args:
@@ -84,6 +84,9 @@ def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: st
       tokenizer: the fast tokenizer that made the rows.
       title: heading of the page.
       notes: paragraphs below it.
+
+    Returns:
+      the number of rows.
 
     Raises:
       ValueError: a row has another number of segments than of records, or positions of images that it has not.
@@ -123,6 +126,7 @@ def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: st
 </html>
 """,
     )
+    return len(cards)
 
 
 def _summary(counts: Counter[str]) -> str:

@@ -155,12 +155,21 @@ class Pipeline:
       heldout: number of those that are kept for evaluation.
     """
 
-    def __init__(self, samples: Samples, index: Index, rows: int, seed: int, process: tuple[int, int]):
+    def __init__(
+        self,
+        samples: Samples,
+        index: Index,
+        errors: dict[int, RecordError],
+        rows: int,
+        seed: int,
+        process: tuple[int, int] = (0, 1),
+    ):
+        """As `build_pipeline`, from what it opens: the records, their index, and those that are `rejected`."""
         self._samples, self._index, self._rows, self._process = samples, index, rows, process
         self._seed = seed
         config, mix = samples.config, samples.source
         self.records = len(index)
-        self._errors = rejected(samples, index)
+        self._errors = errors
         good = np.ones(self.records, bool)
         good[list(self._errors)] = False
         held = good & heldout(index, config.heldout)
@@ -302,7 +311,7 @@ def build_pipeline(
     errors = rejected(samples, index)
     if errors and config.on_bad == "fail":
         raise UserError(summary(list(errors.values()), len(index), 'data.on_bad = "skip"'))
-    return Pipeline(samples, index, rows, seed, (process_index, process_count))
+    return Pipeline(samples, index, errors, rows, seed, (process_index, process_count))
 
 
 def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vision: VisionConfig) -> Samples:

@@ -125,7 +125,7 @@ def make_report(samples: Samples, index: Index, *, rows: int, epochs: float, see
             _duplicates("image", index.image_hash, np.repeat(np.arange(len(index)), index.images), held),
         ),
         lengths=index.length[readable],
-        plan=_plan(samples, index, rows, epochs, seed),
+        plan=_plan(samples, index, errors, rows, epochs, seed),
         tokens=config.tokens,
     )
 
@@ -183,9 +183,11 @@ def _try(index: Index, tokens: int, images: int, pack: bool) -> Rows:
     )
 
 
-def _plan(samples: Samples, index: Index, rows: int, epochs: float, seed: int) -> dict[str, float]:
+def _plan(
+    samples: Samples, index: Index, errors: dict[int, RecordError], rows: int, epochs: float, seed: int
+) -> dict[str, float]:
     try:
-        pipeline = Pipeline(samples, index, rows, seed, (0, 1))
+        pipeline = Pipeline(samples, index, errors, rows, seed)
     except UserError:  # nothing to train on; the report says why
         return {}
     planned = pipeline.rows_of_epoch(0)

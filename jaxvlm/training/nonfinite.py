@@ -93,8 +93,7 @@ class NonFinite:
             folder.mkdir(parents=True, exist_ok=True)
             batch, records = self._look_up(step - 1)
             name = f"process-{processes.index()}"
-            arrays = {"/".join(str(getattr(k, "name", k)) for k in path): x for path, x in _leaves(batch)}
-            np.savez_compressed(folder / f"{name}.npz", **arrays)
+            np.savez_compressed(folder / f"{name}.npz", **batch.to_arrays())
             (folder / f"{name}.json").write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
             for row, images in enumerate(batch.images.pixels):
                 shown = sum(len(record["images"]) for record in records[row])
@@ -103,7 +102,3 @@ class NonFinite:
         except OSError as error:
             return f"could not be written ({error})"
         return str(folder)
-
-
-def _leaves(batch: Batch) -> list[tuple[Any, Any]]:
-    return jax.tree.leaves_with_path(batch)
