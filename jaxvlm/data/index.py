@@ -6,12 +6,10 @@ other values would mean.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
 
@@ -22,6 +20,7 @@ from jaxvlm.data.cache import cached_arrays
 from jaxvlm.data.packing import Extent
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.samples import Facts, Samples
+from jaxvlm.data.workers import available_cores, worker_pool
 
 _VERSION = 2  # of what the columns mean; a kept index of another one is not used
 _CHUNK = 1000  # records that a worker process goes through at a time
@@ -84,20 +83,13 @@ def _build(samples: Samples, *, quiet: bool) -> Index:
     return _joined(facts)
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def _workers(samples: Samples, total: int):
     """The function that maps chunks to their parts of the index, in this process or in several."""
-    count = available_cores()
-    if total < PARALLEL or count < 2:
+    if total < PARALLEL or available_cores() < 2:
         yield lambda chunks: (_go_through(samples, chunk) for chunk in chunks)
         return
-    spawn = multiprocessing.get_context("spawn")  # not forked: the runtimes of jax and tokenizers have threads by now
-    with concurrent.futures.ProcessPoolExecutor(count, spawn, initializer=_set_samples, initargs=(samples,)) as pool:
+    with worker_pool(_set_samples, samples) as pool:
         yield lambda chunks: pool.map(_go_through_in_worker, chunks)
 
 

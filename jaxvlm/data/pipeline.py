@@ -9,10 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -35,6 +31,7 @@ from jaxvlm.data.prepared import PreparedSource
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.samples import Samples
 from jaxvlm.data.tokenizer import image_token_id
+from jaxvlm.data.workers import end_with_parent
 from jaxvlm.errors import UserError
 
 _CACHE_BYTES = 2**30  # decoded images are kept if all of them fit into this
@@ -53,7 +50,7 @@ class _BatchSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _end_with_parent()  # it is unpickled where a worker process begins
+        end_with_parent()  # it is unpickled where a worker process begins
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -68,19 +65,6 @@ class _BatchSource:
         """Of each row of batch `index`: its epoch and its samples."""
         first = index * self._rows + self._first
         return [self._plan.find(first + row) for row in range(self._share)]
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: a killed run would leave its workers behind."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 class Batches:

@@ -12,7 +12,6 @@ import concurrent.futures
 import dataclasses
 import io
 import json
-import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,11 @@ from tqdm import tqdm
 from jaxvlm.config import VisionConfig
 from jaxvlm.data.conversation import drop_leading_answer
 from jaxvlm.data.images import load_image
-from jaxvlm.data.index import available_cores
 from jaxvlm.data.ledger import WHOLE, Ledger
 from jaxvlm.data.mix import Mix
 from jaxvlm.data.prepared import CARD, shard_name, write_card, write_shard
 from jaxvlm.data.records import Record, RecordError
+from jaxvlm.data.workers import worker_pool
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
 
@@ -93,10 +92,9 @@ def prepare(
         (out / shard_name(n, count), range(n * shard_records, min((n + 1) * shard_records, len(mix)))) for n in missing
     ]
     failed: list[list[str]] = []
-    spawn = multiprocessing.get_context("spawn")
     with (
         tqdm(total=count, initial=count - len(missing), desc="preparing", unit="shard", disable=None) as bar,
-        concurrent.futures.ProcessPoolExecutor(available_cores(), spawn, _set, (mix, set(known), images)) as pool,
+        worker_pool(_set, mix, set(known), images) as pool,
     ):
         for running in concurrent.futures.as_completed([pool.submit(_write, *job) for job in jobs]):
             entry, broken = running.result()
@@ -112,12 +110,21 @@ def prepare(
             f"{len(failed)} images cannot be decoded:\n{named}\nMend them and run this again, which writes only what "
             "is missing, or leave them out with --on-bad skip, which counts them in the card's ledger"
         )
-    entries = [done[shard_name(number, count)] for number in range(count)]
+    card = _card(mix, known, settings, [done[shard_name(number, count)] for number in range(count)])
+    write_card(out, card)
+    (out / PROGRESS).unlink()
+    return card
+
+
+def _card(
+    mix: Mix, known: dict[int, RecordError], settings: dict[str, Any], entries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The card of shards that are all whole, and what became of every record."""
     reasons = [error.reason for error in known.values()]
     reasons += [reason for entry in entries for _, _, reason in entry["rejected"]]
     used = sum(entry["records"] for entry in entries)
     ledger = Ledger.of([("rejected", reason) for reason in reasons] + [("used", WHOLE)] * used)
-    card = {
+    return {
         "shards": [{key: value for key, value in entry.items() if key != "rejected"} for entry in entries],
         "settings": settings,
         "sources": [part.name for part in mix.parts],
@@ -125,9 +132,6 @@ def prepare(
         "rejected": [[error.origin, error.reason, str(error)] for error in known.values()]
         + [[origin, reason, message] for entry in entries for message, origin, reason in entry["rejected"]],
     }
-    write_card(out, card)
-    (out / PROGRESS).unlink()
-    return card
 
 
 def _begun(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -21,8 +21,8 @@ KEPT = Images.of(VISION, "pad", 0)
 class Inline:
     """Takes the place of the pool of processes: what it is given runs here."""
 
-    def __init__(self, workers, context, initializer, arguments):
-        initializer(*arguments)
+    def __init__(self, begin, *arguments):
+        begin(*arguments)
 
     def __enter__(self):
         return self
@@ -41,7 +41,7 @@ class Inline:
 
 @pytest.fixture
 def inline(monkeypatch):
-    monkeypatch.setattr(prepare_module.concurrent.futures, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(prepare_module, "worker_pool", Inline)
 
 
 @pytest.fixture
