@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxvlm.config import DataConfig, MixConfig
+from jaxvlm.data.items import Chosen
 from jaxvlm.data.records import Record
 from jaxvlm.data.sources import Source, load_source
 from jaxvlm.errors import UserError
@@ -20,10 +21,14 @@ class Part:
     name: str  # as the recipe names it
     source: Source
     weight: float
-    chosen: np.ndarray | None  # int64[n], ascending: its records that are used; None: all
 
-    def __len__(self) -> int:
-        return len(self.source) if self.chosen is None else len(self.chosen)
+
+class _ChosenSource(Chosen):
+    """So many records of a source."""
+
+    def __init__(self, source: Source, count: int):
+        super().__init__(source, count)
+        self.questions = source.questions
 
 
 class Mix:
@@ -36,7 +41,7 @@ class Mix:
 
     def __init__(self, parts: list[Part]):
         self.parts = parts
-        self.starts = np.cumsum([0, *map(len, parts)])
+        self.starts = np.cumsum([0, *(len(part.source) for part in parts)])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -53,15 +58,13 @@ class Mix:
     def find(self, index: int) -> tuple[Source, int]:
         """The source of record `index`, and which of its records that is."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        part, at = self.parts[number], index - int(self.starts[number])
-        return part.source, at if part.chosen is None else int(part.chosen[at])
+        return self.parts[number].source, index - int(self.starts[number])
 
     def fingerprint(self) -> str:
         """A hash of the content of all records and of their order; not of the weights."""
         digest = hashlib.blake2b(digest_size=16)
         for part in self.parts:
             digest.update(f"{part.name} {part.source.fingerprint()}".encode("utf-8", "surrogateescape"))  # in messages
-            digest.update(b"all" if part.chosen is None else part.chosen.tobytes())
         return digest.hexdigest()
 
 
@@ -85,14 +88,13 @@ def load_mix(config: DataConfig) -> Mix:
             continue
         folder = config.image_folder if options.image_folder is None else options.image_folder
         try:
-            source = load_source(name, folder, allow_outside=config.allow_outside)
+            source: Source = load_source(name, folder, allow_outside=config.allow_outside)
         except UserError as error:
             problems.append(str(error))
             continue
-        chosen = None
         if options.limit is not None and options.limit < len(source):
-            chosen = np.sort(np.random.default_rng(0).choice(len(source), options.limit, replace=False))
-        parts.append(Part(name, source, options.weight, chosen))
+            source = _ChosenSource(source, options.limit)
+        parts.append(Part(name, source, options.weight))
     if problems:
         raise UserError("; ".join(problems))
     return Mix(parts)

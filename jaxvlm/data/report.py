@@ -138,7 +138,7 @@ def _count_source(samples: Samples, index: Index, bad: np.ndarray, held: np.ndar
     return SourceCounts(
         name=part.name,
         weight=part.weight,
-        records=len(part),
+        records=len(part.source),
         rejected=int(np.count_nonzero(bad[own])),
         heldout=int(np.count_nonzero(held[own])),
         with_images=int(np.count_nonzero(index.images[own])),

@@ -44,7 +44,7 @@ def test_records_of_all_sources_one_after_another(files):
 
 
 def test_a_limit_chooses_records_once_and_for_all(files):
-    limited = load_mix(mixed(files, {"limit": 10}, {"limit": 1000}))
+    limited = pickle.loads(pickle.dumps(load_mix(mixed(files, {"limit": 10}, {"limit": 1000}))))
     ids = [limited[i].id for i in range(len(limited))]
     assert len(ids) == 34 and len(set(ids)) == 34
     reds = [int(i.removeprefix("red-")) for i in ids[:10]]
