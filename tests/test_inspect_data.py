@@ -49,6 +49,14 @@ def test_check_of_sound_data(command, tmp_path):
     assert picture.std() > 5
 
 
+def test_check_of_data_without_a_record_to_train_on(command, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    code, printed, result = check(command, tmp_path / "none.json", tmp_path / "out")
+    assert code == 2 and result["loses"] and result["records"] == 0
+    assert "leaves no record to train on" in result["plan"] and result["plan"] in printed
+    assert "seen whole" not in printed
+
+
 def test_check_names_every_record_that_would_be_lost(command, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (9, 9)).save(tmp_path / "good.png")

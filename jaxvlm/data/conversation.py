@@ -481,7 +481,7 @@ class _ChatScript:
             )
         self._system = system
         self._tokenizer = tokenizer
-        self._marks = marks
+        self._marks, self._all_marks = marks, tuple(marks.values())
         self._image_mark = image_mark
         # Longest first, so that "<|im_end|>" is not found as a shorter token and a rest.
         longest_first = sorted(marks, key=len, reverse=True)
@@ -510,7 +510,7 @@ class _ChatScript:
         self._proven.clear()  # they were not known yet
         if asked == bare and not written.lstrip().startswith("answer"):
             raise UserError(str(self._error(probe, "it writes a header before the answer that no prompt ends with")))
-        return [mark for mark in self._marks.values() if written.endswith(mark)]
+        return [mark for mark in self._all_marks if written.endswith(mark)]
 
     def write(self, draft: _Draft, record: Record) -> None:
         roles = tuple(turn.role for turn in record.turns)
@@ -525,7 +525,7 @@ class _ChatScript:
                 draft.text(text)
                 continue
             supervised = text.rstrip()
-            if not supervised.endswith(tuple(self._marks.values())):
+            if not supervised.endswith(self._all_marks):
                 supervised = text  # white space is how this template ends a turn
             before, answer, after = supervised.partition(answers[index // 2])
             if answer:

@@ -83,13 +83,13 @@ class Report:
     rows: tuple[Rows, ...]  # the recipe's first
     duplicates: tuple[Duplicates, ...]
     lengths: np.ndarray  # int32[n] of the records that can be read, whole
-    plan: dict[str, float]  # steps and what one holds on average; empty if there is nothing to train on
+    plan: dict[str, float] | str  # steps and what one holds on average; or why nothing can be trained on
     tokens: int  # of a row of the recipe
 
     @property
     def loses(self) -> bool:
-        """Whether anything of the data would not be seen."""
-        return bool(self.errors) or len(self.truncated) > 0
+        """Whether anything of the data would not be seen, or all of it because a source is empty."""
+        return bool(self.errors) or len(self.truncated) > 0 or isinstance(self.plan, str)
 
 
 def make_report(samples: Samples, index: Index, *, rows: int, epochs: float, seed: int) -> Report:
@@ -185,11 +185,11 @@ def _try(index: Index, tokens: int, images: int, pack: bool) -> Rows:
 
 def _plan(
     samples: Samples, index: Index, errors: dict[int, RecordError], rows: int, epochs: float, seed: int
-) -> dict[str, float]:
+) -> dict[str, float] | str:
     try:
         pipeline = Pipeline(samples, index, errors, rows, seed)
-    except UserError:  # nothing to train on; the report says why
-        return {}
+    except UserError as error:
+        return str(error)
     planned = pipeline.rows_of_epoch(0)
     members = np.array([index for row in planned for index in row], np.int64)
     total = pipeline.num_rows(epochs)
@@ -352,9 +352,9 @@ def _rows_lines(report: Report) -> list[str]:
 
 
 def _plan_lines(report: Report) -> list[str]:
-    if not report.plan:
-        return ["nothing is left to train on"]
     plan = report.plan
+    if isinstance(plan, str):
+        return [plan]
     return [
         f"{plan['steps']:,.0f} steps of {plan['rows_per_step']:.0f} rows, {plan['filled']:.1%} full: "
         f"{plan['samples_per_row']:.2f} samples a row, {plan['samples_per_step']:.0f} samples and "
@@ -384,7 +384,7 @@ def _problem_lines(report: Report) -> list[str]:
         lines.extend(f"  {error}" for error in _worst(report.errors.values()))
     if len(report.truncated):
         lines.append(f"{len(report.truncated):,} records are longer than a row: their last text would be cut")
-    return lines or ["every record would be seen whole"]
+    return lines if report.loses else ["every record would be seen whole"]
 
 
 def _worst(errors: Any) -> Iterator[RecordError]:
