@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import jax
 
-from jaxvlm.batch import Batch
+from jaxvlm.batch import Array, Batch
 from jaxvlm.config import StageConfig
 from jaxvlm.sharding import to_devices
 from jaxvlm.training.checkpoint import Checkpoints
@@ -65,10 +65,15 @@ def train(
     """
     k, first = keepers, int(state.step) + 1
     train_step = compile_train_step(layout, stage.micro_batches, skip_nonfinite=stage.on_nonfinite == "skip")
+    info: dict[str, Array] = {}  # of the step before
+
+    def computing() -> bool:
+        return any(not value.is_ready() for value in info.values())
+
     with jax.set_mesh(layout.mesh), k.preemption.held(steps):
         for step in range(first, steps + 1):
             k.profile.before(step)
-            with k.watch.phase("data", step):
+            with k.watch.phase("data", step, hidden=computing):
                 batch = to_devices(next(batches), layout.mesh, layout.rules)
             with (
                 k.watch.phase("compile" if step == first else "step", step),

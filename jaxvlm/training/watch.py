@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,17 @@ class Watch:
         self.close()
 
     @contextlib.contextmanager
-    def phase(self, name: str, step: int) -> Iterator[None]:
-        """This process is in a phase; afterwards in the one before."""
+    def phase(self, name: str, step: int, hidden: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """This process is in a phase; afterwards in the one before.
+
+        Args:
+          hidden: asked at the end, whether the devices had work all the while; then its time is that of a step.
+        """
         before = self._enter(name, step)
         try:
             yield
         finally:
-            self._enter(before, step)
+            self._enter(before, step, "step" if hidden() else name)
 
     def progressed(self, step: int) -> None:
         """The results of a step have come; of those before too."""
@@ -96,10 +100,10 @@ class Watch:
         with contextlib.suppress(Exception):
             self._beat()
 
-    def _enter(self, name: str, step: int) -> str:
+    def _enter(self, name: str, step: int, spent_on: str = "") -> str:
         with self._lock:
             now, before = time.monotonic(), self._phase
-            self._spent[before] += now - self._since
+            self._spent[spent_on or before] += now - self._since
             self._phase, self._step, self._since = name, step, now
             return before
 

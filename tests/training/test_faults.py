@@ -348,6 +348,14 @@ def test_shares_are_of_the_whole_time(watched):
     assert watched.watch.summary() == summary
 
 
+@pytest.mark.parametrize(("computing", "waited"), [(True, 0.0), (False, 0.5)])
+def test_data_that_comes_while_the_devices_compute_is_not_waited_for(watched, computing, waited):
+    watched.spend(5.0, "step", 1)
+    with watched.watch.phase("data", 2, hidden=lambda: computing):
+        watched.clock.now += 5.0
+    assert watched.watch.shares()["data"] == pytest.approx(waited)
+
+
 # Metrics
 
 
