@@ -181,5 +181,6 @@ class Vision(nnx.Module):
             x_BTD,
             length=self.config.num_layers + 1 + self.config.feature_layer,
             remat=self.remat,
+            dtype=self.dtype,
         )
         return x_BTD[:, T - self.config.features_per_image : T]

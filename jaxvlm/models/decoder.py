@@ -192,6 +192,7 @@ class Decoder(nnx.Module):
             lambda block, x_BTD, _: (block(x_BTD, table, segments_BT)[0], None),
             x_BTD,
             remat=self.remat,
+            dtype=self.dtype,
         )
         return self.norm(x_BTD)
 

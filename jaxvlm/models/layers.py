@@ -34,11 +34,13 @@ CarryT = TypeVar("CarryT")
 # fastest: writing all results down takes longer than making the cheap ones twice.
 POLICIES: dict[str, Callable[..., Any]] = {
     "none": checkpoint_policies.everything_saveable,  # everything but the inside of attention
-    # The results of projections (with their adapters', not those inside an adapter) and of attention.
-    "dots": checkpoint_policies.save_only_these_names("projection", "attention"),
+    # The results of projections (with their adapters', not those inside an adapter) and of attention. "statistic" is the
+    # mean square of a norm's input: a number a position, which saves reading all of it once more.
+    "dots": checkpoint_policies.save_only_these_names("projection", "attention", "statistic"),
     # What goes into attention, ready for it, and what comes out.
-    "attention": checkpoint_policies.save_only_these_names("query", "key", "value", "attention"),
-    "query": checkpoint_policies.save_only_these_names("query"),
+    "attention": checkpoint_policies.save_only_these_names("query", "key", "value", "attention", "statistic"),
+    "query_key": checkpoint_policies.save_only_these_names("query", "key", "statistic"),
+    "query": checkpoint_policies.save_only_these_names("query", "statistic"),
     "full": checkpoint_policies.nothing_saveable,  # a block's input
     # The same, in the memory of the chip's host.
     "offload": checkpoint_policies.save_and_offload_only_these_names(
@@ -205,7 +207,8 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """Normalised `x[..., D]`."""
         x = x.astype(jnp.float32)
-        y = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        mean_square = checkpoint_name(jnp.mean(jnp.square(x), axis=-1), "statistic")
+        y = x * jax.lax.rsqrt(mean_square + self.epsilon)[..., None]
         return tpu.settle((y * self.scale[...].astype(jnp.float32)).astype(self.dtype))
 
 
@@ -274,6 +277,7 @@ def run_stack(
     *,
     length: int | None = None,
     remat: str = "none",
+    dtype: jnp.dtype | None = None,
 ) -> tuple[CarryT, Any]:
     """Scans over the blocks of `make_stack`.
 
@@ -283,6 +287,8 @@ def run_stack(
       xs: arrays with the leading axis of the blocks, one slice for each, or None.
       length: how many of the first blocks are applied; None: all. The weights of the others get zero gradients.
       remat: what the backward pass recomputes, a name of `POLICIES`.
+      dtype: to which the matrices are cast before the scan; None: each projection casts its own. Their gradients, which
+        are made in that dtype, are stacked in it too: half the memory of float32.
 
     Returns:
       The last carry and the stacked ys.
@@ -297,4 +303,6 @@ def run_stack(
         body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
     if length is not None:
         weights = jax.tree.map(lambda w: w[:length], weights)
+    if dtype is not None:  # a norm's weights are vectors, and stay
+        weights = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 2 else w, weights)
     return jax.lax.scan(body, carry, (weights, xs))

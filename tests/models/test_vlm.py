@@ -198,7 +198,7 @@ def test_a_batch_without_image_slots(forward, params, samples):
         (
             None,
             {"remat": "ful"},
-            'remat = "ful" (did you mean "full"?); known: none, dots, attention, query, full, offload',
+            'remat = "ful" (did you mean "full"?); known: none, dots, attention, query_key, query, full, offload',
         ),
         (None, {"compute_dtype": "float16"}, 'compute_dtype = "float16", expected'),
         ("projector", {"kind": "mlp0x_gelu"}, 'projector.kind = "mlp0x_gelu", expected "linear"'),
