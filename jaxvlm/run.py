@@ -137,20 +137,25 @@ def _leaves(tree: Any, prefix: str = "config"):
 
 
 def build_tokenizer(config: Config) -> Any:
-    """The tokenizer that a recipe names, or trains on what its first stage reads.
+    """The tokenizer that a recipe names, or trains on what its stages read.
 
     Raises:
       UserError: the tokenizer has more tokens than the model.
     """
-    data = config.stage[config.stages[0]].data
-    texts = training_texts(_records(data), data.template, data.system) if config.tokenizer.source == "train" else None
-    tokenizer = load_tokenizer(config.tokenizer, texts)
+    tokenizer = load_tokenizer(config.tokenizer, _texts(config) if config.tokenizer.source == "train" else None)
     if len(tokenizer) > config.model.language.vocab_size:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, the model room for {config.model.language.vocab_size}; "
             f"set config.model.language.vocab_size to {len(tokenizer)} or more"
         )
     return tokenizer
+
+
+def _texts(config: Config) -> Iterator[str]:
+    """What a tokenizer of the recipe's own learns from: the text of all stages, since all must be short in it."""
+    for name in config.stages:
+        data = config.stage[name].data
+        yield from training_texts(_records(data), data.template, data.system)
 
 
 def _records(data: DataConfig) -> Iterator[Record]:

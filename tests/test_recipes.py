@@ -1,4 +1,4 @@
-"""The recipes of LLaVA-1.5 against its published values, written out here a second time and not taken from configs/."""
+"""The recipes: LLaVA-1.5's against its published values, written out here a second time and not taken from configs/."""
 
 import dataclasses
 import runpy
@@ -10,10 +10,11 @@ import pytest
 from jaxvlm.command import load_config
 from jaxvlm.config import StageConfig
 from jaxvlm.data.conversation import TEMPLATES
+from jaxvlm.data.mix import load_mix
 from jaxvlm.data.packing import plan_rows
 from jaxvlm.data.plan import Plan
 from jaxvlm.errors import UserError
-from jaxvlm.run import stage_model
+from jaxvlm.run import build_tokenizer, stage_model
 from jaxvlm.training.optimizer import group_of, paths, schedule
 from jaxvlm.training.state import split
 
@@ -258,3 +259,14 @@ def test_unknown_keys_are_named(size, kind):
 
 def test_another_projector():
     assert load("7b", "lora", "--config.init.projector=llava")[0].init.projector == "llava"
+
+
+def test_quickstart_has_a_token_for_each_answer():
+    """Its tokenizer learns from both stages: the answers "yes" and "no" are in the second alone."""
+    config = load_config("configs/quickstart.py")
+    tokenizer, data = build_tokenizer(config), config.stage["finetune"].data
+    source = load_mix(data)
+    said = {turn.text for at in range(len(source)) for turn in source[at].turns if turn.role == "assistant"}
+    assert len(said) == 13 and {"yes", "no"} < said
+    tokens = {answer: tokenizer.encode(answer, add_special_tokens=False) for answer in said}
+    assert [answer for answer in said if len(tokens[answer]) != 1] == []

@@ -34,8 +34,8 @@ CarryT = TypeVar("CarryT")
 # fastest: writing all results down takes longer than making the cheap ones twice.
 POLICIES: dict[str, Callable[..., Any]] = {
     "none": checkpoint_policies.everything_saveable,  # everything but the inside of attention
-    # The results of projections (with their adapters', not those inside an adapter) and of attention. "statistic" is the
-    # mean square of a norm's input: a number a position, which saves reading all of it once more.
+    # The results of projections (with their adapters', not those inside an adapter) and of attention. A norm's
+    # "statistic", its input's mean square, is a number a position, and saves reading the input once more.
     "dots": checkpoint_policies.save_only_these_names("projection", "attention", "statistic"),
     # What goes into attention, ready for it, and what comes out.
     "attention": checkpoint_policies.save_only_these_names("query", "key", "value", "attention", "statistic"),
