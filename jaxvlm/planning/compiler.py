@@ -93,7 +93,7 @@ def compile_step(
       compiler: makes the executable of what was lowered; None: `compile_lowered`.
 
     Raises:
-      UserError: the compiler does not know an option.
+      UserError: the compiler does not know an option, or gives up for want of another memory than the main one.
     """
     layout = step.layout
     # Not within `jax.set_mesh`, as the train loop does: the kernels' own constants would be put on devices that are not
@@ -138,7 +138,14 @@ def _compile(
             allocated = read_allocated(Path(dump))
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
-            return parse_out_of_memory(str(error)) | {"text": None}
+            found = parse_out_of_memory(str(error))
+            if found["needed"] is None:
+                raise UserError(
+                    "the TPU compiler ran out of something else than the chip's main memory, such as the fast memory "
+                    f"of one operation: {' '.join(str(error).split())[:400]}; leave out the last --option, or try "
+                    "another config.model.remat"
+                ) from error
+            return found | {"text": None}
         if match := re.search(r"No such compile option: '?(\w+)|[Uu]nknown (?:flag|option)[^\w]*(\w+)", str(error)):
             raise UserError(f"the TPU compiler knows no option {match[1] or match[2]} (--option)") from error
         raise

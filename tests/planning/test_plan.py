@@ -129,6 +129,15 @@ def test_out_of_memory_is_exit_code_3(monkeypatch, recipe_file, tmp_path, capsys
 
 
 @tpu_compiler
+def test_another_memory_that_is_too_small_is_no_plan():
+    def fail(lowered, options, dump):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. It should\n not be possible")
+
+    with pytest.raises(UserError, match="memory space vmem. It should not be possible; leave out the last --option"):
+        compile_step(tiny_step(), {}, compiler=fail)
+
+
+@tpu_compiler
 def test_the_plan_of_a_tiny_recipe(recipe_file, tmp_path, capsys):
     argv = ["--config", recipe_file, "--topology", "v5e-4", "--json", "--cache", str(tmp_path)]
     argv += ["--records", "1000", "--samples-per-row", "2", "--price-per-chip-hour", "2.5"]
