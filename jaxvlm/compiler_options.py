@@ -1,8 +1,8 @@
 """Options of the TPU compiler for the train step, each with the reason it is here.
 
-The figures are the compiler's own estimates (`python -m jaxvlm.plan`) of LLaVA-1.5-7B's finetune on v5e-16 with 4 rows
-a chip; docs/performance.md has them in order. Another value is tried with `plan --option NAME=VALUE`, or on a TPU with
-LIBTPU_INIT_ARGS.
+The figures are the compiler's own estimates (`python -m jaxvlm.plan`) of LLaVA-1.5-7B's finetune, on v5e-16 with 4 rows
+a chip where no other slice is named; docs/performance.md has them in order. Another value is tried with
+`plan --option NAME=VALUE`, or on a TPU with LIBTPU_INIT_ARGS.
 """
 
 from __future__ import annotations
@@ -23,12 +23,22 @@ COLLECTIVES: Options = {
     "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
 }
 
+# Weights are gathered beside the products that come before. A v5e does so by itself.
+_GATHERS: Options = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+}
+
 # By `jax.Device.device_kind`.
 CHIPS: dict[str, Options] = {
     # More of the 128 MiB of fast memory for the running operation, less for what is fetched ahead: larger tiles where a
-    # sum or a norm follows a product; 4,574 -> 4,302 Mcycles. 64 MiB gain 1 % more, and take twice as long to compile.
+    # sum or a norm follows a product; 4,574 -> 4,302 Mcycles. 64 MiB gain 0.4 % more and take twice as long to compile.
     "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
-    "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
+    # Waiting on v6e-8: 178 of 1,507 ms with 6 rows a chip -> 72 of 1,815 with 8.
+    "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"} | _GATHERS,
+    # v5p. Waiting on v5p-8: 153 of 3,965 ms with 12 rows a chip -> 84 of 4,901 with 16.
+    "TPU v5": _GATHERS,
 }
 
 
