@@ -13,7 +13,7 @@ trains in both stages, the encoder at a lower rate.
   finetune  each drawing with all its questions as one conversation, two conversations to a row: now "is there not a
             red shape?" can be learned, which takes what is seen and what is asked together.
 
-Expect more than 99 % exact match on the 9,673 official test questions, each asked alone, after 8 to 9 minutes of
+Expect more than 99 % exact match on the 9,673 official test questions, each asked alone, after some 8 minutes of
 training on two CPU cores. docs/quickstart.md has the curve, and what did not help.
 """
 

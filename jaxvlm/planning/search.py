@@ -18,10 +18,10 @@ from jaxvlm.planning.program import build_step
 from jaxvlm.planning.report import Assumptions, Plan, make_plan, to_json
 from jaxvlm.planning.slices import GIB, Slice
 
-# Compiler options that are worth a compilation, those that belong together in one set. Of several chips:
+# Compiler options beside those of compiler_options.py that are worth a compilation, each set as one. Of several chips:
 OPTIONS_OF_MANY: tuple[dict[str, str], ...] = (
-    # All-gathers of weights beside matrix products.
-    {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true", "xla_enable_async_all_gather": "true"},
+    # Gathers of weights and sums of gradients also beside element-wise operations, which take longer then.
+    {"xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true"},
 )
 # Of each: more of the fast memory for the running operation, less for what is fetched ahead.
 OPTIONS_OF_EACH: tuple[dict[str, str], ...] = ({"xla_tpu_scoped_vmem_limit_kib": "65536"},)
