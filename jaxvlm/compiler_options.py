@@ -37,7 +37,7 @@ CHIPS: dict[str, Options] = {
     "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
     # Waiting on v6e-8: 178 of 1,507 ms with 6 rows a chip -> 72 of 1,815 with 8.
     "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"} | _GATHERS,
-    # v5p. Waiting on v5p-8: 153 of 3,965 ms with 12 rows a chip -> 84 of 4,901 with 16.
+    # v5p. Waiting on v5p-8: 153 of 3,965 ms with 12 rows a chip -> 73 of 4,836 with 16.
     "TPU v5": _GATHERS,
 }
 
