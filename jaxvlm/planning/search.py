@@ -153,16 +153,18 @@ def search(
     minutes: float,
     cache: Path | None,
     plan: Callable[[Config, str, Slice, Mapping[str, str], Assumptions, Path | None], Plan] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Found:
     """Plans the recipe, then always a neighbour of the fastest that fits; none is begun after `minutes`.
 
     Args:
       plan: makes one plan; None: `plan_once`.
+      clock: tells the time, in seconds.
 
     Raises:
       UserError: the recipe's own mesh or batch do not fit the slice.
     """
-    end, heads, plan = time.monotonic() + 60 * minutes, config.model.language.num_kv_heads, plan or plan_once
+    end, heads, plan = clock() + 60 * minutes, config.model.language.num_kv_heads, plan or plan_once
     start = build_step(config, stage, on)
     mesh = start.layout.mesh.shape
     waiting = [
@@ -175,7 +177,7 @@ def search(
         )
     ]
     plans: dict[Candidate, Plan | None] = {}
-    while waiting and (not plans or time.monotonic() < end):
+    while waiting and (not plans or clock() < end):
         candidate = waiting.pop(0)
         if _is_hopeless(candidate, plans):
             continue

@@ -35,14 +35,20 @@ def fake_plan(config, stage, on, options, assumed, cache, *, size=1.0):
 
 
 def run(config, *, minutes=1.0, size=1.0):
+    """A search whose every plan takes three seconds of a clock of its own."""
+    now = 0.0
+
     def plan(*arguments):
+        nonlocal now
+        now += 3.0
         return fake_plan(*arguments, size=size)
 
-    return search(config, "only", find_slice("v5e-4"), {}, Assumptions(), minutes=minutes, cache=None, plan=plan)
+    on = find_slice("v5e-4")
+    return search(config, "only", on, {}, Assumptions(), minutes=minutes, cache=None, plan=plan, clock=lambda: now)
 
 
 def test_the_frontier_is_smaller_or_faster(config):
-    found = run(config, minutes=0.05)
+    found = run(config)
     frontier = found.frontier()
     sizes = [plan.compiled.memory.needed for _, plan in frontier]
     times = [plan.estimate.seconds / plan.step.rows_per_chip for _, plan in frontier]
@@ -59,9 +65,13 @@ def test_without_time_only_the_recipe_is_planned(config):
     assert len(found.plans) == 1 and "(the recipe)" in found.table()
 
 
+def test_no_plan_is_begun_after_the_time(config):
+    assert len(run(config, minutes=0.2).plans) == 4
+
+
 def test_a_recipe_that_does_not_fit_is_made_smaller(config):
     recipe = dataclasses.replace(config, model=dataclasses.replace(config.model, remat="none"))
-    found = run(recipe, minutes=0.05, size=3.0)
+    found = run(recipe, size=3.0)
     first = next(iter(found.plans.values()))
     assert not first.compiled.memory.fits and found.frontier()
 
