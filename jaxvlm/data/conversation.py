@@ -32,6 +32,7 @@ import jinja2
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 
+from jaxvlm.data.chat_template import fills_in
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.errors import UserError
 
@@ -41,7 +42,7 @@ MAX_CHARACTERS = 2**22  # of a record: a tokenizer takes 200 bytes of memory and
 _NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")
 _MARK = "\ufdd0"  # with a private-use character after it: stands for one control token
 _BREAK = "\ufdd1"  # breaks up the spelling of a control token while a chat template handles it
-_ANSWER, _ANSWER_END = "\ufdd2", "\ufdd3"  # stand round an answer while a chat template handles it
+_SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # stand round a turn's number, for its text, in what a chat template writes
 _PRIVATE_USE = 0xF0000  # the first code point of Unicode's largest private-use plane
 
 
@@ -469,8 +470,8 @@ class _ChatScript:
     """Writes records by the tokenizer's own chat template (Jinja).
 
     The template is rendered once up to each answer and once up to its end. What the second adds to the first is
-    supervised, but for white space after the control token that ends the turn. Once that has given the same text as
-    rendering the whole conversation with marks round its answers, conversations of the same roles are rendered once.
+    supervised, but for white space after the control token that ends the turn. Where the template's syntax shows that
+    it treats all contents alike, that is done once for all conversations of the same roles, and filled in.
     """
 
     def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str):
@@ -486,8 +487,15 @@ class _ChatScript:
         # Longest first, so that "<|im_end|>" is not found as a shorter token and a rest.
         longest_first = sorted(marks, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._before_answer = self._after_answer = ""  # what the template adds to an answer; from `probe`
-        self._proven: set[tuple[str, ...]] = set()  # roles of conversations that may be rendered at once
+        try:
+            source = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise UserError(
+                f"tokenizer {tokenizer.name_or_path!r} has chat templates {', '.join(sorted(tokenizer.chat_template))} "
+                'and none of them is the "default"; keep one of them in its files, as chat_template.jinja'
+            ) from error
+        self._fills_in_any, self._fills_in_stripped = (fills_in(source, stripped=x) for x in (False, True))
+        self._forms: dict[tuple[str, ...], list[str]] = {}  # by roles: what each turn adds, contents as in `str.format`
 
     def probe(self) -> list[str]:
         """Marks of the control token that ends an answer, none if the template ends it by text.
@@ -506,21 +514,19 @@ class _ChatScript:
             raise UserError(str(error)) from error
         _, start, stop, _, _ = draft.spans[0]
         written = "".join(draft.chunks[0])[start:stop]
-        self._before_answer, _, self._after_answer = self._by_steps(probe)[1].partition("answer")
-        self._proven.clear()  # they were not known yet
         if asked == bare and not written.lstrip().startswith("answer"):
             raise UserError(str(self._error(probe, "it writes a header before the answer that no prompt ends with")))
         return [mark for mark in self._all_marks if written.endswith(mark)]
 
     def write(self, draft: _Draft, record: Record) -> None:
-        roles = tuple(turn.role for turn in record.turns)
-        texts = self._at_once(record) if roles in self._proven else None
-        if texts is None:
-            texts = self._by_steps(record)
-            if texts == self._at_once(record):
-                self._proven.add(roles)
-        answers = [turn.text.strip() for turn in record.turns if turn.role == "assistant"]
-        for index, text in enumerate(map(self._marked, texts)):
+        contents = [self._content(turn) for turn in record.turns]
+        stripped = self._fills_in_stripped and all(text == text.strip() for text in contents)
+        if (self._fills_in_any or stripped) and all(contents):
+            texts = [form.format(*contents) for form in self._forms_for(record)]
+        else:
+            texts = [self._marked(text) for text in self._by_steps(record, [*map(self._escaped, contents)])]
+        answers = [text for turn, text in zip(record.turns, contents, strict=True) if turn.role == "assistant"]
+        for index, text in enumerate(texts):
             if index % 2 == 0:
                 draft.text(text)
                 continue
@@ -534,56 +540,35 @@ class _ChatScript:
                 draft.answer("", supervised, "")
             draft.text(text[len(supervised) :])
 
-    def _messages(self, record: Record) -> tuple[list[dict], list[dict]]:
-        """The system message, if there is one, and the messages after it."""
-        system, turns = _split_system(record.turns, self._system)
-        messages = []
-        for turn in turns:
-            if turn.role == "user":
-                text = self._image_mark.join(self._escaped(part) for part in place_images(turn.text).split(IMAGE))
-            else:
-                # Stripped, as many templates do: the text before it may end in a newline, which could merge.
-                text = self._escaped(turn.text.strip())
-            messages.append({"role": turn.role, "content": text})
-        return [] if system is None else [{"role": "system", "content": self._escaped(system)}], messages
+    def _content(self, turn: Turn) -> str:
+        """A turn's text as the template is to write it."""
+        if turn.role == "user":
+            return place_images(turn.text).replace(IMAGE, self._image_mark)
+        # Stripped, as many templates do: the text before an answer may end in a newline, which could merge.
+        return turn.text.strip() if turn.role == "assistant" else turn.text
 
-    def _by_steps(self, record: Record) -> list[str]:
+    def _forms_for(self, record: Record) -> list[str]:
+        roles = tuple(turn.role for turn in record.turns)
+        if roles not in self._forms:
+            slots = [f"{_SLOT}{index}{_SLOT_END}" for index in range(len(roles))]
+            texts = map(self._marked, self._by_steps(record, slots))
+            escaped = (text.replace("{", "{{").replace("}", "}}") for text in texts)
+            self._forms[roles] = [text.replace(_SLOT, "{").replace(_SLOT_END, "}") for text in escaped]
+        return self._forms[roles]
+
+    def _by_steps(self, record: Record, contents: Sequence[str]) -> list[str]:
         """What each turn adds to the text before it, the prompt of an answer with the user's turn."""
-        rendered, messages = self._messages(record)
+        messages = [{"role": turn.role, "content": text} for turn, text in zip(record.turns, contents, strict=True)]
+        if self._system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self._escaped(self._system)})
         texts, done = [], ""
-        for message in messages:
-            rendered.append(message)
-            text = self._rendered(rendered, done, record, add_generation_prompt=message["role"] == "user")
-            texts.append(text[len(done) :])
-            done = text
+        for count in range(1, len(messages) + 1):
+            role = messages[count - 1]["role"]
+            if role != "system":
+                text = self._rendered(messages[:count], done, record, add_generation_prompt=role == "user")
+                texts.append(text[len(done) :])
+                done = text
         return texts
-
-    def _at_once(self, record: Record) -> list[str] | None:
-        """The same from the whole conversation; None if the template has changed an answer or what is round it."""
-        rendered, messages = self._messages(record)
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        for message in messages:
-            if message["role"] == "assistant":
-                message["content"] = f"{_ANSWER}{message['content']}{_ANSWER_END}"
-        asks = messages[-1]["role"] == "user"
-        try:
-            text = self._rendered(rendered + messages, "", record, add_generation_prompt=asks)
-        except RecordError:
-            return None  # `_by_steps` says what is wrong
-        question, *rest = text.split(_ANSWER)
-        if len(rest) != len(answers):
-            return None
-        texts = []
-        for answer, following in zip(answers, rest, strict=True):
-            start = f"{answer}{_ANSWER_END}{self._after_answer}"
-            if not question.endswith(self._before_answer) or not following.startswith(start):
-                return None
-            texts.append(question.removesuffix(self._before_answer))
-            texts.append(f"{self._before_answer}{answer}{self._after_answer}")
-            question = following[len(start) :]
-        if asks:
-            return [*texts, question]
-        return None if question else texts
 
     def _escaped(self, text: str) -> str:
         """Breaks up every control token spelled in `text`, also one that would begin with the last character."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from jaxvlm.data import conversation
 from jaxvlm.data.conversation import Renderer, check_turns, drop_leading_answer, place_images
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.errors import UserError
@@ -373,6 +374,7 @@ def test_own_template_reads_as():
         ("{% for m in messages %}{{ '<|im_start|>' + m.role + m.content }}{% endfor %}", "header before the answer"),
         ("{{ raise_exception('never') }}", "message 0: never"),
         (None, "needs a tokenizer with a chat template"),
+        ({"tool_use": CHATML, "rag": CHATML}, r"has chat templates rag, tool_use and none"),
     ],
 )
 def test_own_template_that_cannot_be_split(template, finding):
@@ -397,35 +399,53 @@ def test_own_template_that_writes_images_itself():
 THINKING = CHATML.replace("m.content", "m.content.split('</think>')[-1]")
 TRIMMING = LLAMA.replace("m.content", "m.content | trim")
 COUNTING = CHATML.replace("'<|im_end|>\n'", "'<|im_end|>' * loop.index + '\n'")  # no two answers end alike
+BRACES = CHATML.replace("\n'", "{0}{x}\n'")
 
 
 @pytest.mark.parametrize(
-    "template, rendered_once", [(CHATML, True), (LLAMA, True), (TRIMMING, True), (THINKING, True), (COUNTING, False)]
+    "template, filled_in",
+    [(CHATML, True), (LLAMA, True), (TRIMMING, True), (COUNTING, True), (BRACES, True), (THINKING, False)],
 )
-def test_a_conversation_rendered_at_once_is_the_same(template, rendered_once, monkeypatch):
+def test_a_conversation_that_is_filled_in_is_the_same(template, filled_in, monkeypatch):
     tokenizer = own_template(template)
-    renderer = Renderer(tokenizer, "tokenizer", image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    renderer = Renderer(tokenizer, "tokenizer", image_token_id=image)
+    monkeypatch.setattr(conversation, "fills_in", lambda source, *, stripped: False)
+    rendering = Renderer(tokenizer, "tokenizer", image_token_id=image)
+    renderer.render(record("A", "B", "C", "D", "E", "F", "G", "H"))
+    renderer.render_prompt(Record("r", record(*"ABCDEFGH").turns[:-1], (), "f.json[3]"))
     calls = []
     apply = tokenizer.apply_chat_template
     monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **k: calls.append(1) or apply(*a, **k))
-    for texts in (ROUNDS, ("A", " a\n", "B<image>", "[INST] </s>", "C", HOSTILE, "D", "A 5")):
+    for texts in (
+        ("<image>\nA", "A cat", "B <image>, <image>", "</s>", "{0}", "}{", "C", "A 5"),
+        ("A", " a\n", "B<image>", "[INST] </s>", "C", HOSTILE, "D", "A 5"),
+    ):
         rec = record(*texts)
-        first = renderer.render(rec)
-        calls.clear()
-        again = renderer.render(rec)
-        assert (len(calls) == 1) == rendered_once
-        for field in ("tokens", "loss_weights", "is_image"):
-            np.testing.assert_array_equal(getattr(again, field), getattr(first, field))
         asked = Record("r", rec.turns[:-1], rec.images, rec.origin)
-        prompts = [renderer.render_prompt(asked).tokens.tolist() for _ in range(2)]
-        assert prompts[0] == prompts[1] == first.tokens[: len(prompts[0])].tolist()
+        for name, said in (("render", rec), ("render_prompt", asked)):
+            calls.clear()
+            sample = getattr(renderer, name)(said)
+            assert bool(calls) != filled_in
+            expected = getattr(rendering, name)(said)
+            for field in ("tokens", "loss_weights", "is_image"):
+                np.testing.assert_array_equal(getattr(sample, field), getattr(expected, field))
 
 
-def test_an_answer_that_the_template_changes_is_not_rendered_at_once():
+def test_white_space_is_what_the_template_makes_of_it():
+    """A conversation with such white space is rendered if the template strips it."""
+    texts = {}
+    for template in (LLAMA, TRIMMING):
+        tokenizer = own_template(template)
+        renderer = Renderer(tokenizer, "tokenizer", image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
+        renderer.render(record("A", "A"))
+        texts[template] = tokenizer.decode(renderer.render(record(" A \n", "A")).tokens)
+    assert "[INST]  A \n [/INST]" in texts[LLAMA] and "[INST] A [/INST]" in texts[TRIMMING]
+
+
+def test_an_answer_that_the_template_changes():
     tokenizer = own_template(THINKING)
     renderer = Renderer(tokenizer, "tokenizer", image_token_id=tokenizer.convert_tokens_to_ids(IMAGE))
-    for _ in range(2):  # so that conversations of these roles are rendered at once
-        renderer.render(record("A", "A cat", "B", "A 5"))
     sample = renderer.render(record("A", "a</think> A cat", "B", "A 5"))
     assert [renderer.decode(run) for run in supervised_runs(sample)] == ["A cat", "A 5"]
 
@@ -447,7 +467,7 @@ def test_an_answer_of_which_no_token_is_left_is_refused(name, source, smollm2):
     tokenizer = smollm2 if source == "smollm2" else byte_tokenizer_without("\x06")
     assert tokenizer("\x06\x06").input_ids == []
     renderer = Renderer(tokenizer, name, image_token_id=tokenizer.eos_token_id)
-    for _ in range(2):  # the second time the tokenizer's own template is rendered at once
+    for _ in range(2):  # the second time the tokenizer's own template is only filled in
         renderer.render(record("Q", "A\x06"))
         with pytest.raises(RecordError, match="an answer has no token of its own in this tokenizer") as caught:
             renderer.render(record("Q", "\x06\x06"))
