@@ -57,7 +57,7 @@ def fills_in(source: str, *, stripped: bool) -> bool:
         # The syntax transformers accepts, but for its {% generation %}.
         template = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
         _Walk(stripped).template(template)
-    except (_NotFollowedError, jinja2.TemplateError):
+    except (_NotFollowedError, jinja2.TemplateError, RecursionError):
         return False
     return True
 
@@ -142,7 +142,7 @@ class _Walk:
                 return self._names.get(name, _Kind.SAME)
             case nodes.Getattr(node=of, attr=key) | nodes.Getitem(node=of, arg=nodes.Const(value=key)):
                 return self._part(self._kind(of), key)
-            case nodes.Getitem(node=of, arg=nodes.Neg(node=nodes.Const(value=key))):
+            case nodes.Getitem(node=of, arg=nodes.Neg(node=nodes.Const(value=int(key)))):
                 return self._part(self._kind(of), -key)
             case nodes.Getitem(node=of, arg=nodes.Slice() as part) if self._kind(of) is _Kind.MESSAGES:
                 self._expect_same_below(part)

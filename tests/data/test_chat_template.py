@@ -100,6 +100,8 @@ def test_a_template_that_strips(body):
         "{% macro say(t) %}{{ t }}{% endmacro %}{{ say(messages[0].content) }}",
         "{% for m in messages recursive %}{{ m.content }}{% endfor %}",
         "{% generation %}{% endgeneration %}",
+        "{{ messages[-'x'] }}",
+        f"{{{{ {'+'.join(['messages[0].content'] * 5000)} }}}}",
         "{% if %}",
     ],
 )
