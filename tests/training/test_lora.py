@@ -1,14 +1,17 @@
 """Adapters: what they compute, what is trained of a part that has some, and what is kept."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxvlm.config import LoraConfig, MeshConfig, PartsConfig
 from jaxvlm.errors import UserError
+from jaxvlm.models.layers import keep_mask
 from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.optimizer import paths
@@ -146,6 +149,27 @@ def test_dropout_is_the_same_when_recomputed(remat):
         return jax.jit(jax.grad(loss))(params)["language"]["blocks"]
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(remat), gradient("none"))
+
+
+def test_a_mask_keeps_its_share():
+    key, shape = jax.random.key(3), (40, 30, 257)
+    kept = np.asarray(keep_mask(key, 0.7, shape))
+    assert kept.shape == shape
+    np.testing.assert_allclose(kept.mean(), 0.7, atol=4 * 0.46 / kept.size**0.5)  # four standard deviations
+    for axes in ((0, 1), (2,)):
+        deviation = (kept.mean(axis=axes) - 0.7) / (0.46 / (kept.size / kept.mean(axis=axes).size) ** 0.5)
+        assert 0.8 < deviation.std() < 1.2 and np.abs(deviation).max() < 5
+    halves = kept[..., :128] - 0.7, kept[..., 129:] - 0.7  # of the same hashes
+    assert abs((halves[0] * halves[1]).mean()) < 5 * 0.21 / halves[0].size ** 0.5
+    assert keep_mask(key, 1.0, shape).all() and not np.array_equal(kept, keep_mask(jax.random.key(4), 0.7, shape))
+
+
+@pytest.mark.parametrize("spec", [("fsdp", None, "tensor"), ("tensor", "fsdp", None)])
+def test_a_mask_does_not_depend_on_who_makes_it(spec):
+    shape = (8, 12, 16)
+    placed = NamedSharding(make_mesh(MeshConfig(1, 4, 2, 1), jax.devices()), PartitionSpec(*spec))
+    make = functools.partial(keep_mask, share=0.5, shape=shape)
+    np.testing.assert_array_equal(jax.jit(make, out_shardings=placed)(jax.random.key(1)), make(jax.random.key(1)))
 
 
 def test_targets_that_match_nothing():
