@@ -4,7 +4,7 @@ import math
 import pytest
 
 from jaxvlm import plan
-from jaxvlm.command import run
+from jaxvlm.command import load_config, run
 from jaxvlm.errors import UserError
 from jaxvlm.planning import compiler
 from jaxvlm.planning.compiler import compile_step, parse_out_of_memory, read_allocated
@@ -206,6 +206,18 @@ def test_between_slices_goes_data():
 def test_an_option_that_the_compiler_does_not_know():
     with pytest.raises(UserError, match="xla_no_such_option"):
         compile_step(tiny_step("v5e-1"), {"xla_no_such_option": "1"})
+
+
+@tpu_compiler
+def test_micro_batches_on_several_chips():
+    """The compiler tried to put off sums over chips until all were accumulated, and failed."""
+    model = "--config.model."
+    small = [f"{model}language.{x}" for x in ("num_layers=2", "embed_dim=1024", "num_heads=8", "num_kv_heads=8")]
+    small += [f"{model}language.mlp_dim=2048", f"{model}language.vocab_size=4096", f"{model}vision.num_layers=2"]
+    small += [f"{model}vision.image_size=56", "--config.stage.finetune.data.tokens=512"]
+    config = load_config("configs/llava15_7b_finetune.py", [*small, "--config.stage.finetune.micro_batches=2"])
+    step = build_step(config, "finetune", find_slice("v5e-8"))
+    assert compile_step(step, {"xla_tpu_scoped_vmem_limit_kib": "16384"}).memory.fits
 
 
 @pytest.mark.parametrize(
