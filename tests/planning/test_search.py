@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -94,6 +95,14 @@ def test_overrides_are_only_what_differs(config):
         "--option",
         "a=1",
     ]
+
+
+def test_neighbours_are_others_and_keep_the_batch_whole():
+    candidate = Candidate(6, 2, "full", (1, 4, 1, 1), ())
+    near = list(candidate.neighbours(kv_heads=4))
+    assert candidate not in near and len(set(near)) == len(near)
+    assert all(c.rows_per_chip % c.micro_batches == 0 and math.prod(c.mesh) == 4 for c in near)
+    assert Candidate(6, 6, "dots", (1, 4, 1, 1), ()) in near  # a row at a time
 
 
 def test_a_found_plan_can_be_empty(config):
