@@ -520,8 +520,9 @@ class _ChatScript:
 
     def write(self, draft: _Draft, record: Record) -> None:
         contents = [self._content(turn) for turn in record.turns]
-        stripped = self._fills_in_stripped and all(text == text.strip() for text in contents)
-        if (self._fills_in_any or stripped) and all(contents):
+        if all(contents) and (
+            self._fills_in_any or self._fills_in_stripped and all(text == text.strip() for text in contents)
+        ):
             texts = [form.format(*contents) for form in self._forms_for(record)]
         else:
             texts = [self._marked(text) for text in self._by_steps(record, [*map(self._escaped, contents)])]

@@ -53,11 +53,9 @@ def make_train_step(
             def add(carry: tuple[dict, LossSum], piece: tuple[Batch, Array]) -> tuple[tuple[dict, LossSum], None]:
                 micro_batch, index = piece
                 own = None if key is None else jax.random.fold_in(key, index)
+                added = gradients_of(state.trained, state.frozen, micro_batch, weight, own)
                 # Whole before they are added: XLA for TPUs would move sums over devices behind the scan, and fails.
-                added = jax.lax.optimization_barrier(
-                    gradients_of(state.trained, state.frozen, micro_batch, weight, own)
-                )
-                return jax.tree.map(jnp.add, carry, added), None
+                return jax.tree.map(jnp.add, carry, jax.lax.optimization_barrier(added)), None
 
             zero = jnp.zeros((), jnp.float32)
             zeros = (jax.tree.map(jnp.zeros_like, state.trained), LossSum(zero, zero, zero))
