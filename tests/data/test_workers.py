@@ -28,7 +28,7 @@ def test_workers_of_a_killed_process_end(tmp_path):
         os.kill(worker, 0)  # it is there
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        until = time.monotonic() + 120
+        until = time.monotonic() + 30
         while time.monotonic() < until and _is_alive(worker):
             time.sleep(0.1)
         assert not _is_alive(worker)

@@ -72,7 +72,7 @@ class Child:
         if self._code is None:
             os.kill(self.pid, number)
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=90):
         """Exit code and what was printed; it is killed when the time is over."""
         timer = threading.Timer(timeout, self.send, (signal.SIGKILL,))
         timer.start()
@@ -89,7 +89,7 @@ class Child:
             self.send(signal.SIGKILL)
             self.wait()
 
-    def wait_for(self, condition, timeout=120):
+    def wait_for(self, condition, timeout=60):
         """Waits until `condition()` and returns what it gave."""
         end = time.monotonic() + timeout
         while not (found := condition()):

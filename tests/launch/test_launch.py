@@ -355,7 +355,7 @@ def test_the_loop_told_to_stop_passes_it_on_and_does_not_start_again(world):
     loop = world.start("restart.sh", "--", str(world.tool("program", text)))
     assert loop.stdout.readline() == "started\n"
     loop.terminate()
-    out, err = loop.communicate(timeout=60)
+    out, err = loop.communicate(timeout=20)
     assert loop.returncode == 75 and out == "" and "told to stop" in err
 
 
@@ -363,7 +363,7 @@ def test_the_loop_can_be_stopped_while_it_pauses(world):
     loop = world.start("restart.sh", "--pause", "60", "--", "bash", "-c", "exit 1")
     assert "restart 1 of 20 in 60 seconds" in loop.stderr.readline()
     loop.terminate()
-    loop.communicate(timeout=60)
+    loop.communicate(timeout=20)
     assert loop.returncode == 1
 
 
@@ -591,7 +591,7 @@ def test_slurm_stop_takes_a_waiting_job_out_of_the_queue(world, tmp_path):
     assert world.calls("scancel") == ["scancel 7"]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

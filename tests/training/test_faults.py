@@ -390,7 +390,7 @@ def test_lines_wait_for_room_on_a_full_disk(tmp_path, capsys):
     os.close(kept)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(30)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_files_on_a_full_disk_do_not_block(tmp_path, monkeypatch):
     """The thread that writes them ends when it fails; its queue would fill and block the run."""
