@@ -165,7 +165,15 @@ def _save(
         print(f"{path} held the result for {before['data']}; it is replaced", file=sys.stderr)
     about = {"data": data, "stage": opened.stage_name, "step": opened.step, "limit": limit or None}
     rows = [
-        {"id": q.id, "group": q.group, "question": question(q), "answer": a, "truth": truth(q), "right": is_right(q, a)}
+        {
+            "id": q.id,
+            "origin": q.origin,
+            "group": q.group,
+            "question": question(q),
+            "answer": a,
+            "truth": truth(q),
+            "right": is_right(q, a),
+        }
         for q, a in zip(questions, answers, strict=True)
     ]
     path.write_text(json.dumps(about | result | {"answers": rows}, indent=1, ensure_ascii=False) + "\n")

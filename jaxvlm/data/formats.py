@@ -9,6 +9,7 @@ Source: the formats of LLaMA-Factory, its data/README.md; LLaVA's docs/Finetune_
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -274,19 +275,26 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
         problems.append(("wrong_type", f"a record is an object, found {kind(item)}"))
         raise _rejection(origin, problems)
     turns, rejected = format.read(item, problems)
-    images = _images(item, format.images, rule, problems) if format.images else []
+    given = _images(item, format.images, problems) if format.images else []
+    images = [rule.resolve(image, problems) if isinstance(image, str) else image for image in given]
     id = item.get("id")
     if id is None:
-        id = origin
+        id = _content_id(turns, rejected, given)
     elif not isinstance(id, (str, int)) or isinstance(id, bool):
         problems.append(("wrong_type", f'"id" is a string, found {kind(id)}'))
-        id = origin
     texts = [str(item.get("id")), *(turn.text for turn in turns), rejected]  # a path of ours may hold halves
     if any(not text.isascii() and _SURROGATES.search(text) for text in texts):
         problems.append(("invalid_unicode", r"a text holds half of a surrogate pair (\ud800 to \udfff), no character"))
     if problems:
         raise _rejection(origin, problems)
     return Record(str(id), tuple(turns), tuple(images), origin, rejected=rejected)
+
+
+def _content_id(turns: list[Turn], rejected: str, images: list[str | bytes]) -> str:
+    """Of a record that has no id: it is the same in another folder and between other records."""
+    names = [image if isinstance(image, str) else hashlib.blake2b(image).hexdigest() for image in images]
+    told = json.dumps([[[turn.role, turn.text] for turn in turns], rejected, names])
+    return "content:" + hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
 def kind(value: Any) -> str:
@@ -361,7 +369,7 @@ def _check_roles(turns: list[Turn], last: str, problems: Problems) -> None:
         problems.append(("last_turn", f"the last turn must be of role {last}, found {turns[-1].role}"))
 
 
-def _images(item: dict[str, Any], column: str, rule: ImageRule, problems: Problems) -> list[str | bytes]:
+def _images(item: dict[str, Any], column: str, problems: Problems) -> list[str | bytes]:
     images = item.get(column)
     if images is None:
         return []
@@ -371,7 +379,7 @@ def _images(item: dict[str, Any], column: str, rule: ImageRule, problems: Proble
         expected = 'a path, the bytes of an image file, an object of "bytes" and "path", or a list of these'
         problems.append(("wrong_type", f'"{column}" is {expected}, found {short(images)}'))
         return []
-    return [rule.resolve(image, problems) if isinstance(image, str) else image for image in given]
+    return given
 
 
 def _image(image: Any) -> str | bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -76,6 +77,7 @@ class Checkpoints:
         self._keep = keep
         self._saving = 0  # the step that is being written
         self._manager: _Manager | None = self._open()
+        logging.getLogger("asyncio").addFilter(_is_not_of_a_save)
 
     def newest(self) -> int | None:
         """The newest whole checkpoint's step, or None."""
@@ -305,6 +307,11 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} is of another model: {'; '.join(differing[:10])}{more}; "
                 "use the recipe it was made with, or another --workdir"
             )
+
+
+def _is_not_of_a_save(message: logging.LogRecord) -> bool:
+    """Of a save that fails every array that was not written would be reported once more, with a traceback."""
+    return "orbax/checkpoint" not in message.getMessage()
 
 
 def _training(state: State) -> dict[str, Any]:

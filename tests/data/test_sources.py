@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jaxvlm.data.easy_vqa import question_kind
+from jaxvlm.data.formats import LLAVA, ImageRule, make_record
 from jaxvlm.data.records import Record, RecordError, Turn
 from jaxvlm.data.sources import id_hash, load_source
 from jaxvlm.errors import UserError
@@ -50,10 +51,24 @@ def test_json_lines_with_blank_and_windows_lines(tmp_path):
     assert source[1].images[0] == str(tmp_path / "images" / "a.png")
 
 
-def test_a_record_without_id_is_called_after_its_place(tmp_path):
-    path = tmp_path / "d.json"
-    path.write_text(json.dumps([{"conversations": conversation("Hi", "Ho"), "image": None}]))
-    assert load_source(str(path))[0].id == f"{path}[0]"
+def test_a_record_without_id_is_called_after_its_content(tmp_path):
+    """So that it stays on its side of the held-out split, in another folder and between other records."""
+    items = [
+        {"conversations": conversation("<image>Hi", "Ho"), "image": "a.png"},
+        {"conversations": conversation("<image>Hi", "Ho"), "image": "b.png"},
+        {"conversations": conversation("<image>Hi", "Hum"), "image": "a.png"},
+        {"conversations": conversation("Hi", "Ho")},
+    ]
+    ids = []
+    for folder, file in ((tmp_path, items), (tmp_path / "moved", [TEXT, *items])):
+        folder.mkdir(exist_ok=True)
+        (folder / "d.json").write_text(json.dumps(file))
+        source = load_source(str(folder / "d.json"))
+        ids.append([source[i].id for i in range(len(source))])
+    assert ids[1] == [str(TEXT["id"]), *ids[0]] and len(set(ids[0])) == 4
+    rule = ImageRule(tmp_path)
+    images = [make_record({**items[0], "image": data}, "somewhere", LLAVA, rule).id for data in (b"1", b"2")]
+    assert images[0] != images[1]
 
 
 @pytest.mark.parametrize(
