@@ -176,7 +176,7 @@ TEMPLATES = st.builds(EACH.format, st.recursive(PRINTED, blocks, max_leaves=5))
 SPECIAL = ["x", "user", "content", "tool", "0", "False", "{0}", "A b", "X"]
 
 
-@settings(max_examples=1500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=1500)
 @given(
     TEMPLATES,
     st.lists(

@@ -241,7 +241,7 @@ RENDERERS = {
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rec=conversations())
 def test_vicuna_equals_llava(legacy, rec):
     sample = RENDERERS["vicuna_v1", legacy].render(rec)
@@ -251,7 +251,7 @@ def test_vicuna_equals_llava(legacy, rec):
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(caption=TEXTS)
 def test_plain_equals_llava(legacy, caption):
     tokenizer = TOKENIZERS[legacy]
@@ -264,7 +264,7 @@ def test_plain_equals_llava(legacy, caption):
 
 
 @pytest.mark.parametrize("key", RENDERERS, ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rec=conversations())
 def test_supervised_tokens_are_the_answers_and_prompts_are_prefixes(key, rec):
     renderer = RENDERERS[key]

@@ -564,7 +564,7 @@ def test_each_record_is_counted_once(place, world, tokenizer, check, monkeypatch
     read = collections.Counter()
 
     # Not shrunk, which would take minutes: what fails names its record.
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=EXAMPLES, phases=[Phase.generate])
     @given(st.binary(min_size=4 * RECORDS, max_size=4 * RECORDS), st.lists(ITEMS, min_size=5, max_size=20))
     def holds(plan, pool):
         fates = make_file(path, place, plan, pool)
@@ -649,7 +649,7 @@ def test_a_damaged_file_is_one_error_or_adds_up(place, world, tokenizer):
     path, source = source_of(world, place)
     damage = st.tuples(st.floats(0, 1), st.binary(max_size=4), st.integers(0, 9))  # place, bytes put in, bytes lost
 
-    @settings(max_examples=60, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @settings(max_examples=60, phases=[Phase.generate])
     @given(st.integers(0, 2**32), st.lists(damage, max_size=3))
     def holds(seed, damages):
         make_file(path, place, random.Random(seed).randbytes(4 * 20), [7])

@@ -125,14 +125,14 @@ def damaged(draw):
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest takes away the filter of images.py
-@settings(max_examples=4000, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4000, suppress_health_check=list(HealthCheck))
 @given(damaged())
 def test_damaged_files_give_pixels_or_a_record_error(data):
     ends_well(data)
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
-@settings(max_examples=500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=500)
 @given(st.sampled_from([prefix for prefixes, _ in images._DECODERS for prefix in prefixes]), st.binary(max_size=200))
 def test_noise_behind_a_good_beginning(prefix, noise):
     ends_well(prefix + noise)

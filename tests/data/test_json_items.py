@@ -24,7 +24,7 @@ def window(request, monkeypatch):
     monkeypatch.setattr(json_items, "_WINDOW", request.param)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=60, suppress_health_check=SAME_FOLDER)
 @given(st.lists(VALUES, max_size=6), st.booleans(), st.sampled_from([None, 1]), st.sampled_from(["", "\ufeff"]))
 def test_a_list(tmp_path, window, values, ascii, indent, bom):
     path = tmp_path / "a.json"
@@ -33,7 +33,7 @@ def test_a_list(tmp_path, window, values, ascii, indent, bom):
     assert [items[i] for i in range(len(items))] == values
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=SAME_FOLDER)
+@settings(max_examples=60, suppress_health_check=SAME_FOLDER)
 @given(st.lists(VALUES | st.just("blank"), max_size=6), st.sampled_from(["\n", "\r\n", "\n \n\n"]), st.booleans())
 def test_lines(tmp_path, window, values, newline, closed):
     path = tmp_path / "a.jsonl"

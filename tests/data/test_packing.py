@@ -109,7 +109,7 @@ def test_rows_too_short_for_any_image():
         check_row(577, 576)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(2, 60).flatmap(
         lambda T: st.tuples(
@@ -195,7 +195,7 @@ def test_rows_of_llavas_mixture(tokens, images, fill, scale):
         assert samples / len(part) == pytest.approx(len(order) / len(rows), rel=0.04)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.booleans(), min_size=2, max_size=6), min_size=1, max_size=4), st.integers(1, 3))
 @example([[True, True], [False, True]], 2)
 def test_packed_pieces_are_what_they_are_alone(kinds, P):

@@ -327,7 +327,7 @@ HOSTILE = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=30)), min_size=4, max_size=4))
 def test_hostile_text_is_text(tmp_path_factory, tokenizer, texts):
     """Wherever text of a record goes: tokens, turns, id, origin, file names, title and notes."""
@@ -367,7 +367,7 @@ def _encodable(text):
     return True
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(st.sampled_from(HOSTILE[:3]), st.text(st.characters(exclude_categories=["Cs", "Cn"]), min_size=1)))
 def test_tokens_say_the_text_that_they_are(tmp_path_factory, smollm2, said):
     """Read off the page, the supervised tokens are the answer, character by character."""

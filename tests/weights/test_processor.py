@@ -107,7 +107,7 @@ def ready():
 TEXTS = st.lists(st.sampled_from(["cat", " ", "\n", "What", "日", IMAGE, "USER:", "{", "'"]), min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(questions=st.lists(TEXTS, min_size=1, max_size=3), answer=st.sampled_from(["A cat.", " B", "\nC "]))
 def test_any_conversation_gives_our_ids(ready, questions, answer):
     texts = []
