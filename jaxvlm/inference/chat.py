@@ -24,7 +24,7 @@ from jaxvlm.data.tokenizer import image_token_id
 from jaxvlm.errors import UserError
 from jaxvlm.inference.decode import GREEDY, Sampling, bucket, decode
 from jaxvlm.models.vlm import Model
-from jaxvlm.sharding import Rules, batch_devices, batch_sharding, to_devices
+from jaxvlm.sharding import Placement, Rules, batch_devices, batch_sharding, placed, to_devices
 
 # Decoded images that a call keeps. The questions about an image are neighbours, so a few are enough.
 _KEPT_IMAGES = 64
@@ -67,7 +67,7 @@ def answer(
         raise UserError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}; both must be 1 or more")
     renderer = _renderer(tokenizer, data.template, data.system)
     prompts = _build_prompts(renderer, records, model.config.vision.features_per_image, data.tokens)
-    devices = batch_devices(mesh, rules)
+    devices, place = batch_devices(mesh, rules), Placement(mesh, rules)
     rows = -(-max(1, min(batch_size, len(prompts))) // devices) * devices
     # Of this call only: in a long conversation the file may change.
     load = functools.lru_cache(_KEPT_IMAGES)(load_image)
@@ -76,7 +76,7 @@ def answer(
         here_B = numbers_B[_rows_of_this_host(mesh, rules, rows)]
         batch = _build_batch(prompts, numbers_B, here_B, model.config.vision, data.aspect, load)
         batch, here_B = to_devices((batch, here_B), mesh, rules)
-        return decode(model, params, batch, here_B, renderer.stop_ids, max_new_tokens, sampling)
+        return decode(model, params, batch, here_B, renderer.stop_ids, max_new_tokens, sampling, place)
 
     answers = [""] * len(prompts)
     silent = not progress or jax.process_index() > 0
@@ -102,7 +102,8 @@ def prompt_logits(
     @jax.jit
     def run(params: dict, batch: Batch) -> Array:
         vlm = model.bind(params)
-        return vlm.logits(vlm.hidden(batch))
+        with placed(mesh, rules):
+            return vlm.logits(vlm.hidden(batch))
 
     logits = multihost_utils.process_allgather(run(params, to_devices(batch, mesh, rules)), tiled=True)
     return np.asarray(logits)[0, : len(prompts[0].piece.tokens)]

@@ -6,6 +6,7 @@ Axis letters:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 
@@ -16,6 +17,7 @@ from jaxvlm.batch import Array, Batch
 from jaxvlm.errors import UserError
 from jaxvlm.models.decoder import Cache
 from jaxvlm.models.vlm import Model
+from jaxvlm.sharding import Placement, placed
 
 SMALLEST_BUCKET = 32  # tokens; below it a smaller program would not be noticeably faster
 
@@ -63,10 +65,11 @@ def decode(
     stop_ids: tuple[int, ...],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
+    place: Placement | None = None,
 ) -> tuple[Array, Array]:
     """Answers the prompts of a batch; ends when every row has stopped.
 
-    Compiled once for each model, batch shape, `stop_ids`, `max_new_tokens` and kind of sampling (greedy or not).
+    Compiled once for each model, batch shape, `stop_ids`, `max_new_tokens`, kind of sampling (greedy or not) and place.
 
     Args:
       params: nested dict of the whole model's weights.
@@ -74,6 +77,8 @@ def decode(
       numbers_B: int32[B]; a row's random numbers depend on this and the seed, not on where the row stands.
       stop_ids: tokens that end an answer.
       max_new_tokens: N.
+      place: of the weights and the batch. Prompts are then read as a train step reads its rows: each device its own,
+        with weights gathered and the platform's kernels. (New tokens are few: they go to the weights.)
 
     Returns:
       int32[B, N] tokens, the stop id among them, 0 behind it, and int32[B] lengths without the stop id: N for a row
@@ -81,7 +86,7 @@ def decode(
     """
     greedy = sampling.temperature == 0
     settings = (jnp.uint32(sampling.seed), jnp.float32(sampling.temperature), jnp.float32(sampling.top_p))
-    return _decode(model, stop_ids, max_new_tokens, greedy, params, batch, numbers_B, settings)
+    return _decode(model, stop_ids, max_new_tokens, greedy, place, params, batch, numbers_B, settings)
 
 
 @jax.tree_util.register_dataclass
@@ -96,12 +101,13 @@ class _Progress:
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _decode(
     model: Model,
     stop_ids: tuple[int, ...],
     max_new_tokens: int,
     greedy: bool,
+    place: Placement | None,
     params: dict,
     batch: Batch,
     numbers_B: Array,
@@ -140,7 +146,8 @@ def _decode(
         logits_BV, cache = vlm.extend(last_B1, positions_B1, progress.cache)
         return choose(dataclasses.replace(progress, cache=cache), logits_BV)
 
-    logits_BV, cache = vlm.prefill(batch, T + max_new_tokens)
+    with contextlib.nullcontext() if place is None else placed(place.mesh, place.rules, place.target):
+        logits_BV, cache = vlm.prefill(batch, T + max_new_tokens)
     progress = _Progress(
         step=jnp.int32(0),
         tokens=jnp.zeros((B, max_new_tokens), jnp.int32),

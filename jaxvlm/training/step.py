@@ -98,12 +98,11 @@ def compile_eval_step(layout: Layout) -> Callable[[State, Batch], LossSum]:
     """Loss sums of a batch, without an update."""
     shards = batch_devices(layout.mesh, layout.rules)
 
-    @jax.jit
     def eval_step(state: State, batch: Batch) -> LossSum:
         with placed(layout.mesh, layout.rules):
             return batch_loss(layout.model, merge(state.trained, state.frozen), batch, shards=shards)
 
-    return eval_step
+    return jax.jit(eval_step, compiler_options=compiler_options(layout.mesh))
 
 
 def _split_rows(batch: Batch, micro_batches: int) -> Batch:

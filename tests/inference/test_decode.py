@@ -12,7 +12,7 @@ from jaxvlm.data.packing import empty_batch, expand, fill_row
 from jaxvlm.errors import UserError
 from jaxvlm.inference.decode import Sampling, bucket, decode, nucleus, sample
 from jaxvlm.models.vlm import VLM, build_model
-from jaxvlm.sharding import Rules, make_mesh, named_shardings, to_devices
+from jaxvlm.sharding import Placement, Rules, make_mesh, named_shardings, to_devices
 from tests import tiny
 
 P, SIZE, VOCAB = 9, 21, 101
@@ -147,12 +147,14 @@ def test_one_program_for_each_shape(model, params, monkeypatch):
     assert len(traces) == 3
 
 
-def test_sharded_rows_and_weights_give_the_same_answers(model, params):
+@pytest.mark.parametrize("target", ["none", "cpu", "tpu"])
+def test_sharded_rows_and_weights_give_the_same_answers(model, params, target):
     rows = [0, 1, 2, 3, None, 3, 2, 1]
     mesh, rules = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2, sequence=1)), Rules()
     sharded = jax.device_put(params, named_shardings(mesh, rules, model.abstract, model.axes))
     batch = to_devices((batch_of(rows, 48), numbers(rows)), mesh, rules)
-    tokens, _ = decode(model, sharded, *batch, (), 6)
+    place = None if target == "none" else Placement(mesh, rules, target)
+    tokens, _ = decode(model, sharded, *batch, (), 6, place=place)
     np.testing.assert_array_equal(tokens, answers(model, params, rows)[0])
 
 
