@@ -203,10 +203,15 @@ class Decoder(nnx.Module):
     def prefill(self, x_BTD: Array, positions_BT: Array, segments_BT: Array, max_length: int) -> tuple[Array, Cache]:
         """Final-normed hidden states, and a cache of `max_length` slots of which the first T are written."""
         table, T = self._table(positions_BT), x_BTD.shape[1]
-        x_BTD, keys_values = run_stack(self.blocks, lambda block, x_BTD, _: block(x_BTD, table, segments_BT), x_BTD)
-        free = [(0, 0), (0, 0), (0, max_length - T), (0, 0), (0, 0)]
-        k_LBSKH, v_LBSKH = (jnp.pad(x, free) for x in keys_values)
-        cache = Cache(k_LBSKH, v_LBSKH, jnp.pad(segments_BT, free[1:3]), jnp.int32(T))
+        free = [(0, 0), (0, max_length - T), (0, 0), (0, 0)]
+
+        # Free slots are added block by block: the whole cache would be there twice.
+        def apply(block: Block, x_BTD: Array, _: None) -> tuple[Array, Pair]:
+            x_BTD, (k_BTKH, v_BTKH) = block(x_BTD, table, segments_BT)
+            return x_BTD, (jnp.pad(k_BTKH, free), jnp.pad(v_BTKH, free))
+
+        x_BTD, (k_LBSKH, v_LBSKH) = run_stack(self.blocks, apply, x_BTD)
+        cache = Cache(k_LBSKH, v_LBSKH, jnp.pad(segments_BT, free[:2]), jnp.int32(T))
         return self.norm(x_BTD), cache
 
     def extend(self, x_B1D: Array, positions_B1: Array, cache: Cache) -> tuple[Array, Cache]:
