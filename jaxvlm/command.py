@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxvlm.config import Config, build_config
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, out_of_memory
 
 
 class Subparser(argparse.ArgumentParser):
@@ -117,7 +117,9 @@ class Answer(Exception):  # noqa: N818 - not an error
 
 
 def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, 2 after a `UserError` (one line), 130 after Ctrl-C, or an `Answer`'s.
+    """Runs a command; returns the exit code: 0, an `Answer`'s, 130 after Ctrl-C, or 2 after what a user can mend.
+
+    That is a `UserError`, or a device that is too small; it is said in one line.
 
     Args:
       main: gets the arguments; what it returns is printed as the last line, in JSON, if `--json` is among them.
@@ -130,10 +132,11 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
         result = main(argv)
     except Answer as answer:
         exit_code, result = answer.exit_code, answer.result
-    except UserError as error:
-        if "--debug" in argv:
+    except Exception as error:
+        told = error if isinstance(error, UserError) else out_of_memory(error)
+        if told is None or "--debug" in argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -1,8 +1,24 @@
 """What a user can mend."""
 
+from __future__ import annotations
+
 
 class UserError(ValueError):
     """A mistake in the user's input, config or files: commands print it without a traceback and exit with code 2.
 
     The message says the rule, the value found, where it stands and what to do.
     """
+
+
+def out_of_memory(error: BaseException) -> UserError | None:
+    """What to say of a program that is too large for a device; None: the error is another one."""
+    text = str(error)
+    if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in text:
+        return None
+    reason = " ".join(text.splitlines()[0].split())[:300]
+    where = "".join(f" {note}" for note in getattr(error, "__notes__", ()) if note.startswith("while "))
+    return UserError(
+        f"a device has too little memory{where} ({reason}); take fewer rows a device: a smaller global_batch_size, "
+        "more micro_batches, more devices; for answers a smaller evaluation.batch_size (evaluate: --batch-size); or "
+        'keep less, as with config.model.remat = "full"; `python -m jaxvlm.plan` tries these without the devices'
+    )

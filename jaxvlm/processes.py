@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the key-value store has no public door
 
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, out_of_memory
 
 T = TypeVar("T")
 
@@ -239,13 +239,14 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        told = out_of_memory(error)
         if count() > 1 and not (isinstance(error, SystemExit) and error.code == 75):
-            if isinstance(error, jax.errors.JaxRuntimeError):
+            if told is None and isinstance(error, jax.errors.JaxRuntimeError):
                 # Often only the echo of another's end: then `Peers` has the better message, and ends this process.
                 print(f"error: process {index()}: {str(error)[:500]}", file=sys.stderr, flush=True)
                 print(f"waiting {LOST_SECONDS:.0f} s to see whether another process is gone", file=sys.stderr)
                 time.sleep(LOST_SECONDS + 6)
-            _tell_failure(error)
+            _tell_failure(told or error)
         raise
 
 

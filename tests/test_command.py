@@ -2,6 +2,8 @@ import json
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxvlm.__main__ import COMMANDS
@@ -35,9 +37,30 @@ def test_a_users_mistake_is_one_line(capsys):
     assert capsys.readouterr().err == "error: tokens = 3 is too few; set tokens to 4\n"
 
 
-def test_debug_shows_the_traceback():
-    with pytest.raises(UserError):
-        run(fail, ["--debug"])
+def allocate(argv):
+    jnp.zeros(2**46, jnp.uint8)
+
+
+def test_a_device_that_is_too_small_is_one_line(capsys):
+    assert run(allocate, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: a device has too little memory (RESOURCE_EXHAUSTED: ") and said.count("\n") == 1
+    assert "70368744177664 bytes" in said and "micro_batches" in said and "jaxvlm.plan" in said
+
+
+@pytest.mark.parametrize(("main", "error"), [(fail, UserError), (allocate, jax.errors.JaxRuntimeError)])
+def test_debug_shows_the_traceback(main, error):
+    with pytest.raises(error):
+        run(main, ["--debug"])
+
+
+def test_other_failures_keep_their_traceback():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="divided"):
+        run(lambda argv: raise_(jax.errors.JaxRuntimeError("INTERNAL: divided by zero")), [])
+
+
+def raise_(error):
+    raise error
 
 
 def test_json_is_the_last_line(capsys):

@@ -37,6 +37,7 @@ class Writer:
         kept = [line for line in read_metrics(self._path) if line["stage"] != stage or line["step"] <= first_step]
         self._writes = processes.index() == 0
         self._full = False  # the disk, when something was written last
+        self._told_memory = False
         if self._writes:
             replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = self._path.open("a")
@@ -68,10 +69,27 @@ class Writer:
         now = time.perf_counter()
         seconds = (now - self._time) / max(1, step - self._step)
         scalars |= {"step_seconds": seconds, "tokens_per_second": scalars["tokens"] / seconds}
+        scalars |= self._memory()
         self.write(step, scalars)
         self._bar.set_postfix_str(f"loss {scalars['loss']:.4f}, {scalars['tokens_per_second']:,.0f} tokens/s", False)
         self._bar.update(step - self._step)
         self._time, self._step = now, step
+
+    def _memory(self) -> dict[str, float]:
+        """The most that a device has used so far, if it says; CPUs do not. Told once, written at each step."""
+        used = jax.local_devices()[0].memory_stats() or {}
+        if not {"peak_bytes_in_use", "bytes_limit"} <= used.keys():
+            return {}
+        peak, limit = used["peak_bytes_in_use"] / 2**30, used["bytes_limit"] / 2**30
+        if not self._told_memory:
+            self._say(f"memory of a device: {peak:.2f} of {limit:.2f} GiB at most so far")
+        self._told_memory = True
+        return {"peak_memory_gib": peak}
+
+    def _say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._writes:
+            self._bar.write(text)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars under their names to both files.
@@ -101,7 +119,7 @@ class Writer:
         """Writes what an evaluation found, also above the bar."""
         self.flush()
         self.write(step, scalars)
-        self._bar.write(f"{self._stage} {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
+        self._say(f"{self._stage} {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
         self._time = time.perf_counter()  # the next step's rate leaves the evaluation out
 
     def close(self) -> None:

@@ -63,6 +63,9 @@ class Watch:
         before = self._enter(name, step)
         try:
             yield
+        except Exception as error:
+            error.add_note(f"while {PHASES.get(name, 'training')}, at step {step}")
+            raise
         finally:
             self._enter(before, step, "step" if hidden() else name)
 

@@ -271,6 +271,20 @@ hook(before)
     assert max(whole_steps(checkpoints(tmp_path))) == 20 and not halves(tmp_path)
 
 
+def test_a_device_that_is_too_small_is_told_with_phase_and_step(start, tmp_path):
+    code = f"""{HOOK}
+import jax.numpy as jnp
+def before(step, batch):
+    if step == 7:
+        jnp.zeros(2**46, jnp.uint8)
+hook(before)
+"""
+    code, log = start(tmp_path, code=code).wait()
+    assert code == 2 and "Traceback" not in log
+    assert "error: a device has too little memory while waiting for data, at step 7 (RESOURCE_EXHAUSTED" in log
+    assert whole_steps(checkpoints(tmp_path)) == [5]
+
+
 def test_a_log_on_a_full_disk_does_not_stop_a_run(undisturbed, start, tmp_path):
     code, _ = start(tmp_path, log=Path("/dev/full")).wait()
     assert code == 0 and losses(tmp_path) == losses(undisturbed[0])

@@ -98,13 +98,20 @@ def test_a_killed_process_ends_the_others(start, tmp_path, victim):
     assert f"process {victim} is gone" in logs[1 - victim] and "--resume-or-start" in logs[1 - victim]
 
 
-def test_a_failure_of_one_is_told_by_all(start, tmp_path):
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ("raise UserError('no such image')", "no such image"),
+        ("jax.numpy.zeros(2**46, 'uint8')", "a device has too little memory"),
+    ],
+)
+def test_a_failure_of_one_is_told_by_all(start, tmp_path, failure, said):
     fails = "import sys, jax, jaxvlm.train as t; from jaxvlm.command import run; from jaxvlm.errors import UserError\n"
     fails += "plan = t.build_pipeline\ndef build(*a, **k):\n"
-    fails += "    if k['process_index'] == 1: raise UserError('no such image')\n"
+    fails += f"    if k['process_index'] == 1: {failure}\n"
     fails += "    return plan(*a, **k)\nt.build_pipeline = build\nsys.exit(run(t.main, sys.argv[1:]))"
     codes, logs = start(*arguments(tmp_path), count=2, devices=2, code=fails).wait(60)
-    assert codes == [2, 2] and "process 1 stopped: no such image" in logs[0]
+    assert codes == [2, 2] and f"process 1 stopped: {said}" in logs[0]
 
 
 def test_other_settings_of_a_process_are_named(start, tmp_path):

@@ -371,6 +371,20 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
     writer.close()
 
 
+def test_memory_of_a_device_is_told_where_it_is_known(tmp_path, monkeypatch, capsys):
+    class Device:  # a TPU; CPUs say nothing of their memory
+        def memory_stats(self):
+            return {"bytes_in_use": 2**30, "peak_bytes_in_use": 3 * 2**30, "bytes_limit": 4 * 2**30}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    writer = Writer(tmp_path, "only", first_step=0, steps=9)
+    for step in (1, 2, 3):
+        writer.log(step, VALUES)
+    writer.close()
+    assert [line["peak_memory_gib"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [3.0, 3.0, 3.0]
+    assert capsys.readouterr().out.count("memory of a device: 3.00 of 4.00 GiB at most so far") == 1
+
+
 def test_lines_wait_for_room_on_a_full_disk(tmp_path, capsys):
     writer = Writer(tmp_path, "only", first_step=0, steps=9)
     writer.write(1, VALUES)
