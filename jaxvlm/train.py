@@ -95,8 +95,8 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     with processes.together():
         processes.check_same(all_keys(config) | {"--stage": stages, "--workdir": str(workdir), "--resume": how})
         lock = Lock(workdir / "lock")
-        processes.from_first(lambda: start_run(workdir, config, stages, how, lock))
         try:
+            processes.from_first(lambda: start_run(workdir, config, stages, how, lock))
             with Watch(workdir) as watch, Preemption() as preemption:
                 return run_stages(workdir, config, stages, watch, preemption)
         finally:
