@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     c.model.language.qkv_bias = False  # Qwen2
     c.model.language.qk_norm = False  # Qwen3
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
-    c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/models/layers.py
+    c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/tuning.py
 
     c.tokenizer = ConfigDict()
     c.tokenizer.source = (
@@ -127,6 +127,7 @@ def stage() -> ConfigDict:
     c.epochs = 1.0
     c.global_batch_size = 128  # rows of one step
     c.micro_batches = 1  # pieces in which a step goes through its rows, to save memory
+    c.compiler_options = ""  # of the TPU compiler, "NAME=VALUE NAME=VALUE", beside those of jaxvlm/tuning.py
     c.log_every = 1  # steps
     c.eval_every = 0  # steps; 0: never
     c.eval_records = 64  # of the held-out ones, for loss and for answers

@@ -272,6 +272,7 @@ class StageConfig:
     epochs: float
     global_batch_size: int
     micro_batches: int
+    compiler_options: str
     log_every: int
     eval_every: int
     eval_records: int

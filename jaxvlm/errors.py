@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(ValueError):
     """A mistake in the user's input, config or files: commands print it without a traceback and exit with code 2.
 
     The message says the rule, the value found, where it stands and what to do.
     """
+
+
+def explain(error: BaseException) -> UserError | None:
+    """What to say of a compiler's or a device's error that a user can mend; None: of this one nothing."""
+    return out_of_memory(error) or unknown_option(error)
+
+
+def unknown_option(error: BaseException) -> UserError | None:
+    """What to say of a compiler that does not know an option; None: the error is another one."""
+    match = re.search(r"No such compile option: '?(\w+)|[Uu]nknown (?:flag|option)[^\w]*(\w+)", str(error))
+    if type(error).__name__ != "JaxRuntimeError" or not match:
+        return None
+    return UserError(f"the TPU compiler knows no option {match[1] or match[2]} (config.stage.NAME.compiler_options)")
 
 
 def out_of_memory(error: BaseException) -> UserError | None:

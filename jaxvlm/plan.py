@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.command import Answer, Parser, load_config, run
-from jaxvlm.errors import UserError
 from jaxvlm.files import cache_folder
 from jaxvlm.planning.compiler import use_tpu_compiler
 from jaxvlm.planning.report import Assumptions, table, to_json
@@ -36,9 +35,6 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_config()
     parser.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e-16, v5p-8, v6e-8, 2xv5e-64")
     parser.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the compiler, repeatable"
-    )
     about = parser.add_argument_group("what is assumed of the data")
     about.add_argument("--records", type=int, metavar="N", help="records of the data, for hours and cost")
     about.add_argument("--samples-per-row", type=float, metavar="X", help="samples packed into a row, on average")
@@ -56,19 +52,16 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     config, on = load_config(args.config, overrides), find_slice(args.topology)
     stage = args.stage or config.stages[-1]
     check_stage(config, stage, args.config)
-    if wrong := [option for option in args.option if "=" not in option]:
-        raise UserError(f"--option {wrong[0]}, expected NAME=VALUE")
-    options = dict(option.split("=", 1) for option in args.option)
     cache = None if args.no_cache else args.cache
     assumed = Assumptions(
         args.records, args.samples_per_row, args.images_per_row, args.filled, args.supervised, args.price_per_chip_hour
     )
     if args.search:
-        found = search(config, stage, on, options, assumed, minutes=args.budget_minutes, cache=cache)
+        found = search(config, stage, on, assumed, minutes=args.budget_minutes, cache=cache)
         print(found.table())
         result, fits = found.to_json(), bool(found.frontier())
     else:
-        plan = plan_once(config, stage, on, options, assumed, cache)
+        plan = plan_once(config, stage, on, assumed, cache)
         print(table(plan, operations=args.operations))
         result, fits = to_json(plan), plan.compiled.memory.fits
     if not fits:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 
 from jaxvlm.batch import Array
 from jaxvlm.sharding import Placement, placement
+from jaxvlm.tuning import ATTENTION_BLOCK
 
 # Added to the score of a pair that must not attend. Finite, so that not even a row without any key gives a NaN.
 MASKED = -1e30
@@ -44,7 +45,7 @@ def attend(
     The backward pass always makes the T x S numbers anew, whatever `config.model.remat` says.
 
     Returns:
-      float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `layers.POLICIES`.
+      float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `tuning.POLICIES`.
     """
     here = placement()
     is_square = q_BTNH.shape[1] == k_BSKH.shape[1]
@@ -78,12 +79,7 @@ def attend_splash(
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
-    whole = -(-T // LANES) * LANES  # the kernels go by blocks; what is added is of segment 0 and is cut off again
-    ids_BT = jnp.ones((B, T), jnp.int32) if segments is None else segments[0]
-    if whole > T:
-        more = [(0, 0), (0, whole - T), (0, 0), (0, 0)]
-        q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, more) for x in (q_BTNH, k_BTKH, v_BTKH))
-        ids_BT = jnp.pad(ids_BT, more[:2])
+    q_BTNH, k_BTKH, v_BTKH, ids_BT = _lengthen(LANES, q_BTNH, k_BTKH, v_BTKH, segments)  # the kernels go by blocks
     q_BNTH = checkpoint_name((q_BTNH * H**-0.5).transpose(0, 2, 1, 3), "query")
     k_BKTH = checkpoint_name(k_BTKH.transpose(0, 2, 1, 3), "key")
     v_BKTH = checkpoint_name(v_BTKH.transpose(0, 2, 1, 3), "value")
@@ -93,36 +89,62 @@ def attend_splash(
     heads = heads if heads == kv_heads else None
     spec = PartitionSpec(rows, heads, None, None)
     splits = here.mesh.shape[heads] if isinstance(heads, str) else 1
+    length = q_BNTH.shape[2]
+    kernel = splash_kernel(N // splits, length, causal, here.is_interpreted, block_size(length))
+    ids = () if ids_BT is None else (ids_BT,)
 
-    def run(q: Array, k: Array, v: Array, ids: Array) -> Array:
-        kernel = _splash_kernel(N // splits, whole, causal, here.is_interpreted)
-        is_masked = segments is not None or whole > T
-        if not is_masked:
-            return jax.vmap(lambda q, k, v: kernel(q, k, v))(q, k, v)
-        return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids)))(q, k, v, ids)
+    def run(*operands: Array) -> Array:
+        return jax.vmap(lambda q, k, v, *ids: kernel(q, k, v, *(splash.SegmentIds(x, x) for x in ids)))(*operands)
 
     y_BNTH = jax.shard_map(
-        run, mesh=here.mesh, in_specs=(spec, spec, spec, PartitionSpec(rows, None)), out_specs=spec, check_vma=False
-    )(q_BNTH, k_BKTH, v_BKTH, ids_BT)
+        run,
+        mesh=here.mesh,
+        in_specs=(spec, spec, spec, *(PartitionSpec(rows, None) for _ in ids)),
+        out_specs=spec,
+        check_vma=False,
+    )(q_BNTH, k_BKTH, v_BKTH, *ids)
     return y_BNTH.transpose(0, 2, 1, 3)[:, :T]
 
 
+def _lengthen(
+    multiple: int, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments: tuple[Array, Array] | None
+) -> tuple[Array, Array, Array, Array | None]:
+    """Queries, keys and values of a multiple of positions, and their segments (None: all attend to all).
+
+    What is added is of segment 0, to be cut off again.
+    """
+    B, T = q_BTNH.shape[:2]
+    more, ids_BT = -T % multiple, None if segments is None else segments[0]
+    if more:
+        ids_BT = jnp.pad(jnp.ones((B, T), jnp.int32) if ids_BT is None else ids_BT, [(0, 0), (0, more)])
+        q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]) for x in (q_BTNH, k_BTKH, v_BTKH))
+    return q_BTNH, k_BTKH, v_BTKH, ids_BT
+
+
 LANES = 128  # of a TPU's vector registers: blocks are multiples of it
-_BLOCK = 512  # queries and keys of a block; larger ones where the length, such as CLIP's 640, divides into no smaller
+
+
+def block_size(length: int) -> int:
+    """Queries, and keys, of a block of the kernels for so many positions, a multiple of `LANES`.
+
+    The largest that divides them and is not over `tuning.ATTENTION_BLOCK`. Where that is small, such as 128 of CLIP's
+    640, the next larger one: a block costs more than its share of the work.
+    """
+    sizes = [size for size in range(LANES, length + 1, LANES) if length % size == 0]
+    size = max((size for size in sizes if size <= ATTENTION_BLOCK), default=length)
+    if size < ATTENTION_BLOCK // 2:
+        size = next((size for size in sizes if size >= ATTENTION_BLOCK), size)
+    return size
 
 
 @functools.lru_cache(maxsize=32)
-def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> Any:
-    blocks = [size for size in range(LANES, length + 1, LANES) if length % size == 0]
-    size = max((size for size in blocks if size <= _BLOCK), default=length)
-    if size < _BLOCK // 2:  # a block of 128 costs more than one that is larger than wanted
-        size = next((size for size in blocks if size >= _BLOCK), size)
+def splash_kernel(heads: int, length: int, causal: bool, interpret: bool, block: int) -> Any:
+    """The kernel for float[heads, length, H] and its gradients, in blocks of `block` queries and as many keys."""
     mask = splash_mask.CausalMask((length, length)) if causal else splash_mask.FullMask((length, length))
-    sizes = splash.BlockSizes(size, size, size, size, size, size, size, size)
     with jax.ensure_compile_time_eval():
         kernel = splash.make_splash_mha(
             splash_mask.MultiHeadMask([mask] * heads),
-            block_sizes=sizes,
+            block_sizes=splash.BlockSizes(block, block, block, block, block, block, block, block),
             head_shards=1,
             q_seq_shards=1,
             residual_checkpoint_name="attention",
@@ -134,9 +156,12 @@ def _splash_kernel(heads: int, length: int, causal: bool, interpret: bool) -> An
 def _attend_cudnn(
     q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments: tuple[Array, Array] | None, *, causal: bool
 ) -> Array:
-    """`attend` by cuDNN, which takes half precision only."""
-    mask = None if segments is None else (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=causal, implementation="cudnn")
+    """`attend` by cuDNN, which takes half precision only, and for gradients an even number of positions."""
+    T = q_BTNH.shape[1]
+    q_BTNH, k_BTKH, v_BTKH, ids_BT = _lengthen(2, q_BTNH, k_BTKH, v_BTKH, segments)
+    mask = None if ids_BT is None else (ids_BT[:, :, None] == ids_BT[:, None, :])[:, None]
+    y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=causal, implementation="cudnn")
+    return y_BTNH[:, :T]
 
 
 def _attend_xla(

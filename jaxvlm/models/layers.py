@@ -18,51 +18,16 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxvlm.batch import Array
 from jaxvlm.config import LoraConfig, RopeScaling
 from jaxvlm.errors import UserError
 from jaxvlm.models import tpu
+from jaxvlm.tuning import remat_policy
 
 BlockT = TypeVar("BlockT", bound=nnx.Module)
 CarryT = TypeVar("CarryT")
-
-
-# What is kept of a block for the backward pass, which makes the rest again (`config.model.remat`), from the largest to
-# the smallest in memory; docs/performance.md has figures. `run_stack` applies it to each block. On a CPU "dots" is the
-# fastest: writing all results down takes longer than making the cheap ones twice.
-POLICIES: dict[str, Callable[..., Any]] = {
-    "none": checkpoint_policies.everything_saveable,  # everything but the inside of attention
-    # The results of projections (with their adapters', not those inside an adapter) and of attention. A norm's
-    # "statistic", its input's mean square, is a number a position, and saves reading the input once more.
-    "dots": checkpoint_policies.save_only_these_names("projection", "attention", "statistic"),
-    # What goes into attention, ready for it, and what comes out.
-    "attention": checkpoint_policies.save_only_these_names("query", "key", "value", "attention", "statistic"),
-    "query_key": checkpoint_policies.save_only_these_names("query", "key", "statistic"),
-    "query": checkpoint_policies.save_only_these_names("query", "statistic"),
-    "full": checkpoint_policies.nothing_saveable,  # a block's input
-    # The same, in the memory of the chip's host.
-    "offload": checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["input"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
-
-
-def remat_policy(name: str) -> Callable[..., Any]:
-    """The policy called `name`.
-
-    Raises:
-      UserError: there is none of that name.
-    """
-    if name not in POLICIES:
-        nearest = difflib.get_close_matches(name, POLICIES, 1)
-        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
-        raise UserError(f'config.model.remat = "{name}"{hint}; known: {", ".join(POLICIES)}')
-    return POLICIES[name]
 
 
 def make_weight(
@@ -300,7 +265,7 @@ def run_stack(
       carry: goes from block to block.
       xs: arrays with the leading axis of the blocks, one slice for each, or None.
       length: how many of the first blocks are applied; None: all. The weights of the others get zero gradients.
-      remat: what the backward pass recomputes, a name of `POLICIES`.
+      remat: what the backward pass recomputes, a name of `tuning.POLICIES`.
       dtype: to which the matrices are cast before the scan; None: each projection casts its own. Their gradients, which
         are made in that dtype, are stacked in it too: half the memory of float32.
 

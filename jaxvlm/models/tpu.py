@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxvlm import tuning
 from jaxvlm.batch import Array
 from jaxvlm.sharding import Placement, placement
 
@@ -100,19 +101,13 @@ def _project_backward(
 
 _project.defvjp(_project_forward, _project_backward)
 
-_PIECE = 2816  # columns of a weight whose gradient is made and summed at once; LLaMA's 11008 in four
-
 
 def _pieces(x: Array, of_x: str, gradient: Array, of_y: str, letter: str) -> Iterator[tuple[Array, Array]]:
-    """Both factors of a weight's gradient, cut along `letter`.
-
-    The sum over devices that comes last in a block has no product left to run beside, so it should be a short one: 62
-    ms of waiting in a step become 28.
-    """
+    """Both factors of a weight's gradient, cut along `letter`."""
     where = of_x.find(letter), of_y.find(letter)
     size = x.shape[where[0]] if where[0] >= 0 else gradient.shape[where[1]]
-    for start in range(0, size, _PIECE):
-        end = min(size, start + _PIECE)
+    for start in range(0, size, tuning.GRADIENT_PIECE):
+        end = min(size, start + tuning.GRADIENT_PIECE)
         yield _cut(x, start, end, where[0]), _cut(gradient, start, end, where[1])
 
 

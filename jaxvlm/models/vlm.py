@@ -23,9 +23,10 @@ from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models.clip import Vision
 from jaxvlm.models.decoder import Cache, Decoder
-from jaxvlm.models.layers import add_lora, remat_policy, set_dropout
+from jaxvlm.models.layers import add_lora, set_dropout
 from jaxvlm.models.projector import Projector
 from jaxvlm.sharding import constrain
+from jaxvlm.tuning import remat_policy
 
 
 def merge_image_features(embeds_BTD: Array, features_BPD: Array, image_index_BT: Array) -> Array:

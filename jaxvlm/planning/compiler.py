@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, unknown_option
 from jaxvlm.files import replace_bytes
 from jaxvlm.planning.program import Step
 from jaxvlm.training.step import compile_train_step
@@ -80,15 +80,13 @@ class Compiled:
 
 def compile_step(
     step: Step,
-    options: Mapping[str, str],
     *,
     cache: Path | None = None,
-    compiler: Callable[[Any, dict[str, str], Path], Any] | None = None,
+    compiler: Callable[[Any, Path], Any] | None = None,
 ) -> Compiled:
     """Compiles a step, or finds what was said of the same program before.
 
     Args:
-      options: of the compiler, beside the recipe's own.
       cache: folder of earlier results; None: none are read or written.
       compiler: makes the executable of what was lowered; None: `compile_lowered`.
 
@@ -100,14 +98,12 @@ def compile_step(
     # here. All shardings of the step name their mesh, so the program is the same.
     train_step: Any = compile_train_step(layout, step.stage.micro_batches)  # under jit
     lowered = train_step.lower(layout.state, step.batch)
-    file = None if cache is None else cache / f"{_fingerprint(lowered, step, options)}.json.gz"
+    file = None if cache is None else cache / f"{_fingerprint(lowered, step)}.json.gz"
     found = _read(file)
     if found is None:
         began = time.perf_counter()
         with _progress(f"compiling {step.stage_name} for {step.slice.name}"):
-            found = _compile(lowered, dict(options), compiler or compile_lowered) | {
-                "seconds": time.perf_counter() - began
-            }
+            found = _compile(lowered, compiler or compile_lowered) | {"seconds": time.perf_counter() - began}
         _write(file, found)
         cached = False
     else:
@@ -115,26 +111,24 @@ def compile_step(
     return Compiled(_memory(step, found), found["text"], found["seconds"], cached, tuple(found.get("largest", ())))
 
 
-def compile_lowered(lowered: Any, options: dict[str, str], dump: Path) -> Any:
+def compile_lowered(lowered: Any, dump: Path) -> Any:
     """The executable of a lowered program; the compiler's own reports go to the folder `dump`."""
-    return lowered.compile({"xla_dump_to": str(dump)} | options)
+    return lowered.compile({"xla_dump_to": str(dump)})
 
 
-def _fingerprint(lowered: Any, step: Step, options: Mapping[str, str]) -> str:
+def _fingerprint(lowered: Any, step: Step) -> str:
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
     places = [step.slice.topology, [int(d.id) for d in step.layout.mesh.devices.flat]]
-    own = (getattr(lowered, "_lowering", None) and lowered._lowering.compile_args.get("compiler_options_kvs")) or ()
-    said = json.dumps([_FORMAT, versions, places, sorted(options.items()), sorted(map(str, own))])
+    options = sorted(step.layout.compiler_options.items()), os.environ.get("LIBTPU_INIT_ARGS", "")
+    said = json.dumps([_FORMAT, versions, places, options])
     return hashlib.sha256((said + lowered.as_text()).encode()).hexdigest()[:32]
 
 
-def _compile(
-    lowered: Any, options: dict[str, str], compiler: Callable[[Any, dict[str, str], Path], Any]
-) -> dict[str, Any]:
+def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, Any]:
     """What the compiler says, JSON-ready."""
     try:
         with tempfile.TemporaryDirectory() as dump:
-            compiled = compiler(lowered, options, Path(dump))
+            compiled = compiler(lowered, Path(dump))
             allocated = read_allocated(Path(dump))
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
@@ -142,12 +136,12 @@ def _compile(
             if found["needed"] is None:
                 raise UserError(
                     "the TPU compiler ran out of something else than the chip's main memory, such as the fast memory "
-                    f"of one operation: {' '.join(str(error).split())[:400]}; leave out the last --option, or try "
-                    "another config.model.remat"
+                    f"of one operation: {' '.join(str(error).split())[:400]}; try another config.model.remat, or "
+                    "leave out the last of the stage's compiler_options"
                 ) from error
             return found | {"text": None}
-        if match := re.search(r"No such compile option: '?(\w+)|[Uu]nknown (?:flag|option)[^\w]*(\w+)", str(error)):
-            raise UserError(f"the TPU compiler knows no option {match[1] or match[2]} (--option)") from error
+        if told := unknown_option(error):
+            raise told from error
         raise
     stats = compiled.memory_analysis()
     result: dict[str, Any] = {

@@ -15,7 +15,7 @@ from jaxvlm.planning.estimate import Estimate, estimate_step
 from jaxvlm.planning.flops import Flops, Work, model_flops, total_flops
 from jaxvlm.planning.program import Step
 from jaxvlm.planning.slices import GIB, larger_slice
-from jaxvlm.training.loss import CHUNK_POSITIONS
+from jaxvlm.tuning import LOSS_POSITIONS
 
 # Records of the published data sets that the recipes name (arXiv:2310.03744, and the files' own names).
 KNOWN_RECORDS = {"blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.json": 665_344}
@@ -64,7 +64,7 @@ def make_plan(step: Step, compiled: Compiled, assumptions: Assumptions) -> Plan:
             step.slice.chip,
             dict(layout.mesh.shape),
             between_slices=("data",) if step.slice.num_slices > 1 else (),
-            guessed_trips=max(1, math.ceil(supervised / CHUNK_POSITIONS)),
+            guessed_trips=max(1, math.ceil(supervised / LOSS_POSITIONS)),
         )
     flops = model_flops(step.config.model, step.stage.parts, layout.state.trained, work)
     return Plan(step, compiled, work, tuple(flops), estimate, assumptions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,19 +13,11 @@ from typing import Any
 
 from jaxvlm.config import Config
 from jaxvlm.errors import UserError
-from jaxvlm.models.layers import POLICIES
 from jaxvlm.planning.compiler import compile_step
 from jaxvlm.planning.program import build_step
 from jaxvlm.planning.report import Assumptions, Plan, make_plan, to_json
 from jaxvlm.planning.slices import GIB, Slice
-
-# Compiler options beside those of compiler_options.py that are worth a compilation, each set as one. Of several chips:
-OPTIONS_OF_MANY: tuple[dict[str, str], ...] = (
-    # Gathers of weights and sums of gradients also beside element-wise operations, which take longer then.
-    {"xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true"},
-)
-# Of each: more of the fast memory for the running operation, less for what is fetched ahead.
-OPTIONS_OF_EACH: tuple[dict[str, str], ...] = ({"xla_tpu_scoped_vmem_limit_kib": "65536"},)
+from jaxvlm.tuning import POLICIES, TRIED_OF_EACH, TRIED_OF_MANY, Options, parse_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Candidate:
     micro_batches: int
     remat: str
     mesh: tuple[int, int, int, int]  # data, fsdp, tensor, sequence
-    options: tuple[tuple[str, str], ...]
+    options: str  # of the compiler, as in a recipe
 
     def apply(self, config: Config, stage: str) -> Config:
         """The recipe with this candidate's values."""
@@ -44,6 +37,7 @@ class Candidate:
             config.stage[stage],
             global_batch_size=self.rows_per_chip * data * fsdp,
             micro_batches=self.micro_batches,
+            compiler_options=self.options,
         )
         return dataclasses.replace(
             config,
@@ -59,10 +53,10 @@ class Candidate:
             words.append(f"--config.model.remat={changed.model.remat}")
         if changed.mesh.tensor != config.mesh.tensor:
             words += [f"--config.mesh.fsdp={changed.mesh.fsdp}", f"--config.mesh.tensor={changed.mesh.tensor}"]
-        for name in ("global_batch_size", "micro_batches"):
+        for name in ("global_batch_size", "micro_batches", "compiler_options"):
             if (value := getattr(changed.stage[stage], name)) != getattr(config.stage[stage], name):
-                words.append(f"--config.stage.{stage}.{name}={value}")
-        return " ".join(words + [f"--option {name}={value}" for name, value in self.options]) or "(the recipe)"
+                words.append(f"--config.stage.{stage}.{name}={shlex.quote(str(value))}")
+        return " ".join(words) or "(the recipe)"
 
     def neighbours(self, kv_heads: int) -> Iterator[Candidate]:
         """Candidates that differ in one thing, the most promising first; and a row at a time that keeps more.
@@ -70,7 +64,7 @@ class Candidate:
         That makes LoRA of the 7B a sixth faster on v5e-8, where more than a row at a time does not leave room for it.
         """
         change = dataclasses.replace
-        yield from self._with_options(OPTIONS_OF_MANY if math.prod(self.mesh) > 1 else ())
+        yield from self._with_options(TRIED_OF_MANY if math.prod(self.mesh) > 1 else ())
         if self.micro_batches < self.rows_per_chip:
             yield change(self, micro_batches=self.rows_per_chip, remat="dots")
         for remat in POLICIES:
@@ -90,12 +84,13 @@ class Candidate:
         if tensor % 2 == 0 and self.rows_per_chip % (2 * self.micro_batches) == 0:
             mesh = (data, 2 * fsdp, tensor // 2, sequence)
             yield change(self, mesh=mesh, rows_per_chip=self.rows_per_chip // 2)
-        yield from self._with_options(OPTIONS_OF_EACH)
+        yield from self._with_options(TRIED_OF_EACH)
 
-    def _with_options(self, sets: tuple[dict[str, str], ...]) -> Iterator[Candidate]:
+    def _with_options(self, sets: tuple[Options, ...]) -> Iterator[Candidate]:
+        options = parse_options(self.options)
         for more in sets:
-            if not more.items() <= dict(self.options).items():
-                yield dataclasses.replace(self, options=tuple(sorted((dict(self.options) | more).items())))
+            if not more.items() <= options.items():
+                yield dataclasses.replace(self, options=" ".join(f"{k}={v}" for k, v in (options | more).items()))
 
     def smaller(self) -> Candidate:
         """The same with less memory, or the same if nothing is left to save."""
@@ -152,12 +147,11 @@ def search(
     config: Config,
     stage: str,
     on: Slice,
-    options: Mapping[str, str],
     assumed: Assumptions,
     *,
     minutes: float,
     cache: Path | None,
-    plan: Callable[[Config, str, Slice, Mapping[str, str], Assumptions, Path | None], Plan] | None = None,
+    plan: Callable[[Config, str, Slice, Assumptions, Path | None], Plan] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
     """Plans the recipe, then always a neighbour of the fastest that fits; none is begun after `minutes`.
@@ -178,7 +172,7 @@ def search(
             config.stage[stage].micro_batches,
             config.model.remat,
             (mesh["data"], mesh["fsdp"], mesh["tensor"], mesh["sequence"]),
-            tuple(sorted(options.items())),
+            config.stage[stage].compiler_options,
         )
     ]
     plans: dict[Candidate, Plan | None] = {}
@@ -188,7 +182,7 @@ def search(
             continue
         made: Plan | None = None
         try:
-            made = plan(candidate.apply(config, stage), stage, on, dict(candidate.options), assumed, cache)
+            made = plan(candidate.apply(config, stage), stage, on, assumed, cache)
         except (UserError, ValueError, RuntimeError) as error:  # the compiler refuses some meshes and options
             _say(len(plans) + 1, candidate, f"not possible: {str(error).splitlines()[0][:160]}")
         else:
@@ -204,12 +198,10 @@ def search(
     return Found(config, stage, plans)
 
 
-def plan_once(
-    config: Config, stage: str, on: Slice, options: Mapping[str, str], assumed: Assumptions, cache: Path | None
-) -> Plan:
+def plan_once(config: Config, stage: str, on: Slice, assumed: Assumptions, cache: Path | None) -> Plan:
     """One plan, compiled or from the cache."""
     step = build_step(config, stage, on)
-    return make_plan(step, compile_step(step, options, cache=cache), assumed)
+    return make_plan(step, compile_step(step, cache=cache), assumed)
 
 
 def seconds_per_row(plan: Plan | None) -> float:
@@ -237,5 +229,5 @@ def _is_hopeless(candidate: Candidate, plans: Mapping[Candidate, Plan | None]) -
 def _say(number: int, c: Candidate, said: str) -> None:
     mesh = " x ".join(map(str, c.mesh))
     what = f"{c.rows_per_chip} rows a chip in {c.micro_batches}, remat {c.remat}, mesh {mesh}"
-    what += "".join(f", {name}={value}" for name, value in c.options)
+    what += f", {c.options}" if c.options else ""
     print(f"{number:3}  {what}: {said}", file=sys.stderr)

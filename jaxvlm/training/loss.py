@@ -16,10 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxvlm.batch import Array, Batch
 from jaxvlm.models.vlm import Model
 from jaxvlm.sharding import placement
-
-# Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the last
-# chunk is not mostly unsupervised, and that its logits (this times V float32) stay small beside the model.
-CHUNK_POSITIONS = 256
+from jaxvlm.tuning import LOSS_POSITIONS
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +41,7 @@ def batch_loss(
     """
     vlm = model.bind(params, dropout_key)
     B, T = batch.tokens.shape
-    chunk = max(1, min(T, CHUNK_POSITIONS * shards // B))
+    chunk = max(1, min(T, LOSS_POSITIONS * shards // B))
     x_BTD = vlm.hidden(batch)
     head = vlm.language.embed if vlm.language.head is None else vlm.language.head
     head_VD = head.w[...].astype(x_BTD.dtype)

@@ -17,6 +17,7 @@ from jaxvlm.config import LoraConfig, PartsConfig, StageConfig
 from jaxvlm.models.vlm import Model
 from jaxvlm.sharding import Rules, named_shardings
 from jaxvlm.training.optimizer import build_optimizer, group_of, map_paths, paths
+from jaxvlm.tuning import Options, compiler_options
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +41,7 @@ class Layout:
     rules: Rules
     optimizer: optax.GradientTransformation
     state: State  # of jax.ShapeDtypeStruct with shardings
+    compiler_options: Options
 
 
 def split(params: dict, parts: PartsConfig) -> tuple[dict, dict]:
@@ -132,7 +134,7 @@ def state_layout(model: Model, stage: StageConfig, steps: int, mesh: Mesh, rules
         optimizer=optimizer_state,
         key=whole(jax.ShapeDtypeStruct((2,), jnp.uint32)),
     )
-    return Layout(model, mesh, rules, optimizer, state)
+    return Layout(model, mesh, rules, optimizer, state, compiler_options(mesh, stage.compiler_options))
 
 
 def initial_state(layout: Layout, seed: int, params: dict | None = None) -> State:

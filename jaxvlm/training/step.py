@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxvlm.batch import Array, Batch
-from jaxvlm.compiler_options import compiler_options
 from jaxvlm.sharding import batch_devices, batch_sharding, placed
 from jaxvlm.training.loss import LossSum, batch_loss
 from jaxvlm.training.state import Layout, State, merge
@@ -90,7 +89,7 @@ def compile_train_step(
         in_shardings=(shardings, batch_sharding(layout.mesh, layout.rules)),
         out_shardings=(shardings, None),
         donate_argnums=0,
-        compiler_options=compiler_options(layout.mesh),
+        compiler_options=layout.compiler_options,
     )
 
 
@@ -102,7 +101,7 @@ def compile_eval_step(layout: Layout) -> Callable[[State, Batch], LossSum]:
         with placed(layout.mesh, layout.rules):
             return batch_loss(layout.model, merge(state.trained, state.frozen), batch, shards=shards)
 
-    return jax.jit(eval_step, compiler_options=compiler_options(layout.mesh))
+    return jax.jit(eval_step, compiler_options=layout.compiler_options)
 
 
 def _split_rows(batch: Batch, micro_batches: int) -> Batch:

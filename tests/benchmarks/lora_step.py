@@ -33,11 +33,11 @@ import jax
 import numpy as np
 
 from jaxvlm.config import MeshConfig, PartsConfig
-from jaxvlm.models.layers import POLICIES
 from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.state import initial_state, state_layout
 from jaxvlm.training.step import compile_train_step
+from jaxvlm.tuning import POLICIES
 from tests.benchmarks.step_cpu import SIZES, Size, make_config, make_samples, pack, seconds
 
 VARIANTS = {"lora": "lora(rank=128, alpha=256)", "full": "full"}  # the decoder's policy; the order of the columns

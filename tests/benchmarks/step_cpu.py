@@ -49,9 +49,10 @@ from jaxvlm.data.packing import empty_batch, expand, fill_row, plan_rows
 from jaxvlm.models import variants
 from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
-from jaxvlm.training import loss as loss_module
+from jaxvlm.training.loss import cross_entropy
 from jaxvlm.training.state import initial_state, merge, state_layout
 from jaxvlm.training.step import compile_train_step
+from jaxvlm.tuning import LOSS_POSITIONS
 
 # torch and transformers are imported where they are used: the process that measures our memory has neither.
 
@@ -368,8 +369,8 @@ def time_pieces(ours: Ours, repeats: int) -> dict[str, float]:
         return jnp.vdot(decoder(trained, x, params), x)  # any cotangent will do
 
     def head_loss(x: jax.Array, head: jax.Array) -> jax.Array:
-        chunk = max(1, min(T, loss_module.CHUNK_POSITIONS // B))  # as `batch_loss` has it
-        return loss_module.cross_entropy(x, head, batch.targets, batch.loss_weights, chunk)[0]
+        chunk = max(1, min(T, LOSS_POSITIONS // B))  # as `batch_loss` has it
+        return cross_entropy(x, head, batch.targets, batch.loss_weights, chunk)[0]
 
     def update(trained: dict, optimizer: Any, gradients: dict) -> tuple[dict, Any]:
         updates, optimizer = layout.optimizer.update(gradients, optimizer, trained)

@@ -1,8 +1,12 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from jaxvlm.config import MeshConfig
 from jaxvlm.models.attention import attend
+from jaxvlm.sharding import Rules, make_mesh, placed
 
 
 def plain(q, k, v, segments, causal):
@@ -54,3 +58,26 @@ def test_a_query_without_keys_gives_no_nan():
     grad = jax.grad(lambda q: attend(q, k, v, (segments * 0 + 9, segments), causal=True).sum())(q)
     assert np.isfinite(grad).all()
     assert np.isfinite(attend(q, k, v, (segments * 0 + 9, segments), causal=True)).all()
+
+
+# 577 and 729: CLIP's and SigLIP's, odd, which cuDNN's gradients do not take as they are.
+@pytest.mark.parametrize(("T", "N", "K", "H"), [(577, 16, 16, 64), (729, 16, 16, 72), (512, 8, 2, 128), (77, 6, 2, 80)])
+def test_the_program_for_nvidia_gpus(monkeypatch, T, N, K, H):
+    """No GPU is here; but what cuDNN takes is checked while a program is lowered for one."""
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+    causal = K < N
+    mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+
+    def loss(q, k, v, segments):
+        with placed(mesh, Rules(), "gpu"):
+            y = attend(q, k, v, (segments, segments) if causal else None, causal=causal)
+        assert y.shape == q.shape
+        return y.astype(jnp.float32).sum()
+
+    shapes = ((2, T, N, H), (2, T, K, H), (2, T, K, H))
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*inputs, jax.ShapeDtypeStruct((2, T), jnp.int32))
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmha" in program and "SoftmaxBackward" in program

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvlm import tuning
 from jaxvlm.config import MeshConfig
 from jaxvlm.models import tpu
 from jaxvlm.models.attention import attend
@@ -33,11 +34,12 @@ def attention_inputs(T, *, N=6, K=2, H=64, B=8):
     return q, k, v, np.sort(random.integers(1, 4, (B, T)).astype(np.int32))
 
 
-# 577: CLIP's, no multiple of a block; 77: less than one; 256: whole blocks.
-@pytest.mark.parametrize(("T", "causal"), [(77, True), (256, True), (577, False)])
+# 577: CLIP's positions, no multiple of a block; 77: less than one; 256: whole blocks. Heads of 64 (CLIP L), 80 (CLIP H)
+# and 128 (LLaMA).
+@pytest.mark.parametrize(("T", "H", "causal"), [(77, 128, True), (256, 64, True), (577, 64, False), (77, 80, False)])
 @pytest.mark.parametrize("name", ["1", "2 data x 2 fsdp x 2 tensor"])
-def test_splash_attention(T, causal, name):
-    q, k, v, segments = attention_inputs(T)
+def test_splash_attention(T, H, causal, name):
+    q, k, v, segments = attention_inputs(T, H=H)
     pair = (segments, segments) if causal else None
 
     def loss(q, k, v, target):
@@ -85,7 +87,7 @@ def plain(params):
     ("name", "remat"), [("1", "full"), ("8 fsdp", "dots"), ("2 data x 2 fsdp x 2 tensor", "attention")]
 )
 def test_the_whole_model(monkeypatch, params, plain, name, remat):
-    monkeypatch.setattr(tpu, "_PIECE", 16)  # as if the MLP's 56 columns were 11,008
+    monkeypatch.setattr(tuning, "GRADIENT_PIECE", 16)  # as if the MLP's 56 columns were 11,008
     loss, gradients, program = gradients_of(name, params, "tpu", remat)
     assert "optimization_barrier" in program and "optimization_barrier" not in plain[2]
     assert loss == pytest.approx(plain[0], rel=1e-5)

@@ -9,9 +9,9 @@ import pytest
 
 from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
-from jaxvlm.models.layers import POLICIES
 from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
+from jaxvlm.tuning import POLICIES
 from jaxvlm.weights.rules import flatten_tree
 from tests.parity import pairs
 

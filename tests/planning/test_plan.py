@@ -76,7 +76,7 @@ def tiny_step(name="v5e-4", **changes):
     return build_step(tiny.config(tiny.recipe(only=stage)), "only", find_slice(name))
 
 
-def fail(lowered, options, dump):
+def fail(lowered, dump):
     raise RuntimeError(MESSAGE)
 
 
@@ -108,7 +108,7 @@ def test_its_short_form():
 
 @tpu_compiler
 def test_out_of_memory_is_an_answer():
-    compiled = compile_step(tiny_step(), {}, compiler=fail)
+    compiled = compile_step(tiny_step(), compiler=fail)
     found = make_plan(tiny_step(), compiled, Assumptions())
     assert not compiled.memory.fits and found.estimate is None and found.mfu is None
     said = table(found)
@@ -130,11 +130,11 @@ def test_out_of_memory_is_exit_code_3(monkeypatch, recipe_file, tmp_path, capsys
 
 @tpu_compiler
 def test_another_memory_that_is_too_small_is_no_plan():
-    def fail(lowered, options, dump):
+    def fail(lowered, dump):
         raise RuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. It should\n not be possible")
 
-    with pytest.raises(UserError, match="memory space vmem. It should not be possible; leave out the last --option"):
-        compile_step(tiny_step(), {}, compiler=fail)
+    with pytest.raises(UserError, match="memory space vmem. It should not be possible; try another config.model.remat"):
+        compile_step(tiny_step(), compiler=fail)
 
 
 @tpu_compiler
@@ -172,17 +172,17 @@ def test_the_plan_of_a_tiny_recipe(recipe_file, tmp_path, capsys):
 def test_the_cache_tells_programs_and_options_apart(tmp_path):
     compiled = []
 
-    def count(lowered, options, dump):
-        compiled.append(options)
+    def count(lowered, dump):
+        compiled.append(lowered)
         raise RuntimeError(MESSAGE)
 
-    for step, options in ((tiny_step(), {}), (tiny_step(), {"a": "1"}), (tiny_step(global_batch_size=4), {})):
-        compile_step(step, options, cache=tmp_path, compiler=count)
-        assert compile_step(step, options, cache=tmp_path, compiler=count).cached
-    assert compiled == [{}, {"a": "1"}, {}]
+    for number, changes in enumerate(({}, {"compiler_options": "a=1"}, {"global_batch_size": 4}), 1):
+        compile_step(tiny_step(**changes), cache=tmp_path, compiler=count)
+        assert compile_step(tiny_step(**changes), cache=tmp_path, compiler=count).cached
+        assert len(compiled) == number
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:20])
-    assert not compile_step(tiny_step(), {}, cache=tmp_path, compiler=count).cached
+    assert not compile_step(tiny_step(), cache=tmp_path, compiler=count).cached
 
 
 @tpu_compiler
@@ -205,7 +205,7 @@ def test_between_slices_goes_data():
 @tpu_compiler
 def test_an_option_that_the_compiler_does_not_know():
     with pytest.raises(UserError, match="xla_no_such_option"):
-        compile_step(tiny_step("v5e-1"), {"xla_no_such_option": "1"})
+        compile_step(tiny_step("v5e-1", compiler_options="xla_no_such_option=1"))
 
 
 @tpu_compiler
@@ -215,14 +215,18 @@ def test_micro_batches_on_several_chips():
     small = [f"{model}language.{x}" for x in ("num_layers=2", "embed_dim=1024", "num_heads=8", "num_kv_heads=8")]
     small += [f"{model}language.mlp_dim=2048", f"{model}language.vocab_size=4096", f"{model}vision.num_layers=2"]
     small += [f"{model}vision.image_size=56", "--config.stage.finetune.data.tokens=512"]
+    small += ["--config.stage.finetune.compiler_options=xla_tpu_scoped_vmem_limit_kib=16384"]
     config = load_config("configs/llava15_7b_finetune.py", [*small, "--config.stage.finetune.micro_batches=2"])
-    step = build_step(config, "finetune", find_slice("v5e-8"))
-    assert compile_step(step, {"xla_tpu_scoped_vmem_limit_kib": "16384"}).memory.fits
+    assert compile_step(build_step(config, "finetune", find_slice("v5e-8"))).memory.fits
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("--stage=other", "has the stages only"), ("--option=flag", "NAME=VALUE"), ("--topology=v5e-3", "known: v5e-1")],
+    [
+        ("--stage=other", "has the stages only"),
+        ("--config.stage.only.compiler_options=flag a=1", "flag; expected NAME=VALUE"),
+        ("--topology=v5e-3", "known: v5e-1"),
+    ],
 )
 def test_mistakes(argument, message, recipe_file):
     with pytest.raises(UserError, match=message):

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import shlex
 
 import pytest
 
@@ -25,12 +26,13 @@ def config():
     return tiny.config(tiny.recipe(only=tiny.stage_recipe()))
 
 
-def fake_plan(config, stage, on, options, assumed, cache, *, size=1.0):
+def fake_plan(config, stage, on, assumed, cache, *, size=1.0):
     """A world in which rows take 4 GiB, or 2 recomputed, and time falls with rows and with what is kept."""
     step = build_step(config, stage, on)
     rows, full = step.rows_per_chip / step.stage.micro_batches, config.model.remat == "full"
     memory = Memory(size * rows * (2 if full else 4) * GIB, 16 * GIB, 0, 0, 0, 0, 0, 0, 0)
-    seconds = step.rows_per_chip * (1.0 if full else 0.8) + 0.1 * step.stage.micro_batches - 0.05 * bool(options)
+    seconds = step.rows_per_chip * (1.0 if full else 0.8) + 0.1 * step.stage.micro_batches
+    seconds -= 0.05 * bool(step.stage.compiler_options)
     work = work_of(step, assumed)
     return Plan(step, Compiled(memory, "", 0, False), work, (), Estimate(compute=seconds), assumed)
 
@@ -45,7 +47,7 @@ def run(config, *, minutes=1.0, size=1.0):
         return fake_plan(*arguments, size=size)
 
     on = find_slice("v5e-4")
-    return search(config, "only", on, {}, Assumptions(), minutes=minutes, cache=None, plan=plan, clock=lambda: now)
+    return search(config, "only", on, Assumptions(), minutes=minutes, cache=None, plan=plan, clock=lambda: now)
 
 
 def test_the_frontier_is_smaller_or_faster(config):
@@ -83,26 +85,25 @@ def test_nothing_fits(config):
 
 
 def test_overrides_are_only_what_differs(config):
-    same = Candidate(2, 1, config.model.remat, (1, 4, 1, 1), ())
+    same = Candidate(2, 1, config.model.remat, (1, 4, 1, 1), "")
     assert same.overrides(config, "only") == "(the recipe)"
-    other = Candidate(6, 2, "dots", (1, 2, 2, 1), (("a", "1"),))
-    assert other.overrides(config, "only").split() == [
+    other = Candidate(6, 2, "dots", (1, 2, 2, 1), "a=1 b=2")
+    assert shlex.split(other.overrides(config, "only")) == [
         "--config.model.remat=dots",
         "--config.mesh.fsdp=2",
         "--config.mesh.tensor=2",
         "--config.stage.only.global_batch_size=12",
         "--config.stage.only.micro_batches=2",
-        "--option",
-        "a=1",
+        "--config.stage.only.compiler_options=a=1 b=2",
     ]
 
 
 def test_neighbours_are_others_and_keep_the_batch_whole():
-    candidate = Candidate(6, 2, "full", (1, 4, 1, 1), ())
+    candidate = Candidate(6, 2, "full", (1, 4, 1, 1), "")
     near = list(candidate.neighbours(kv_heads=4))
     assert candidate not in near and len(set(near)) == len(near)
     assert all(c.rows_per_chip % c.micro_batches == 0 and math.prod(c.mesh) == 4 for c in near)
-    assert Candidate(6, 6, "dots", (1, 4, 1, 1), ()) in near  # a row at a time
+    assert Candidate(6, 6, "dots", (1, 4, 1, 1), "") in near  # a row at a time
 
 
 def test_a_found_plan_can_be_empty(config):

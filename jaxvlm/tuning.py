@@ -1,0 +1,130 @@
+"""What programs are tuned by, and why: what backward passes keep, sizes of blocks, options of the compiler.
+
+The figures are the TPU compiler's own estimates (`python -m jaxvlm.plan`) of LLaVA-1.5-7B's finetune, on v5e-16 with 4
+rows a chip where no other slice is named; docs/performance.md has them in order. A recipe sets the first of the three
+in `model.remat`, and more compiler options in a stage's `compiler_options`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from jax.ad_checkpoint import checkpoint_policies
+from jax.sharding import Mesh
+
+from jaxvlm.errors import UserError
+
+# What is kept of a block for the backward pass, which makes the rest again (`config.model.remat`), from the largest to
+# the smallest in memory. On a CPU "dots" is the fastest: writing all results down takes longer than making the cheap
+# ones twice.
+POLICIES: dict[str, Callable[..., Any]] = {
+    "none": checkpoint_policies.everything_saveable,  # everything but the inside of attention
+    # The results of projections (with their adapters', not those inside an adapter) and of attention. A norm's
+    # "statistic", its input's mean square, is a number a position, and saves reading the input once more: 15 Mcycles.
+    # For a row at a time: LoRA on v5e-8 in 12.5 GiB, a sixth faster than "full" with 8 rows at once in 13.5.
+    "dots": checkpoint_policies.save_only_these_names("projection", "attention", "statistic"),
+    # What goes into attention, ready for it, and what comes out. 13B on v5e-64, a row a chip: 53 % MFU in 8.6 GiB.
+    "attention": checkpoint_policies.save_only_these_names("query", "key", "value", "attention", "statistic"),
+    # Each of the two is 2 GiB, and saves 50 Mcycles; the values would not fit any more.
+    "query_key": checkpoint_policies.save_only_these_names("query", "key", "statistic"),
+    "query": checkpoint_policies.save_only_these_names("query", "statistic"),
+    "full": checkpoint_policies.nothing_saveable,  # a block's input
+    # The same, in the memory of the chip's host: 2 GiB less, and 16 GB/s of the host's bus to wait for.
+    "offload": checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
+def remat_policy(name: str) -> Callable[..., Any]:
+    """The policy called `name`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    if name not in POLICIES:
+        nearest = difflib.get_close_matches(name, POLICIES, 1)
+        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
+        raise UserError(f'config.model.remat = "{name}"{hint}; known: {", ".join(POLICIES)}')
+    return POLICIES[name]
+
+
+# Queries, and keys, of a block of splash attention.
+ATTENTION_BLOCK = 512
+
+# Columns of a weight whose gradient is made and summed over the chips at once; LLaMA's 11,008 in four. The sum that
+# comes last in a block has no product left to run beside, so it should be a short one: 62 ms of waiting become 28.
+GRADIENT_PIECE = 2816
+
+# Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the last
+# chunk is not mostly unsupervised, and that its logits (this times V float32) stay small beside the model.
+LOSS_POSITIONS = 256
+
+Options = dict[str, str]
+
+# Of several chips.
+COLLECTIVES: Options = {
+    # Weights are gathered whole. By default a product becomes a loop over their shards, whose partial sums, as large as
+    # the result, are added up sixteen times: half of the step.
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+    # Gradients are summed over the chips beside the products that follow: 415 Mcycles of waiting become 135. The third:
+    # several sums that are combined into one cannot run beside anything. It is the size up to which they are.
+    "xla_enable_async_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
+}
+
+# Weights are gathered beside the products that come before. A v5e does so by itself.
+_GATHERS: Options = {
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+}
+
+# By `jax.Device.device_kind`.
+CHIPS: dict[str, Options] = {
+    # More of the 128 MiB of fast memory for the running operation, less for what is fetched ahead: larger tiles where a
+    # sum or a norm follows a product; 4,574 -> 4,302 Mcycles. 64 MiB gain 0.4 % more and take twice as long to compile.
+    "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
+    # Waiting on v6e-8: 178 of 1,507 ms with 6 rows a chip -> 72 of 1,815 with 8.
+    "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"} | _GATHERS,
+    # v5p. Waiting on v5p-8: 153 of 3,965 ms with 12 rows a chip -> 73 of 4,836 with 16.
+    "TPU v5": _GATHERS,
+}
+
+# What else is worth a compilation (`plan --search`), each set as one. Of several chips:
+TRIED_OF_MANY: tuple[Options, ...] = (
+    # Gathers of weights and sums of gradients also beside element-wise operations, which take longer then.
+    {"xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true"},
+)
+# Of each: more of the fast memory for the running operation, less for what is fetched ahead.
+TRIED_OF_EACH: tuple[Options, ...] = ({"xla_tpu_scoped_vmem_limit_kib": "65536"},)
+
+
+def parse_options(text: str) -> Options:
+    """The options that a recipe names: "NAME=VALUE NAME=VALUE".
+
+    Raises:
+      UserError: what stands there has another form.
+    """
+    words = text.split()
+    if wrong := [word for word in words if not all(word.partition("="))]:
+        raise UserError(f'compiler_options = "{text}": {", ".join(wrong)}; expected NAME=VALUE, with spaces between')
+    return dict(word.lstrip("-").split("=", 1) for word in words)
+
+
+def compiler_options(mesh: Mesh, more: str = "") -> Options:
+    """Options for a program on a mesh; none for other platforms than TPUs.
+
+    Args:
+      more: a stage's `compiler_options`, which go before these.
+    """
+    given, device = parse_options(more), mesh.devices.flat[0]
+    if device.platform != "tpu":
+        return {}
+    return (COLLECTIVES if mesh.size > 1 else {}) | CHIPS.get(device.device_kind, {}) | given
