@@ -63,6 +63,12 @@ _UPRIGHT = {
 # weights, be more than 2 levels off.
 _SIMD_SHRINKS = 32
 _TILE = (322, 323)  # TIFF tags of a tile's width and length
+# What whole files end with. (Of a WebP its decoder notices at once that the end is missing; others have no such mark.)
+_ENDS: tuple[tuple[type[ImageFile.ImageFile], bytes], ...] = (
+    (JpegImageFile, b"\xff\xd9"),
+    (PngImageFile, b"IEND\xaeB`\x82"),
+    (GifImageFile, b";"),
+)
 
 # An image that cannot be used is an error of its record. What Pillow's decoders warn of besides (metadata that is cut
 # short, a palette's transparency, a size below our limit) changes no pixel, and would fill the screen.
@@ -126,30 +132,23 @@ def load_image(
     return _pad(rgb, size, pad_colour, exact=exact) if aspect == "pad" else _crop(rgb, size)
 
 
-def read_size(source: str | bytes, origin: str = "") -> tuple[int, int]:
-    """Width and height in pixels as stored, from the header alone: nothing is decoded.
+def check_header(source: str | bytes, size: int, aspect: str, origin: str = "") -> None:
+    """Checks what can be known of `load_image` with the same arguments from the header and the end of the file.
+
+    A download that broke off has a good header. So a file that does not end as files of its format do is decoded, to
+    be sure: many of those are whole, with something behind them.
 
     Raises:
-      RecordError: the image is missing, no image, or too large.
+      RecordError: the image is missing, no image, cut short, too large, or so long that its square would be too large.
     """
     try:
         with _open(source) as image:
-            return image.size
+            _check_area(image.size, size, aspect)
+            whole = _ends_whole(image)
     except Exception as error:
         raise _image_error(source, origin, error) from error
-
-
-def check_header(source: str | bytes, size: int, aspect: str, origin: str = "") -> None:
-    """Checks what can be known of `load_image` with the same arguments from the header alone.
-
-    Raises:
-      RecordError: the image is missing, no image, too large, or so long that its square would be too large.
-    """
-    shape = read_size(source, origin)
-    try:
-        _check_area(shape, size, aspect)
-    except _UnusableError as error:
-        raise _image_error(source, origin, error) from error
+    if not whole:
+        load_image(source, size, aspect, origin, exact=False)
 
 
 def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
@@ -201,6 +200,13 @@ def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
                 _check_tile(image)
             return image
     raise _UnusableError(f"no image: its first bytes are not those of {_FORMATS}")
+
+
+def _ends_whole(image: ImageFile.ImageFile) -> bool:
+    end = next((end for decoder, end in _ENDS if isinstance(image, decoder)), b"")
+    assert image.fp is not None
+    image.fp.seek(-len(end), os.SEEK_END)
+    return image.fp.read() == end
 
 
 def _check_bytes(count: int) -> None:

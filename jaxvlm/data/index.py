@@ -22,7 +22,7 @@ from jaxvlm.data.records import RecordError
 from jaxvlm.data.samples import Facts, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 
-_VERSION = 3  # of what the columns mean; a kept index of another one is not used
+_VERSION = 4  # of what is looked for and what the columns mean; a kept index of another one is not used
 _CHUNK = 1000  # records that a worker process goes through at a time
 PARALLEL = 20_000  # records from which on starting worker processes pays
 

@@ -58,7 +58,7 @@ class Samples:
         return drop_leading_answer(self.source[index])
 
     def inspect(self, index: int) -> Facts:
-        """Checks record `index`: image headers, turns, length. Decodes nothing.
+        """Checks record `index`: image headers and ends, turns, length. Decodes no image that ends as it should.
 
         Raises:
           RecordError: it breaks a rule, whatever the rows are.

@@ -40,7 +40,7 @@ RECORDS, EXAMPLES = 420, 6  # for each place: 12,600 in all
 TOKENS, IMAGES = 64, 2
 
 # What is to become of a record, where it is not one of these reasons to reject it.
-WHOLE, CUT, LATE, ANY = "whole", "cut", "late", "any"  # LATE: its image breaks behind the header
+WHOLE, CUT, LATE, ANY = "whole", "cut", "late", "any"  # LATE: its image breaks between header and end
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -79,8 +79,9 @@ PICTURES = {
     "good.jpg": WHOLE,
     "sub/../good.png": WHOLE,
     "more than its header says.png": WHOLE,
-    "cut.png": LATE,
-    "cut.jpg": LATE,
+    "damaged.png": LATE,
+    "cut.png": "image_broken",
+    "cut.jpg": "image_broken",
     "empty.png": "image_broken",
     "text.png": "image_broken",
     "header.png": "image_broken",
@@ -109,6 +110,7 @@ def write_pictures(folder):
     files = {
         "good.png": encoded("PNG"),
         "good.jpg": encoded("JPEG"),
+        "damaged.png": encoded("PNG")[:400] + encoded("PNG")[410:],
         "cut.png": encoded("PNG")[:400],
         "cut.jpg": encoded("JPEG")[:700],
         "more than its header says.png": png(9, 9, (b"IDAT", zlib.compress(bytes(10**8)))),

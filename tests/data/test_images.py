@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from jaxvlm.data import images
-from jaxvlm.data.images import augment, check_header, load_image, read_size
+from jaxvlm.data.images import augment, check_header, load_image
 from jaxvlm.data.records import RecordError
 
 SIZES = [(64, 64), (63, 41), (41, 63), (200, 7), (5, 90), (1, 1), (1, 40), (500, 333), (336, 337)]
@@ -156,10 +156,20 @@ def test_exif_orientation_is_applied(orientation):
     assert (have == load_image(encoded(upright), 24, "pad")).all()
 
 
-def test_read_size_decodes_nothing():
-    data = encoded(picture(63, 41))
-    assert read_size(data) == (63, 41)
-    assert read_size(data[: len(data) // 2]) == (63, 41)
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_a_check_decodes_only_what_seems_to_be_cut_short(format, monkeypatch):
+    decoded, load = [], images.load_image
+    monkeypatch.setattr(images, "load_image", lambda *args, **kw: decoded.append(args) or load(*args, **kw))
+    data = encoded(picture(63, 41), format)
+    check_header(data, 16, "pad")
+    assert not decoded
+    for end in (len(data) // 2, len(data) - 30):
+        with pytest.raises(RecordError, match=r"^d.json\[3\]: image .* cannot be decoded") as caught:
+            check_header(data[:end], 16, "pad", "d.json[3]")
+        assert caught.value.reason == "image_broken"
+    decoded.clear()
+    check_header(data + b"\0" * 100, 16, "pad")  # sound, with something behind it
+    assert len(decoded) == (format != "WEBP")
 
 
 def test_paths_and_bytes_are_the_same(tmp_path):
@@ -168,7 +178,7 @@ def test_paths_and_bytes_are_the_same(tmp_path):
     assert (load_image(str(path), 16, "pad") == load_image(path.read_bytes(), 16, "pad")).all()
 
 
-@pytest.mark.parametrize("reads", [read_size, lambda source, origin: load_image(source, 8, "pad", origin)])
+@pytest.mark.parametrize("reads", [check_header, load_image])
 def test_what_is_no_image(tmp_path, monkeypatch, reads):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
@@ -183,7 +193,7 @@ def test_what_is_no_image(tmp_path, monkeypatch, reads):
         (".", "image_broken", "cannot be decoded .it is a folder"),
     ]:
         with pytest.raises(RecordError, match=words) as caught:
-            reads(str(tmp_path / name), "d.json[3]")
+            reads(str(tmp_path / name), 8, "pad", "d.json[3]")
         assert caught.value.reason == reason
         assert caught.value.origin == "d.json[3]"
         assert str(caught.value).startswith("d.json[3]: ")

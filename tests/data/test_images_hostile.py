@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from jaxvlm.data import images
-from jaxvlm.data.images import check_header, load_image, read_size
+from jaxvlm.data.images import check_header, load_image
 from jaxvlm.data.records import RecordError
 
 REASONS = {"image_missing", "image_broken", "image_too_large"}
@@ -237,9 +237,9 @@ def test_limits_are_ours_and_in_the_message(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(data)
     for source in (data, str(path)):
-        for read in (read_size, lambda source, origin: load_image(source, 16, "pad", origin)):
+        for read in (check_header, load_image):
             with pytest.raises(RecordError, match=f"{len(data):,} bytes, the limit is {len(data) - 1:,}") as caught:
-                read(source, "d.json[3]")
+                read(source, 16, "pad", "d.json[3]")
             assert caught.value.reason == "image_too_large"
 
 

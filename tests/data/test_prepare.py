@@ -118,7 +118,8 @@ def test_goes_on_where_it_was_stopped(inline, records, tmp_path, monkeypatch):
 def test_what_cannot_be_decoded_is_named_or_counted(inline, records, tmp_path, tokenizer):
     for number in (3, 11, 12):
         path = records.parent / f"{number}.png"
-        path.write_bytes(path.read_bytes()[:60])  # the header is whole
+        whole = path.read_bytes()
+        path.write_bytes(whole[:60] + whole[70:])  # header and end are whole
     items = json.loads(records.read_text())
     items[7]["conversations"].pop()
     records.write_text(json.dumps(items))
