@@ -23,6 +23,8 @@ same records in the same order, with the same pixels (with --jpeg nearly). Stopp
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import re
 import sys
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     for command in (check, show, prepare):
         command.add_argument("--config", metavar="FILE", help="recipe, such as configs/quickstart.py")
         command.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
-        command.add_argument("--out", type=Path, metavar="DIR", help="where files go (default: runs/RECIPE-data)")
+        command.add_argument("--out", type=_folder, metavar="DIR", help="where files go (default: runs/RECIPE-data)")
     args, overrides = parser.parse_with_overrides(argv)
 
     if args.command == "show" and args.batch:
@@ -93,6 +95,23 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     return show_stage_data(config, config.stage[name], args.first, args.rows, out)
 
 
+def _folder(name: str) -> Path:
+    if "://" in name:
+        raise argparse.ArgumentTypeError(
+            f"{name} is no folder of this machine; give one, and copy it there when it is whole (as with "
+            "`gcloud storage cp -r`)"
+        )
+    return Path(name)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}); check --out and the space on the disk") from error
+
+
 def check_stage_data(config: Config, stage: StageConfig, out: Path) -> dict[str, Any]:
     """Prints the report of a stage's data, and leaves it in `out`.
 
@@ -103,11 +122,12 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> dict[str,
     index = load_index(samples)
     report = make_report(samples, index, rows=stage.global_batch_size, epochs=stage.epochs, seed=config.seed)
     print(table(report, samples))
-    out.mkdir(parents=True, exist_ok=True)
     result = to_json(report)
-    write_problems(out / "problems.jsonl", report, samples, index)
-    plot_lengths(out / "lengths.png", report)
-    replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_problems(out / "problems.jsonl", report, samples, index)
+        plot_lengths(out / "lengths.png", report)
+        replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     print(f"\n{out}: report.json, lengths.png, and in problems.jsonl every record that would be lost or cut")
     if report.loses:
         raise Answer(2, result)
@@ -168,21 +188,25 @@ def prepare_stage_data(
         folder = out if len(parts) == 1 else out / f"{number:02d}-{re.sub('[^A-Za-z0-9]+', '-', part.name).strip('-')}"
         first, end = int(starts[number]), int(starts[number + 1])
         known = {at - first: error for at, error in index.errors.items() if first <= at < end}
-        card = prepare(Mix([part]), known, images, folder, shard_records=shard_records, skip=skip)
+        with _writing(folder):
+            card = prepare(Mix([part]), known, images, folder, shard_records=shard_records, skip=skip)
         cards[str(folder)] = card
         size = sum(shard["bytes"] for shard in card["shards"]) / 2**20
-        print(f"{folder}: {card['ledger']['used']['total']:,} records, {size:,.0f} MiB in {len(card['shards'])} files")
+        used, read = card["ledger"]["used"]["total"], card["ledger"]["read"]
+        records = f"{used:,} records" if used == read else f"{used:,} of {read:,} records (card.json names the others)"
+        print(f"{folder}: {records}, {size:,.0f} MiB in {len(card['shards'])} files")
     if len(parts) == 1:
         print(f'the recipe\'s data: source="{out}", image_folder=""')
     else:
-        named = ", ".join(f'("{f}", {p.weight:g})' for f, p in zip(cards, parts, strict=True))
+        named = ", ".join(f'("{f}", {p.weight})' for f, p in zip(cards, parts, strict=True))
         print(f"the recipe's data: mix=({named})")
     return {"folders": {folder: card["ledger"] for folder, card in cards.items()}}
 
 
 def _write(path: Path, rows: Iterator[PageRow], tokenizer: Any, title: str, notes: list[str]) -> dict[str, Any]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shown = write_page(path, rows, tokenizer, title=title, notes=notes)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = write_page(path, rows, tokenizer, title=title, notes=notes)
     print(f"{path}: {shown} rows; open it in a browser")
     return {"page": str(path), "rows": shown}
 

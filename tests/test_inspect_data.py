@@ -1,5 +1,6 @@
 """`check` says what would be lost and leaves it in files; `show` writes the rows that training would see."""
 
+import ast
 import json
 import os
 import re
@@ -33,6 +34,16 @@ def command(tmp_path, monkeypatch, capsys):
 
 def check(command, data, out, *overrides):
     return command(data, "check", "--config", RECIPE, "--out", out, *overrides)
+
+
+def recipe_of(folder, mix):
+    """The small recipe with several sources."""
+    path = folder / "recipe.py"
+    path.write_text(
+        f"from tests.e2e import small\n\n\ndef get_config():\n    c = small.get_config()\n"
+        f"    c.stage.only.data.source, c.stage.only.data.mix = '', {mix}\n    return c\n"
+    )
+    return path
 
 
 def test_check_of_sound_data(command, tmp_path):
@@ -126,6 +137,40 @@ def test_show_writes_the_rows_of_training(command, tmp_path):
     assert not shown & set(re.findall(r"record-\d+", (tmp_path / "out" / "rows.html").read_text()))
     code, printed, _ = command(data, "show", "--config", RECIPE, "--out", tmp_path, "--first", "1000")
     assert code == 2 and "--first 1000: an epoch has" in printed
+
+
+@pytest.mark.parametrize("name", ["check", "show", "prepare"])
+def test_a_folder_that_cannot_be_written(command, tmp_path, name):
+    data = write_records(tmp_path, 5)
+    for out, words in (
+        (data, f"error: {data}.* cannot be written .*; check --out"),
+        (data / "out", "cannot be written .*Not a directory"),
+        ("gs://bucket/out", "gs://bucket/out is no folder of this machine; give one, and copy it there"),
+    ):
+        code, printed, _ = command(data, name, "--config", RECIPE, "--out", out)
+        assert code == 2 and re.search(words, printed) and "Traceback" not in printed
+
+
+def test_prepare_says_what_the_recipe_is_to_name(command, tmp_path):
+    """Of a mix, with a broken record and a broken image, which are counted."""
+    first, second = write_records(tmp_path, 20), tmp_path / "second.json"
+    items = json.loads(first.read_text())
+    second.write_text(json.dumps([*items[:5], {"id": "x"}]))
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(whole[:60] + whole[70:])  # header and end are whole
+    mix = f"(({str(first)!r}, 1 / 3), ({str(second)!r}, 2.0))"
+    arguments = ["prepare", "--config", recipe_of(tmp_path, mix), "--out", tmp_path / "out", "--shard-records", "8"]
+    code, printed, _ = command(first, *arguments)
+    assert code == 2 and "1 of 26 records break a rule" in printed and "--on-bad skip" in printed
+    code, printed, result = command(first, *arguments, "--on-bad", "skip")
+    assert code == 0 and "19 of 20 records (card.json names the others)" in printed
+    assert "4 of 6 records (card.json names the others)" in printed
+    assert [ledger["read"] for ledger in result["folders"].values()] == [20, 6]
+    named = re.search(r"the recipe's data: mix=(.*)", printed)[1]
+    (one, weight), (two, double) = ast.literal_eval(named)
+    assert (weight, double) == (1 / 3, 2.0) and [one, two] == list(result["folders"])
+    code, printed, result = command(first, "check", "--config", recipe_of(tmp_path, named), "--out", tmp_path / "out")
+    assert [source["records"] for source in result["sources"]] == [19, 4] and result["rejected"] == {}
 
 
 @pytest.mark.slow

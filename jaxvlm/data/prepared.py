@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from jaxvlm.data.items import hash_texts
 from jaxvlm.data.records import Record, RecordError, Turn, answer_by_answer
 from jaxvlm.errors import UserError
-from jaxvlm.files import cache_folder
+from jaxvlm.files import cache_folder, replace_text
 
 CARD = "card.json"
 VERSION = 1
@@ -46,11 +45,11 @@ def shard_name(index: int, count: int) -> str:
     return f"part-{index:05d}-of-{count:05d}.array_record"
 
 
-def write_shard(path: epath.PathLike, records: Iterable[Record]) -> dict[str, Any]:
+def write_shard(path: Path, records: Iterable[Record]) -> dict[str, Any]:
     """Writes a shard; it has its name only when it is whole.
 
     Args:
-      path: FOLDER/`shard_name(...)`; the folder exists, or is on an object store.
+      path: FOLDER/`shard_name(...)`; the folder exists.
       records: with their images as bytes.
 
     Returns:
@@ -60,32 +59,21 @@ def write_shard(path: epath.PathLike, records: Iterable[Record]) -> dict[str, An
       ValueError: an image is a path.
       UserError: the shard cannot be written.
     """
-    target = epath.Path(path)
-    remote = "://" in os.fspath(target)
-    folder = Path(tempfile.gettempdir()) if remote else Path(target.parent)
-    half = folder / f".{target.name}.{os.getpid()}"
+    half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         count = _write(half, records)
-        entry = {"name": target.name, "records": count, "bytes": half.stat().st_size, "blake2b": _hash(half)}
-        if remote:  # an object appears when its upload is complete
-            epath.Path(half).copy(target, overwrite=True)
-        else:
-            half.replace(target)
+        entry = {"name": path.name, "records": count, "bytes": half.stat().st_size, "blake2b": _hash(half)}
+        half.replace(path)
     except (OSError, RuntimeError) as error:  # RuntimeError is what ArrayRecord raises
-        raise UserError(f"{target} cannot be written ({error}); check its folder and the space on the disk") from error
+        raise UserError(f"{path} cannot be written ({error}); check its folder and the space on the disk") from error
     finally:
         half.unlink(missing_ok=True)
     return entry
 
 
-def write_card(folder: epath.PathLike, card: dict[str, Any]) -> None:
+def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Writes the card, when all shards are there: `card["shards"]` lists what `write_shard` returned."""
-    path = epath.Path(folder) / CARD
-    text = json.dumps({"version": VERSION, **card}, indent=2, ensure_ascii=False) + "\n"
-    half = path if "://" in os.fspath(path) else path.with_name(f".{CARD}.{os.getpid()}")
-    half.write_text(text)
-    if half != path:
-        half.replace(path)
+    replace_text(folder / CARD, json.dumps({"version": VERSION, **card}, indent=2) + "\n")
 
 
 def read_card(folder: epath.PathLike) -> dict[str, Any]:
@@ -194,12 +182,12 @@ def _pack(record: Record) -> bytes:
         "group": record.group,
         "rejected": record.rejected,
     }
-    return msgpack.packb(fields)
+    return msgpack.packb(fields, unicode_errors="surrogateescape")  # a path, in `origin`, may be no UTF-8
 
 
 def _unpack(data: bytes) -> Record:
     """Raises an exception of some kind if it is none."""
-    fields = msgpack.unpackb(data)
+    fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
     turns = tuple(Turn(role, text) for role, text in fields["turns"])
     record = Record(fields["id"], turns, tuple(fields["images"]), fields["origin"], fields["group"], fields["rejected"])
     texts = [record.id, record.origin, record.group, record.rejected]

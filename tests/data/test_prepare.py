@@ -1,6 +1,8 @@
 """Prepared data is the data: the same batches, whatever was interrupted on the way; nothing is lost in silence."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,8 @@ from jaxvlm.data.index import load_index
 from jaxvlm.data.mix import load_mix
 from jaxvlm.data.pipeline import build_pipeline, open_samples
 from jaxvlm.data.prepare import Images, prepare
-from jaxvlm.data.prepared import PreparedSource
+from jaxvlm.data.prepared import PreparedSource, read_card
+from jaxvlm.data.records import RecordError
 from jaxvlm.errors import UserError
 from tests.data.conftest import data_config, write_records
 from tests.data.test_pipeline import VISION, same, take
@@ -134,6 +137,17 @@ def test_what_cannot_be_decoded_is_named_or_counted(inline, records, tmp_path, t
     assert ledger["rejected"]["reasons"] == {"image_broken": 3, "last_turn": 1}
     assert sorted(origin for origin, _, _ in card["rejected"]) == sorted(f"{records}[{n}]" for n in (3, 7, 11, 12))
     assert len(PreparedSource(str(tmp_path / "out"))) == 21
+
+
+def test_a_path_that_is_no_utf8(inline, tmp_path):
+    raw = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    raw.mkdir()
+    path = write_records(raw, 5)
+    error = RecordError(f"{path}[2]: broken", f"{path}[2]", "broken")
+    run(path, tmp_path / "out", {2: error}, skip=True)
+    source = PreparedSource(str(tmp_path / "out"))
+    assert [source[i].origin for i in range(4)] == [f"{path}[{i}]" for i in (0, 1, 3, 4)]
+    assert read_card(tmp_path / "out")["rejected"] == [[error.origin, error.reason, str(error)]]
 
 
 def test_nothing_that_is_there_is_overwritten(inline, records, tmp_path):
