@@ -276,6 +276,8 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
         raise _rejection(origin, problems)
     turns, rejected = format.read(item, problems)
     given = _images(item, format.images, problems) if format.images else []
+    if not given and any(IMAGE in turn.text for turn in turns if turn.role == "user"):
+        _find_unread_images(item, format.images, problems)
     images = [rule.resolve(image, problems) if isinstance(image, str) else image for image in given]
     id = item.get("id")
     if id is None:
@@ -380,6 +382,14 @@ def _images(item: dict[str, Any], column: str, problems: Problems) -> list[str |
         problems.append(("wrong_type", f'"{column}" is {expected}, found {short(images)}'))
         return []
     return given
+
+
+def _find_unread_images(item: dict[str, Any], column: str | None, problems: Problems) -> None:
+    """Images under another key than the format's would be reported as none for so many placeholders."""
+    for key in ("image", "images"):
+        if key != column and item.get(key):
+            read = f'the key that is read is "{column}"' if column else "columns.images names no key to read"
+            problems.append(("images_unread", f'its images, under "{key}", are not read: {read}'))
 
 
 def _image(image: Any) -> str | bytes | None:

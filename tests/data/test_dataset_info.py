@@ -81,7 +81,7 @@ def test_a_folder_of_several_kinds(tmp_path):
 
 
 def test_defaults_hold_if_there_is_no_block(tmp_path):
-    write(tmp_path / "d.json", [ROWS[0] | {"input": "more"}])
+    write(tmp_path / "d.json", [ROWS[0] | {"input": "more", "images": []}])
     assert [t.text for t in load_source(describe(tmp_path, {"file_name": "d.json"}))[0].turns] == [
         "<image>Q0\nmore",
         "A0",
@@ -91,10 +91,12 @@ def test_defaults_hold_if_there_is_no_block(tmp_path):
 
 
 def test_a_block_resets_what_it_does_not_list(tmp_path):
-    write(tmp_path / "d.json", [ROWS[0] | {"input": "more"}])
+    write(tmp_path / "d.json", [ROWS[0] | {"input": "more", "instruction": "Q0"}, ROWS[1]])
     columns = {"prompt": "instruction", "response": "output"}
-    record = load_source(describe(tmp_path, {"file_name": "d.json", "columns": columns}))[0]
-    assert ([turn.text for turn in record.turns], record.images) == (["<image>Q0", "A0"], ())
+    source = load_source(describe(tmp_path, {"file_name": "d.json", "columns": columns}))
+    assert ([turn.text for turn in source[0].turns], source[0].images) == (["Q0", "A0"], ())
+    with pytest.raises(RecordError, match=r'under "images", are not read: columns\.images names no key'):
+        source[1]
     with pytest.raises(UserError, match=r"columns\.response missing: a columns block resets"):
         load_source(describe(tmp_path, {"file_name": "d.json", "columns": {"prompt": "instruction"}}))
     with pytest.raises(UserError, match=r"columns\.messages missing"):
@@ -131,10 +133,10 @@ def test_pairs(tmp_path):
 
 def test_num_samples_draws_the_same_ones_each_time(tmp_path):
     write(tmp_path / "d.json", ROWS)
-    source = load_source(describe(tmp_path, {"file_name": "d.json", "num_samples": 3}))
+    source = load_source(describe(tmp_path, {"file_name": "d.json", "num_samples": 3, "columns": COLUMNS}))
     origins = [source.origin(i) for i in range(len(source))]
     assert origins == [f"{tmp_path}/d.json[{i}]" for i in (1, 2, 6)]  # noted once: part of what a run trains on
-    assert source[2].turns[1].text == "A6"
+    assert source[2].turns[-1].text == "A6"
     with pytest.raises(UserError, match=r"num_samples = 8, but there are 7 records.*weight"):
         load_source(describe(tmp_path, {"file_name": "d.json", "num_samples": 8}))
 

@@ -13,6 +13,7 @@ from jaxvlm.errors import UserError
 
 RULE = ImageRule(Path("/data"))
 ASK = {"from": "human", "value": "Q"}
+SEE = {"from": "human", "value": "<image>Q"}
 SAY = {"from": "gpt", "value": "A"}
 PAIRS = dataclasses.replace(SHAREGPT, chosen="chosen", rejected="rejected")
 FULL = dataclasses.replace(SHAREGPT, system="system", images="images")
@@ -55,6 +56,7 @@ def turns(record):
         (ALPACA, {"instruction": "Q", "input": "", "output": "A"}, ["user: Q", "assistant: A"]),
         (ALPACA, {"instruction": "", "input": "more", "output": "A"}, ["user: more", "assistant: A"]),
         (ALPACA, {"instruction": "Q", "output": "<image>"}, ["user: Q", "assistant: <image>"]),
+        (LLAVA, {"conversations": [SEE, SAY], "images": []}, ["user: <image>Q", "assistant: A"]),
         (
             ALPACA,
             {"instruction": "Q", "output": "A", "system": "S", "history": [["q", "a"], ["r", "b"]]},
@@ -90,6 +92,13 @@ def test_pairs_keep_both_answers():
             ['"messages"[1] has "tool_calls"'],
         ),
         (OPENAI, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "wrong_type", ["image_url"]),
+        (LLAVA, {"conversations": [SEE, SAY], "images": ["a.png"]}, "images_unread", ['under "images"', 'is "image"']),
+        (
+            SHAREGPT,
+            {"conversations": [SEE, SAY], "images": ["a.png"]},
+            "images_unread",
+            ["columns.images names no key"],
+        ),
         (PAIRS, {"conversations": [ASK, SAY], "chosen": SAY, "rejected": SAY}, "last_turn", ["role user"]),
         (PAIRS, {"conversations": [ASK], "chosen": SAY}, "missing_key", ['"rejected"']),
         (PAIRS, {"conversations": [ASK], "chosen": ASK, "rejected": SAY}, "roles", ['"chosen"', "assistant"]),
