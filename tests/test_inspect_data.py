@@ -112,7 +112,10 @@ def test_check_finds_what_is_there_twice(command, tmp_path):
     records = json.loads(data.read_text())
     copy = records[7] | {"id": "another"}
     os.link(tmp_path / records[8]["image"], tmp_path / "same.png")
-    data.write_text(json.dumps([*records, copy, records[8] | {"id": "third", "image": "same.png"}]))
+    twice = records[9] | {"id": "twice in one", "image": ["twice.png"] * 2}
+    twice["conversations"] = conversation("<image> or <image>", "both")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "twice.png")
+    data.write_text(json.dumps([*records, copy, records[8] | {"id": "third", "image": "same.png"}, twice]))
     _, printed, result = check(command, data, tmp_path / "out")
     assert result["duplicates"]["image"]["repeated"] == 2
     assert result["duplicates"]["conversation"]["repeated"] >= 2

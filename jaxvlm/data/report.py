@@ -214,6 +214,11 @@ def _duplicates(what: str, hashes: np.ndarray, owners: np.ndarray, held: np.ndar
       owners: int64[m]; the record of each.
       held: bool[n]; the records that are held out.
     """
+    order = np.lexsort((owners, hashes))
+    hashes, owners = hashes[order], owners[order]
+    once = np.ones(len(hashes), bool)  # for each record
+    once[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    hashes, owners = hashes[once], owners[once]
     values, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     is_held = held[owners]
     trained = np.zeros(len(values), bool)
