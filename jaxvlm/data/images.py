@@ -206,7 +206,7 @@ def _ends_whole(image: ImageFile.ImageFile) -> bool:
     end = next((end for decoder, end in _ENDS if isinstance(image, decoder)), b"")
     assert image.fp is not None
     image.fp.seek(-len(end), os.SEEK_END)
-    return image.fp.read() == end
+    return image.fp.read(len(end)) == end
 
 
 def _check_bytes(count: int) -> None:
