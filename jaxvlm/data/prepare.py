@@ -20,7 +20,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxvlm.config import VisionConfig
-from jaxvlm.data.conversation import drop_leading_answer
 from jaxvlm.data.images import load_image
 from jaxvlm.data.ledger import WHOLE, Ledger
 from jaxvlm.data.mix import Mix
@@ -172,7 +171,7 @@ def _write(path: Path, chunk: range) -> tuple[dict[str, Any], list[list[str]]]:
             if index in left_out:
                 continue
             try:
-                record = drop_leading_answer(mix[index])
+                record = mix[index]
                 kept = tuple(images.keep(image, record.origin) for image in record.images)
             except RecordError as error:
                 broken.append([str(error), error.origin, error.reason])

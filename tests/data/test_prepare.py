@@ -139,6 +139,18 @@ def test_what_cannot_be_decoded_is_named_or_counted(inline, records, tmp_path, t
     assert len(PreparedSource(str(tmp_path / "out"))) == 21
 
 
+def test_an_answer_before_the_first_question_is_still_counted(inline, records, tmp_path, tokenizer):
+    items = json.loads(records.read_text())
+    items[3]["conversations"].insert(0, {"from": "gpt", "value": "red"})
+    records.write_text(json.dumps(items))
+    run(records, tmp_path / "out")
+    first, second = (
+        build_pipeline(data_config(path), tokenizer, vision=VISION, rows=1, seed=0).ledger(100)
+        for path in (records, tmp_path / "out")
+    )
+    assert first == second and first.counts["packed"]["without the answer before its first question"] == 1
+
+
 def test_a_path_that_is_no_utf8(inline, tmp_path):
     raw = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
     raw.mkdir()
