@@ -60,6 +60,17 @@ def test_check_of_sound_data(command, tmp_path):
     assert picture.std() > 5
 
 
+def test_check_counts_answers_before_the_first_question(command, tmp_path):
+    data = write_records(tmp_path, 20)
+    items = json.loads(data.read_text())
+    for item in items[3:5]:
+        item["conversations"].insert(0, {"from": "gpt", "value": "hello"})
+    data.write_text(json.dumps(items))
+    code, printed, result = check(command, data, tmp_path / "out", f"--{STAGE}.data.tokens=128")
+    assert code == 0 and not result["loses"] and result["unasked"] == 2  # left out by LLaVA too
+    assert "2 records begin with an answer, which would be left out" in printed and "seen whole" not in printed
+
+
 def test_check_of_data_without_a_record_to_train_on(command, tmp_path):
     (tmp_path / "none.json").write_text("[]")
     code, printed, result = check(command, tmp_path / "none.json", tmp_path / "out")

@@ -79,6 +79,7 @@ class Report:
     sources: tuple[SourceCounts, ...]
     errors: dict[int, RecordError]
     truncated: np.ndarray  # int64[n]; records whose text would be cut
+    unasked: int  # records that begin with an answer, which is left out
     lossless: Rows | None  # the smallest rows that would lose nothing; None without a record that fits any
     rows: tuple[Rows, ...]  # the recipe's first
     duplicates: tuple[Duplicates, ...]
@@ -118,6 +119,7 @@ def make_report(samples: Samples, index: Index, *, rows: int, epochs: float, see
         sources=tuple(_count_source(samples, index, bad, held, number) for number in range(len(samples.source.parts))),
         errors=errors,
         truncated=np.flatnonzero(~bad & (index.length > config.tokens)),
+        unasked=int(np.count_nonzero(index.dropped_answer & ~bad)),
         lossless=_try(index, *lossless, config.pack) if lossless else None,
         rows=tuple(tried),
         duplicates=(
@@ -268,6 +270,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "records": sum(source.records for source in report.sources),
         "rejected": dict(reasons.most_common()),
         "truncated": len(report.truncated),
+        "unasked": report.unasked,
         "sources": [dataclasses.asdict(source) for source in report.sources],
         "lossless": dataclasses.asdict(report.lossless) if report.lossless else None,
         "rows": [dataclasses.asdict(rows) for rows in report.rows],
@@ -389,7 +392,9 @@ def _problem_lines(report: Report) -> list[str]:
         lines.extend(f"  {error}" for error in _worst(report.errors.values()))
     if len(report.truncated):
         lines.append(f"{len(report.truncated):,} records are longer than a row: their last text would be cut")
-    return lines if report.loses else ["every record would be seen whole"]
+    if report.unasked:
+        lines.append(f"{report.unasked:,} records begin with an answer, which would be left out: nothing asks for it")
+    return lines if report.loses or report.unasked else ["every record would be seen whole"]
 
 
 def _worst(errors: Any) -> Iterator[RecordError]:
