@@ -15,7 +15,12 @@ from jaxvlm.files import cache_folder, replace_bytes
 KEEP_SECONDS = 2.0  # what takes less is not worth a file
 
 
-def cached_arrays(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+Arrays = dict[str, np.ndarray]
+
+
+def cached_arrays(
+    kind: str, key: str, make: Callable[[], Arrays], *, holds: Callable[[Arrays], bool] = lambda _: True
+) -> Arrays:
     """The arrays that were kept under `key`, or those that `make` gives, which are then kept if making took long.
 
     A file that is damaged counts as none, and a cache that cannot be written as none either.
@@ -23,11 +28,15 @@ def cached_arrays(kind: str, key: str, make: Callable[[], dict[str, np.ndarray]]
     Args:
       kind: name of the folder in the cache.
       key: a hash of everything the arrays depend on.
+      make: works them out.
+      holds: whether kept ones hold still, for what they depend on beside `key`.
     """
     path = cache_folder() / kind / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), path.open("rb") as file:
         saved = np.load(file, allow_pickle=False)
-        return {name: saved[name] for name in saved.files}
+        kept = {name: saved[name] for name in saved.files}
+        if holds(kept):
+            return kept
     began = time.monotonic()
     arrays = make()
     if time.monotonic() - began >= KEEP_SECONDS:

@@ -30,6 +30,7 @@ except ImportError:  # it has no wheel for Linux on arm64; Pillow then resizes, 
     simd = None
 
 ASPECTS = ("pad", "square")
+IMAGE_REASONS = ("image_missing", "image_broken", "image_too_large")  # of a `RecordError`
 CLIP_GREY = (122, 116, 104)  # `VisionConfig.pad_colour` of CLIP
 MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**27  # decoded, and of the square that is resized; Pillow takes 4 bytes for each

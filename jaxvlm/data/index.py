@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxvlm.data.cache import cached_arrays
+from jaxvlm.data.images import IMAGE_REASONS
 from jaxvlm.data.packing import Extent
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.samples import Facts, Samples
@@ -60,12 +61,33 @@ class Index:
 def load_index(samples: Samples, *, quiet: bool = False) -> Index:
     """The index of all records: kept from an earlier run on the same data, or made now.
 
+    Of kept ones the images that could not be used are looked at again, because files are mended without a change in the
+    records. That others are still what they were is taken on trust.
+
     Args:
       samples: the records, and how they are rendered.
       quiet: no progress bar.
     """
     key = hashlib.blake2b(f"{_VERSION} {samples.fingerprint()}".encode(), digest_size=16).hexdigest()
-    return _from_arrays(cached_arrays("index", key, lambda: _to_arrays(_build(samples, quiet=quiet))))
+    made = cached_arrays(
+        "index",
+        key,
+        lambda: _to_arrays(_build(samples, quiet=quiet)),
+        holds=lambda kept: _same_images_fail(samples, _from_arrays(kept)),
+    )
+    return _from_arrays(made)
+
+
+def _same_images_fail(samples: Samples, kept: Index) -> bool:
+    for at, error in kept.errors.items():
+        if error.reason in IMAGE_REASONS:
+            try:
+                samples.inspect(at)
+                return False
+            except RecordError as now:
+                if str(now) != str(error):
+                    return False
+    return True
 
 
 def _build(samples: Samples, *, quiet: bool) -> Index:

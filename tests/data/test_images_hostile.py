@@ -20,7 +20,6 @@ from jaxvlm.data import images
 from jaxvlm.data.images import check_header, load_image
 from jaxvlm.data.records import RecordError
 
-REASONS = {"image_missing", "image_broken", "image_too_large"}
 FORMATS = ["JPEG", "JPEG progressive", "PNG", "PNG palette", "WEBP", "WEBP lossless", "WEBP animated", "GIF", "BMP"]
 FORMATS += ["BMP RLE", "TIFF", "TIFF deflate", "TIFF tiles", "PPM", "PGM plain"]
 
@@ -83,7 +82,7 @@ def ends_well(data, size=16):
             check_header(data, size, aspect, "d.json[3]")
             pixels = load_image(data, size, aspect, "d.json[3]")
         except RecordError as error:
-            assert error.reason in REASONS and error.origin == "d.json[3]"
+            assert error.reason in images.IMAGE_REASONS and error.origin == "d.json[3]"
             assert str(error).startswith("d.json[3]: ") and "\n" not in str(error)
             return False
         assert (pixels.dtype, pixels.shape) == (np.uint8, (size, size, 3))
