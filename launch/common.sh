@@ -191,9 +191,9 @@ confirm() {
   esac
 }
 
-# The trainer's command line, from PYTHON, RECIPE, WORKDIR and ARGS, in COMMAND.
+# The trainer's command line, from PYTHON, RECIPE, WORKDIR and ARGS, in COMMAND; $@: flags of the page's own.
 training_command() {
-  COMMAND=("$PYTHON" -m jaxvlm.train --config "$RECIPE" --workdir "$WORKDIR" --resume-or-start)
+  COMMAND=("$PYTHON" -m jaxvlm.train --config "$RECIPE" --workdir "$WORKDIR" --resume-or-start "$@")
   COMMAND+=(${ARGS[@]+"${ARGS[@]}"})
 }
 

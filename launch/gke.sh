@@ -108,7 +108,7 @@ run_recipe() {
   run mkdir "$FOLDER/checkout" || fail "no temporary folder"
   run tar -xf "$FOLDER/checkout.tar" -C "$FOLDER/checkout" || fail "the checkout could not be unpacked"
   PYTHON=python
-  training_command
+  training_command --distributed auto # the cluster tells each process which it is
   # exec: SIGTERM then reaches the trainer. xpk starts again after the exit codes 42 and 127 to 255, and those named.
   xpk_command workload create --workload="$NAME" --tpu-type="$TPU_TYPE" --num-slices="$SLICES" \
     --base-docker-image="$IMAGE" --script-dir="$FOLDER/checkout" --env="$MARK=$OWNER" --max-restarts="$RESTARTS" \

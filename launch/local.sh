@@ -100,6 +100,7 @@ case $PLATFORM in
   *) mistake "--platform is cpu or cuda, not $PLATFORM (a TPU VM runs one process: start jaxvlm.train itself)" ;;
 esac
 [ -n "$PORT" ] || PORT=$(free_port)
+# shellcheck disable=SC2119  # no flags of the page's own: the environment tells each process which it is
 training_command
 
 if [ "$DRY_RUN" = yes ]; then

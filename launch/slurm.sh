@@ -37,7 +37,7 @@ VERBS="submit write follow stop"
 script() {
   local tasks=1 command
   [ "$GPUS_PER_NODE" -eq 0 ] || tasks=$GPUS_PER_NODE
-  training_command
+  training_command --distributed auto # the cluster tells each process which it is
   command=$(quote "${COMMAND[@]}")
   cat <<END
 #!/bin/bash

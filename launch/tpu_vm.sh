@@ -169,7 +169,7 @@ run_recipe() {
     *) mistake "--workdir is an absolute path that every worker sees (a bucket mounted by gcsfuse, or NFS), not $WORKDIR" ;;
   esac
   PYTHON=python # on the workers the environment's comes first
-  training_command
+  training_command --distributed auto # the cluster tells each process which it is
   command=$(quote "${COMMAND[@]}")
   on_workers all all "cd $HOME_THERE/code || { echo \"\$(hostname): nothing is installed\"; exit 1; }; \
 if kill -0 \"\$(cat ../$NAME.pid 2>/dev/null)\" 2>/dev/null; then \

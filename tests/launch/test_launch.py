@@ -1,11 +1,14 @@
 """The pages of launch/, with stand-ins for the tools of Google and Slurm that record how they were called."""
 
+import contextlib
 import json
 import os
+import random
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -306,7 +309,8 @@ def test_a_worker_installs_runs_restarts_and_stops(world, checkout):
     assert started.returncode == 0, started.stderr
     lines = world.folder / "home" / "started"
     wait_for(lambda: lines.exists() and len(lines.read_text().splitlines()) == 2)
-    command = "-m jaxvlm.train --config configs/a.py --workdir /mnt/bucket/run --resume-or-start --config.system=a 'b'"
+    command = "-m jaxvlm.train --config configs/a.py --workdir /mnt/bucket/run --resume-or-start --distributed auto"
+    command += " --config.system=a 'b'"
     assert lines.read_text().splitlines() == [command] * 2
 
     again = world.run("tpu_vm.sh", "run", *TPU, *RUN, root=checkout)
@@ -443,7 +447,7 @@ def test_gke_runs_with_the_checkout_and_restarts_on_the_right_codes(world, check
     command = next(word for word in words if word.startswith("--command="))
     assert command == (
         "--command=pip install --quiet '.[tpu]' && exec python -m jaxvlm.train --config configs/a.py"
-        " --workdir /mnt/bucket/run --resume-or-start --config.steps=10"
+        " --workdir /mnt/bucket/run --resume-or-start --distributed auto --config.steps=10"
     )
     flags = {"--num-slices=2", "--max-restarts=20", "--restart-on-exit-codes=1,75", "--env=JAXVLM_LAUNCH_OWNER=me"}
     assert flags | {"--workload=jaxvlm"} <= set(words)
@@ -514,7 +518,7 @@ def test_xpk_itself_takes_our_flags(world, checkout, xpk, verb):
             "terminationGracePeriodSeconds: 600",
             "- name: JAXVLM_LAUNCH_OWNER",
             "(pip install --quiet '.[tpu]' && exec python -m jaxvlm.train --config configs/a.py --workdir"
-            " /mnt/bucket/run --resume-or-start) & PID=$!;",
+            " /mnt/bucket/run --resume-or-start --distributed auto) & PID=$!;",
         ):
             assert line in shown.stdout
         codes = re.search(r"operator: NotIn\s+values: \[([\d,]+)\]", shown.stdout)[1].split(",")
@@ -548,7 +552,7 @@ def test_slurm_submits_a_script_and_remembers_the_job(world):
         "output=runs/slurm/%x-%j.out", "open-mode=append", "requeue", "signal=TERM@120", "gpus-per-node=8",
         "partition=gpu",
     ]  # fmt: skip
-    assert "--workdir 'runs/a b' --resume-or-start --config.steps=10\n" in script
+    assert "--workdir 'runs/a b' --resume-or-start --distributed auto --config.steps=10\n" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert (world.folder / "runs/slurm/jaxvlm-big.job").read_text() == "41\n"
     follow = world.run("slurm.sh", "follow", "--name", "big", "--dry-run").stdout
@@ -564,6 +568,36 @@ def test_the_slurm_script_queues_again_after_75_and_crashes_and_never_after_2(wo
     assert ended.returncode == code
     assert world.calls() == (["scontrol requeue 7"] if queues else [])
     assert "|-m|jaxvlm.train|--config|configs/a.py|--workdir|runs/a b|--resume-or-start|" in ended.stdout
+
+
+def test_processes_under_slurm_find_each_other(world, tmp_path):
+    """The page's own command line, run as srun runs it, with `jaxvlm.processes` alone in the trainer's place."""
+    program = f"""#!{sys.executable}
+import argparse, sys
+from jaxvlm import processes
+parser = argparse.ArgumentParser()
+processes.add_flags(parser)
+processes.connect(parser.parse_known_args(sys.argv[1:])[0])
+print(processes.index(), "of", processes.count())
+"""
+    world.tool(
+        "srun",
+        "#!/bin/bash\nwhile [[ $1 = --* ]]; do shift; done\n"
+        'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & done\nwait\n',
+    )
+    while True:  # jax makes the coordinator's port of the job's number
+        job = random.randrange(1000, 4000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", job + 61440))
+            break
+    flags = ["--nodes", "2", "--gpus-per-node", "0", "--python", str(world.tool("a python", program))]
+    script = world.run("slurm.sh", "write", *SLURM, *flags, cwd=tmp_path).stdout
+    variables = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    variables |= {"SLURM_JOB_NAME": "jaxvlm-big", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        ["bash"], input=script, env=world.environment() | variables, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert sorted(line for line in ended.stdout.splitlines() if " of " in line) == ["0 of 2", "1 of 2"], ended.stderr
 
 
 def test_slurm_stop_saves_and_keeps_the_job_from_queueing_again(world, tmp_path):
