@@ -13,10 +13,16 @@ restarts=20
 pause=30
 while [ $# -gt 0 ]; do
   case $1 in
-    --restarts) restarts=$2 && shift 2 ;;
-    --pause) pause=$2 && shift 2 ;;
+    --restarts | --pause)
+      case ${2-} in
+        '' | *[!0-9]*) echo "restart.sh: $1 is a number, not \"${2-}\"" >&2 && exit 2 ;;
+      esac
+      printf -v "${1#--}" '%s' "$2"
+      shift 2
+      ;;
+    --help | -h) sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit 0 ;;
     --) shift && break ;;
-    *) echo "restart.sh: no flag $1" >&2 && exit 2 ;;
+    *) echo "restart.sh: no flag $1; --help lists them" >&2 && exit 2 ;;
   esac
 done
 [ $# -gt 0 ] || {

@@ -354,6 +354,20 @@ def test_the_loop_restarts_after_75_and_crashes_and_never_after_2(world, codes, 
     assert int((world.folder / "count").read_text()) == starts
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["--restarts", "many", "--", "touch", "ran"], ["--pause", "", "--", "touch", "ran"], ["--pause"], ["--zoom"], []],
+)
+def test_the_loop_runs_nothing_after_wrong_flags(world, arguments):
+    shown = world.run("restart.sh", *arguments)
+    assert shown.returncode == 2 and shown.stderr.count("\n") == 1 and not (world.folder / "ran").exists()
+
+
+def test_the_loop_explains_itself(world):
+    shown = world.run("restart.sh", "--help")
+    assert shown.returncode == 0 and "[--restarts N] [--pause SECONDS] -- COMMAND" in shown.stdout
+
+
 def test_the_loop_told_to_stop_passes_it_on_and_does_not_start_again(world):
     text = "#!/bin/bash\ntrap 'sleep 0.3; exit 75' TERM\necho started\nwhile :; do sleep 0.1; done\n"
     loop = world.start("restart.sh", "--", str(world.tool("program", text)))
