@@ -56,6 +56,18 @@ look() {
   "${TO_RUN[@]}"
 }
 
+# Ends unless the workers are there: of a slice that they cannot reach, gcloud's ssh and scp only warn, and end with 0.
+need_active() {
+  local state
+  queued describe "$NAME" --format="value(state.state)"
+  if [ "$DRY_RUN" = yes ]; then
+    printf '%s  # only if it says ACTIVE:\n' "$(quote "${TO_RUN[@]}")"
+    return
+  fi
+  state=$("${TO_RUN[@]}") || fail "gcloud cannot describe $NAME"
+  [ "$state" = ACTIVE ] || fail "$NAME is ${state:-in no state} and not ACTIVE, so its workers cannot be reached"
+}
+
 # Runs a command line on workers; $1: nodes, $2: workers.
 on_workers() {
   queued ssh "$NAME" --node="$1" --worker="$2"
@@ -144,6 +156,7 @@ what is left of it: launch/tpu_vm.sh delete --name $NAME --project $PROJECT --zo
 install() {
   local archive short
   choose_revision
+  need_active
   short=${REVISION:0:12}
   archive=jaxvlm-$short.tar.gz
   make_folder
@@ -171,6 +184,7 @@ run_recipe() {
   PYTHON=python # on the workers the environment's comes first
   training_command --distributed auto # the cluster tells each process which it is
   command=$(quote "${COMMAND[@]}")
+  need_active
   on_workers all all "cd $HOME_THERE/code || { echo \"\$(hostname): nothing is installed\"; exit 1; }; \
 if kill -0 \"\$(cat ../$NAME.pid 2>/dev/null)\" 2>/dev/null; then \
 echo \"\$(hostname): $NAME runs already\"; exit 1; fi; \
@@ -181,15 +195,19 @@ echo \$! >../$NAME.pid; echo \"\$(hostname): started\"" ||
 }
 
 status() {
-  queued describe "$NAME" --format="value(state.state)"
-  run "${TO_RUN[@]}" || fail "gcloud cannot describe $NAME"
+  need_active
+  [ "$DRY_RUN" = yes ] || say "$NAME is ACTIVE"
   on_workers all all "cd $HOME_THERE && if kill -0 \"\$(cat $NAME.pid 2>/dev/null)\" 2>/dev/null; \
 then running=runs; else running='does not run'; fi; echo \"\$(hostname): $NAME \$running; \$(tail -n 1 $NAME.log)\""
 }
 
-follow() { on_workers "$NODE" "$WORKER" "tail -n 100 -F $HOME_THERE/$NAME.log"; }
+follow() {
+  need_active
+  on_workers "$NODE" "$WORKER" "tail -n 100 -F $HOME_THERE/$NAME.log"
+}
 
 stop() {
+  need_active
   on_workers all all "cd $HOME_THERE; pid=\$(cat $NAME.pid 2>/dev/null); \
 kill -TERM \"\$pid\" 2>/dev/null || { echo \"\$(hostname): $NAME does not run\"; exit 0; }; \
 for i in \$(seq $STOP_SECONDS); do kill -0 \"\$pid\" 2>/dev/null || break; sleep 1; done; \

@@ -277,8 +277,17 @@ def test_delete_asks_first(world):
     assert world.calls("delete") == [command] * 2
 
 
+@pytest.mark.parametrize("verb", ["install", "run", "status", "follow", "stop"])
+def test_workers_are_called_only_if_all_are_there(world, checkout, verb):
+    """gcloud's ssh and scp end with 0 where they could not reach a slice."""
+    world.answers(("describe", "SUSPENDED"))
+    refused = world.run("tpu_vm.sh", verb, *TPU, *RUN, root=checkout)
+    assert refused.returncode == 1 and "jaxvlm is SUSPENDED and not ACTIVE" in refused.stderr
+    assert world.calls(" ssh ") == world.calls(" scp ") == []
+
+
 def test_install_refuses_a_changed_checkout_unless_told(world, checkout):
-    world.answers(("ssh", ""))
+    world.answers(("ssh", ""), ("describe", "ACTIVE"))
     (checkout / "new.py").write_text("new\n")
     refused = world.run("tpu_vm.sh", "install", *TPU, root=checkout)
     assert refused.returncode == 2 and "new.py" in refused.stderr and world.calls() == []
@@ -292,6 +301,7 @@ def test_install_refuses_a_changed_checkout_unless_told(world, checkout):
 def test_a_worker_installs_runs_restarts_and_stops(world, checkout):
     """The whole life of a run on one worker: ssh and scp of the stand-in work on a folder of this machine."""
     home = world.folder / "home" / "jaxvlm"
+    world.answers(("describe", "ACTIVE"))
     world.tool("uv", '#!/bin/bash\nif [ "$1" = venv ]; then mkdir -p "${@: -1}/bin"; fi\n')
     installed = world.run("tpu_vm.sh", "install", *TPU, root=checkout)
     assert installed.returncode == 0, installed.stderr
@@ -325,7 +335,7 @@ def test_a_worker_installs_runs_restarts_and_stops(world, checkout):
 
 
 def test_follow_shows_the_worker_that_was_asked_for(world):
-    world.answers(("ssh", "a line"))
+    world.answers(("ssh", "a line"), ("describe", "ACTIVE"))
     shown = world.run("tpu_vm.sh", "follow", *TPU, "--node", "1", "--worker", "3")
     assert shown.stdout == "a line\n" and "--node=1 --worker=3" in world.calls("tail -n 100 -F")[0]
 
