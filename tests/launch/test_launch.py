@@ -168,7 +168,7 @@ def test_the_examples_of_the_documentation_are_ones_the_pages_take(world, checko
     examples = [line for block in blocks for line in block.splitlines() if line.startswith("launch/")]
     assert len(examples) == 15
     for block in blocks:
-        block = "set -e\n" + re.sub(r"^(launch/.*)$", r"\1 --dry-run", block, flags=re.M)
+        block = "set -e\n" + re.sub(r"^(launch/\S+)", r"\1 --dry-run", block, flags=re.M)
         shown = subprocess.run(
             ["bash", "-c", block], env=world.environment(), cwd=checkout, capture_output=True, text=True
         )
