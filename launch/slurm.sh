@@ -46,7 +46,7 @@ script() {
 #SBATCH --ntasks-per-node=$tasks
 #SBATCH --cpus-per-task=$CPUS_PER_TASK
 #SBATCH --time=$TIME
-#SBATCH --output=$LOGS/%x-%j.out
+#SBATCH --output=$(quote "$LOGS")/%x-%j.out
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@$STOP_SECONDS
@@ -101,6 +101,15 @@ follow() {
   run tail -n 100 -F "$LOGS/jaxvlm-$NAME-$JOB.out"
 }
 
+# Sets `found` to state and name of the job; empty: there is none any more. Fails with squeue's message in it.
+look() {
+  found=$("${TO_RUN[@]}" 2>&1) && return
+  case $found in
+    *"Invalid job id"*) found= ;;
+    *) return 1 ;;
+  esac
+}
+
 stop() {
   local found waited=0
   find_job
@@ -111,7 +120,7 @@ stop() {
     run scancel --signal=TERM "$JOB"
     return
   fi
-  found=$("${TO_RUN[@]}" 2>/dev/null) || found=
+  look || fail "squeue failed, nothing was changed: $found"
   case $found in
     '') say "job $JOB is not there any more" && return ;;
     *" jaxvlm-$NAME") ;;
@@ -123,7 +132,7 @@ stop() {
     *) run scancel "$JOB" && return ;; # it waits: there is nothing to save
   esac
   while [ "$waited" -lt "$STOP_SECONDS" ]; do
-    found=$("${TO_RUN[@]}" 2>/dev/null) || found=
+    look || found=unknown # the controller may be busy for a while
     case $found in
       '' | COMPLETED* | FAILED* | CANCELLED* | TIMEOUT*) say "job $JOB has stopped" && return ;;
     esac

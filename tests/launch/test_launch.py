@@ -579,6 +579,8 @@ def test_slurm_submits_a_script_and_remembers_the_job(world):
     assert "--workdir 'runs/a b' --resume-or-start --distributed auto --config.steps=10\n" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert (world.folder / "runs/slurm/jaxvlm-big.job").read_text() == "41\n"
+    other = world.run("slurm.sh", "write", *SLURM, "--logs", "my logs").stdout
+    assert "\n#SBATCH --output='my logs'/%x-%j.out\n" in other  # sbatch splits at white space, and knows quotes
     follow = world.run("slurm.sh", "follow", "--name", "big", "--dry-run").stdout
     assert follow == "tail -n 100 -F runs/slurm/jaxvlm-big-41.out\n"
 
@@ -636,6 +638,14 @@ def test_slurm_stop_saves_and_keeps_the_job_from_queueing_again(world, tmp_path)
     assert world.calls("scancel") == ["scancel --signal=TERM 7"]
     assert "told to stop; exit code 75" in batch_script(world, 75, tmp_path).stdout
     assert world.calls("scontrol") == []
+
+
+def test_slurm_stop_says_when_it_could_not_look(world, tmp_path):
+    world.answers(("squeue", ("slurm_load_jobs error: Unable to contact slurm controller", 1)))
+    (tmp_path / "runs/slurm").mkdir(parents=True)
+    failed = world.run("slurm.sh", "stop", "--name", "big", "--job", "7", cwd=tmp_path)
+    assert failed.returncode == 1 and "Unable to contact slurm controller" in failed.stderr
+    assert world.calls("scancel") == [] and not list((tmp_path / "runs/slurm").iterdir())
 
 
 def test_slurm_stop_leaves_a_job_of_another_name(world, tmp_path):
