@@ -36,7 +36,7 @@ meaning_of() { settings_block | sed -n "s/^$1=[^#]*# *//p"; }
 usage() {
   local name value
   sed -n '2,/^$/s/^# \{0,1\}//p' "$PAGE"
-  printf 'Settings: edit the top of %s, or give flags (--zone X or --zone=X; yes/no ones: --spot, --no-spot).\n' \
+  printf 'Settings: edit the top of %s, or give flags (--flag X or --flag=X; yes or no: --flag, --no-flag).\n' \
     "launch/$NAME_OF_PAGE"
   for name in $(setting_names); do
     value=${!name}
@@ -84,23 +84,27 @@ parse_flags() {
       *) mistake "no flag ${word%%=*}; --help lists them, and what follows -- goes to the program" ;;
     esac
     case $word in
-      *=*) value=${word#*=} ;;
-      *)
-        case ${!name} in
+      --no-*=*) mistake "$word: a flag with --no- has no value" ;;
+    esac
+    case ${!name} in
+      yes | no)
+        case $word in
+          *=*) value=${word#*=} ;;
+        esac
+        case $value in
           yes | no) ;;
+          *) mistake "$(flag_of "$name") is yes or no, not $value" ;;
+        esac
+        ;;
+      *)
+        [ "$value" = yes ] || mistake "no flag $word: $(flag_of "$name") is not a yes or no"
+        case $word in
+          *=*) value=${word#*=} ;;
           *)
             [ $# -gt 0 ] || mistake "$word needs a value"
             value=$1
             shift
             ;;
-        esac
-        ;;
-    esac
-    case ${!name} in
-      yes | no)
-        case $value in
-          yes | no) ;;
-          *) mistake "$(flag_of "$name") is yes or no, not $value" ;;
         esac
         ;;
     esac
@@ -126,7 +130,7 @@ need_numbers() {
   local name
   for name in "$@"; do
     case ${!name} in
-      '' | *[!0-9]*) mistake "$(flag_of "$name") is a number, not \"${!name}\"" ;;
+      '' | *[!0-9]* | 0?*) mistake "$(flag_of "$name") is a number, not \"${!name}\"" ;;
     esac
   done
 }

@@ -94,11 +94,13 @@ collect() {
 parse_flags "$@"
 need RECIPE WORKDIR PYTHON
 need_numbers PROCESSES DEVICES STOP_SECONDS
+[ -z "$PORT" ] || need_numbers PORT
 [ "$PROCESSES" -gt 0 ] && [ "$DEVICES" -gt 0 ] || mistake "at least one process and one device"
 case $PLATFORM in
   cpu | cuda) ;;
   *) mistake "--platform is cpu or cuda, not $PLATFORM (a TPU VM runs one process: start jaxvlm.train itself)" ;;
 esac
+need_tools "$PYTHON"
 [ -n "$PORT" ] || PORT=$(free_port)
 # shellcheck disable=SC2119  # no flags of the page's own: the environment tells each process which it is
 training_command

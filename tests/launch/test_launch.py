@@ -189,12 +189,16 @@ def test_the_examples_of_the_documentation_are_ones_the_pages_take(world, checko
         ("tpu_vm.sh", ["destroy"], "no sub-command destroy"),
         ("tpu_vm.sh", [], "say what to do: create, install"),
         ("tpu_vm.sh", ["create", "--zoom", "x"], "no flag --zoom"),
+        ("tpu_vm.sh", ["create", *TPU, "--no-name", "x"], "no flag --no-name: --name is not a yes or no"),
+        ("tpu_vm.sh", ["create", *TPU, "--no-iap=yes"], "--no-iap=yes: a flag with --no- has no value"),
         ("tpu_vm.sh", ["stop", *TPU, "--", "x"], "stop takes nothing after --"),
         ("gke.sh", ["run", *GKE, "--recipe", "a", "--workdir", "runs/a"], "the disk of a pod goes with the pod"),
         ("slurm.sh", ["submit"], "--workdir: where the run is kept"),
         ("slurm.sh", ["follow"], "no job was submitted as --name train"),
         ("local.sh", ["--workdir", "w", "--platform", "tpu"], "--platform is cpu or cuda, not tpu"),
         ("local.sh", ["--workdir"], "--workdir needs a value"),
+        ("local.sh", ["--workdir", "w", "--port", "http"], '--port is a number, not "http"'),
+        ("local.sh", ["--workdir", "w", "--devices", "08"], '--devices is a number, not "08"'),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message_and_exit_code_2(world, page, arguments, message):
