@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 # A process that has said nothing for so long is gone. Below a minute, and above what a busy machine keeps one waiting.
 LOST_SECONDS = 30.0
+_JOIN_SECONDS = 300  # in which all have to be there
 _HEARTBEAT_SECONDS = 90  # jax's own; longer, so that our message comes first
 _AGREE_SECONDS = 3600  # process 0 may be at work (training a tokenizer) while the others wait
 _GIVE_UP_SECONDS = 10.0  # in which a failed process may clean up before it is ended
@@ -52,7 +53,8 @@ def connect(args: argparse.Namespace) -> None:
     """Joins the other processes, if flags or environment name any; before anything asks jax for devices.
 
     Raises:
-      UserError: some of the three values are missing or wrong, or the others cannot be reached.
+      UserError: some of the three values are missing or wrong, or there is no cluster to find them in. If the others do
+        not come, the process ends with a sentence and exit code 1, so that what started it may try again.
     """
     names = {"coordinator": "COORDINATOR", "num_processes": "NUM_PROCESSES", "process_id": "PROCESS_ID"}
     given = {name: getattr(args, name) for name in names}
@@ -77,20 +79,26 @@ def connect(args: argparse.Namespace) -> None:
         raise UserError("--distributed auto finds coordinator, number and id by itself; leave the other flags out")
     values = {"coordinator_address": given["coordinator"], "num_processes": given["num_processes"]}
     values["process_id"] = given["process_id"]
+    _explain_abort(_not_joined)
     try:
         jax.distributed.initialize(
             **{name: value for name, value in values.items() if value is not None},
+            initialization_timeout=_JOIN_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
+        if args.distributed and distributed.global_state.coordinator_address is None:
+            raise UserError(
+                "--distributed auto finds no cluster here (TPU VM, GKE and Slurm are known); give --coordinator, "
+                "--num-processes and --process-id, or leave it out for a run of one process"
+            ) from error
         how = "--distributed auto" if args.distributed else f"--coordinator {given['coordinator']}"
         reason = str(error).strip().splitlines()
         raise UserError(
             f"the processes of this run could not be joined ({how}): {reason[0] if reason else type(error).__name__}; "
-            "start all of them, and check that this host reaches the coordinator"
+            f"{_JOIN_ADVICE}"
         ) from error
-    if index() > 0:
-        _explain_abort(distributed.global_state.coordinator_address)
+    _explain_abort(_coordinator_lost if index() > 0 else None)
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
@@ -216,6 +224,7 @@ class Peers:
         return told
 
 
+_JOIN_ADVICE = "start all of them, and check that this host reaches the coordinator"
 _ADVICE = "this process stops too; look at the end of that one's log, then start all again with --resume-or-start"
 
 
@@ -262,25 +271,39 @@ def _tell_failure(error: BaseException) -> None:
     timer.start()
 
 
-def _explain_abort(address: str | None) -> None:
-    """Has jax's abort, when it loses the coordinator, end in a sentence and exit code 1.
+def _not_joined() -> str:
+    address = distributed.global_state.coordinator_address
+    return f"the others were not all there within {_JOIN_SECONDS} seconds (coordinator {address}); {_JOIN_ADVICE}"
 
-    jax logs a stack trace and calls abort() from a thread of its own, where no Python handler runs; hence ctypes.
+
+def _coordinator_lost() -> str | None:
+    address = distributed.global_state.coordinator_address or ""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError, ValueError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+        return None
+    return f"process 0 is gone: nobody answers at {address}; {_ADVICE}"
+
+
+def _explain_abort(explain: Callable[[], str | None] | None) -> None:
+    """Has an abort of jax, which misses another process, end in a sentence and exit code 1.
+
+    jax logs a stack trace and calls abort(), also from threads of its own, where no Python handler runs; hence ctypes.
+
+    Args:
+      explain: gives the sentence, or None if it is another abort, which then happens; None: all of them happen.
     """
-    host, _, port = (address or "").rpartition(":")
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(_: int) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-            return  # the coordinator is there, so this is another abort: let it happen
-        leave(f"process 0 is gone: nobody answers at {address}; {_ADVICE}", 1)
+        if explain is not None and (sentence := explain()) is not None:
+            leave(sentence, 1)
 
     global _abort_handler
     _abort_handler = on_abort  # C keeps no reference
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    library.signal(6, ctypes.cast(on_abort, ctypes.c_void_p))
+    library.signal(6, ctypes.cast(on_abort, ctypes.c_void_p) if explain is not None else None)  # None: SIG_DFL
 
 
 _abort_handler: Any = None

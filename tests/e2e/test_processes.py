@@ -123,6 +123,31 @@ def test_other_settings_of_a_process_are_named(start, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+JOIN = """
+import argparse, os, sys
+from jaxvlm import processes
+from jaxvlm.command import run
+processes._JOIN_SECONDS = 2
+parser = argparse.ArgumentParser()
+processes.add_flags(parser)
+if os.environ.get("JAXVLM_PROCESS_ID") != os.environ.get("ABSENT", "none"):
+    sys.exit(run(lambda argv: processes.connect(parser.parse_args(argv)), sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_one_that_is_left_alone_says_so(start, own, monkeypatch, environment):
+    monkeypatch.setitem(environment, "ABSENT", str(1 - own))
+    codes, logs = start(count=2, devices=1, code=JOIN).wait(120)
+    assert codes[own] == 1  # which is started again
+    assert f"error: process {own} of 2: the others were not all there within 2 seconds" in logs[own]
+
+
+def test_without_a_cluster_auto_is_a_mistake(command):
+    shown = command("", "--distributed", "auto", code=JOIN)
+    assert shown.returncode == 2 and shown.stderr.startswith("error: --distributed auto finds no cluster here")
+
+
 def test_a_second_run_is_refused(start, tmp_path):
     running = start(*arguments(tmp_path, "--config.steps=5000"), count=1, devices=1)
     wait_for(running, lambda: (tmp_path / "checkpoints").exists())
