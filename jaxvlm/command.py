@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxvlm.config import Config, build_config
+from jaxvlm.config import Config, build_config, check_values
 from jaxvlm.errors import UserError, explain
 
 
@@ -91,6 +91,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     undefined = [name for name in config.stages if name not in config.stage]
     if undefined or not config.stages:
         raise UserError(f"config.stages = {config.stages}, but config.stage has {', '.join(config.stage) or 'none'}")
+    check_values(config)
     return config
 
 

@@ -337,6 +337,46 @@ def build_config(cls: type[T], values: Mapping[str, Any], where: str = "config")
     return result
 
 
+_LEAST = {
+    "global_batch_size": 1,
+    "micro_batches": 1,
+    "log_every": 1,
+    "eval_every": 0,
+    "eval_records": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "nonfinite_limit": 1,
+}  # of a stage
+
+
+def check_values(config: Config) -> None:
+    """Checks what a recipe says of a run's course; what belongs to one component, that one checks.
+
+    Raises:
+      UserError: naming every value that is too small or unknown.
+    """
+    problems = []
+    if config.steps is not None and config.steps < 1:
+        problems.append(f"config.steps = {config.steps}, expected 1 or more (None: as many as the epochs have)")
+    profile = config.profile
+    if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
+        problems.append(f"config.profile = {profile}, expected (first, last) step, such as (10, 12), or () for none")
+    for key in ("max_new_tokens", "batch_size"):
+        if getattr(config.evaluation, key) < 1:
+            problems.append(f"config.evaluation.{key} = {getattr(config.evaluation, key)}, expected 1 or more")
+    for name, stage in config.stage.items():
+        where = f"config.stage.{name}"
+        for key, least in _LEAST.items():
+            if getattr(stage, key) < least:
+                problems.append(f"{where}.{key} = {getattr(stage, key)}, expected {least} or more")
+        if not stage.epochs > 0:
+            problems.append(f"{where}.epochs = {stage.epochs}, expected more than 0")
+        if stage.on_nonfinite not in ("stop", "skip"):
+            problems.append(f'{where}.on_nonfinite = {stage.on_nonfinite!r}, expected "stop" or "skip"')
+    if problems:
+        raise UserError("; ".join(problems))
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The nested plain dict (JSON-ready) of a dataclass that `build_config` made."""
     return dataclasses.asdict(config)

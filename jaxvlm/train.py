@@ -153,6 +153,8 @@ def start_run(workdir: Path, config: Config, stages: tuple[str, ...], how: str, 
     """
     if workdir.is_dir():
         lock.take()
+    elif workdir.exists():
+        raise UserError(f"--workdir {workdir} is a file; a run is kept in a folder")
     begun = [name for name in stages if stage_folder(workdir, name).exists()]
     if begun and how == "start":
         raise UserError(

@@ -39,6 +39,21 @@ def test_values_of_groups_are_converted():
     assert isinstance(stage, StageConfig) and stage.optimizer.groups[0][1].learning_rate == 1.0
 
 
+def test_all_values_that_mean_nothing_are_named_at_once(recipe_file):
+    wrong = ["steps=0", "profile=(5,3)", "evaluation.batch_size=0", "stage.one.global_batch_size=0"]
+    wrong += ["stage.one.epochs=0", "stage.one.log_every=0", "stage.one.on_nonfinite=ignore"]
+    with pytest.raises(UserError) as error:
+        load_config(recipe_file, [f"--config.{value}" for value in wrong])
+    named = [problem.split(", expected")[0] for problem in str(error.value).split("; ")]
+    assert sorted(named) == sorted(
+        [
+            "config.steps = 0", "config.profile = (5, 3)", "config.evaluation.batch_size = 0",
+            "config.stage.one.global_batch_size = 0", "config.stage.one.epochs = 0.0",
+            "config.stage.one.log_every = 0", "config.stage.one.on_nonfinite = 'ignore'",
+        ]
+    )  # fmt: skip
+
+
 @pytest.fixture
 def recipe_file(tmp_path):
     path = tmp_path / "recipe.py"

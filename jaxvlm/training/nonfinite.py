@@ -39,11 +39,6 @@ class NonFinite:
         limit: int,
         look_up: Callable[[int], tuple[Batch, list[list[dict[str, Any]]]]],
     ):
-        if policy not in ("stop", "skip") or limit < 1:
-            raise UserError(
-                f'config.stage.{stage}.on_nonfinite = {policy!r}, expected "stop" or "skip"; '
-                f"nonfinite_limit = {limit}, expected 1 or more"
-            )
         self._folder, self._stage, self._policy, self._limit = folder, stage, policy, limit
         self._look_up = look_up
         self._pending: list[tuple[int, Array, Array]] = []

@@ -110,6 +110,7 @@ def test_stages_run_alone_are_the_chain(whole, command, tmp_path):
         ([], r"already holds a run .*--resume"),
         (["--resume", "--config.seed=1"], r"another recipe: config.seed: 42 -> 1"),
         (["--workdir", "{new}", "--resume"], r"nothing to resume"),
+        (["--workdir", RECIPE], r"--workdir .*recipe.py is a file; a run is kept in a folder"),
         (["--workdir", "{new}", "--config.stage.align.global_batch_size=6"], r"does not divide over 4 micro-batches"),
         (["--workdir", "{new}", "--config.stage.align.data.tokens=9"], r"data.tokens"),
         (
