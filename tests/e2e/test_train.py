@@ -10,6 +10,7 @@ import pytest
 
 from jaxvlm import train
 from jaxvlm.command import run
+from jaxvlm.errors import UserError
 from jaxvlm.run import load_saved_config, open_run
 from jaxvlm.sharding import make_mesh
 from jaxvlm.training.metrics import read_metrics
@@ -23,6 +24,7 @@ KILLED = """
 import os, signal, sys, threading
 import jaxvlm.train
 from jaxvlm.command import run
+from jaxvlm.errors import UserError
 from jaxvlm.training import loop
 
 place, calls = loop.to_devices, []
@@ -139,6 +141,17 @@ def test_mistakes_are_one_message_and_exit_code_2(
     assert "Traceback" not in errors and errors.count("error: ") == 1
     assert re.search(message, errors), errors
     assert (whole[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_refused_start_gives_the_lock_back(environment, monkeypatch, tmp_path):
+    """Not only when its last reference is gone, which an error holds that someone keeps."""
+    monkeypatch.setenv("JAXVLM_TEST_DATA", environment["JAXVLM_TEST_DATA"])
+    (tmp_path / "checkpoints" / "align").mkdir(parents=True)
+    kept = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="already holds a run") as error:
+            train.main(["--config", RECIPE, "--workdir", str(tmp_path)])
+        kept.append(error)
 
 
 def test_a_mistake_leaves_nothing_in_the_way(environment, monkeypatch, capsys, tmp_path):
