@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxvlm.config import Config, build_config, check_values
-from jaxvlm.errors import UserError, explain
+from jaxvlm.errors import UserError, explained
 
 
 class Subparser(argparse.ArgumentParser):
@@ -120,7 +120,7 @@ class Answer(Exception):  # noqa: N818 - not an error
 def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, an `Answer`'s, 130 after Ctrl-C, or 2 after what a user can mend.
 
-    That is a `UserError`, a device that is too small, or an option that the compiler does not know; in one line.
+    What that is says `errors.explained`; it is said in one line.
 
     Args:
       main: gets the arguments; what it returns is printed as the last line, in JSON, if `--json` is among them.
@@ -134,7 +134,7 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
     except Answer as answer:
         exit_code, result = answer.exit_code, answer.result
     except Exception as error:
-        told = error if isinstance(error, UserError) else explain(error)
+        told = explained(error)
         if told is None or "--debug" in argv:
             raise
         print(f"error: {told}", file=sys.stderr)

@@ -12,8 +12,12 @@ class UserError(ValueError):
     """
 
 
-def explain(error: BaseException) -> UserError | None:
-    """What to say of a compiler's or a device's error that a user can mend; None: of this one nothing."""
+def explained(error: BaseException) -> UserError | None:
+    """What to say of an error that a user can mend, whatever raised it; None: it is of another kind."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and error.filename:
+        return UserError(f"{error.filename}: {error.strerror}; choose another path, or make way there")
     return out_of_memory(error) or unknown_option(error)
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the key-value store has no public door
 
-from jaxvlm.errors import UserError, explain
+from jaxvlm.errors import UserError, explained
 
 T = TypeVar("T")
 
@@ -248,7 +248,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        told = explain(error)
+        told = explained(error)
         if count() > 1 and not (isinstance(error, SystemExit) and error.code == 75):
             if told is None and isinstance(error, jax.errors.JaxRuntimeError):
                 # Often only the echo of another's end: then `Peers` has the better message, and ends this process.

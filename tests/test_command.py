@@ -54,6 +54,14 @@ def test_debug_shows_the_traceback(main, error):
         run(main, ["--debug"])
 
 
+def test_a_path_that_is_a_file_is_one_line(capsys, tmp_path):
+    (tmp_path / "a").write_text("")
+    assert run(lambda argv: list((tmp_path / "a").iterdir()), []) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/a: Not a directory; choose another path, or make way there\n"
+    assert run(lambda argv: (tmp_path / "a").mkdir(exist_ok=True), []) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/a: File exists; choose another path, or make way there\n"
+
+
 def test_other_failures_keep_their_traceback():
     with pytest.raises(jax.errors.JaxRuntimeError, match="divided"):
         run(lambda argv: raise_(jax.errors.JaxRuntimeError("INTERNAL: divided by zero")), [])
