@@ -34,28 +34,34 @@ def whole_steps(folder: Path) -> list[int]:
 def is_finished(folder: Path) -> bool:
     """Whether the newest whole checkpoint of a stage's folder is that of the stage's last step."""
     steps = whole_steps(folder)
-    if not steps:
-        return False
-    # The file of orbax's JsonCheckpointHandler.
-    return json.loads((folder / str(steps[-1]) / "position" / "metadata").read_text())["steps"] == steps[-1]
+    return bool(steps) and _stage_steps(folder / str(steps[-1])) == steps[-1]
 
 
 def damage(checkpoint: Path) -> str:
-    """What is missing of a checkpoint, or has another size than when it was written; "" if nothing."""
+    """What is missing of a checkpoint, has another size than when it was written, or is no position; "" if nothing."""
     listing = checkpoint / _LISTING
-    if not listing.is_file():
-        return ""  # written by a program that makes no listing
-    try:
-        files = json.loads(listing.read_text())
-    except ValueError:
-        return f"{_LISTING} cannot be read"
+    files: Any = {}  # there is no listing if another program wrote it
+    if listing.is_file():
+        with contextlib.suppress(ValueError):
+            files = json.loads(listing.read_text())
+        if not files or not isinstance(files, dict):
+            return f"{_LISTING} cannot be read"
     for name, size in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, {size} were written"
+    try:
+        _stage_steps(checkpoint)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"its position cannot be read, {type(error).__name__}: {error}"
     return ""
+
+
+def _stage_steps(checkpoint: Path) -> int:
+    """The length of the stage that a checkpoint is of, from the file of orbax's JsonCheckpointHandler."""
+    return int(json.loads((checkpoint / "position" / "metadata").read_text())["steps"])
 
 
 def _steps(folder: Path) -> list[int]:
