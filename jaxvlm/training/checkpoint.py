@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxvlm import processes
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, out_of_memory
 from jaxvlm.training.optimizer import map_paths, paths
 from jaxvlm.training.state import State
 
@@ -209,6 +209,7 @@ class Checkpoints:
 
         Raises:
           UserError: the checkpoint is of another model or optimizer.
+          JaxRuntimeError: a device is too small for it, which is no damage.
         """
         for step in reversed(processes.from_first(lambda: _steps(self.folder))):
             problem = processes.from_first(lambda step=step: damage(self.folder / str(step)))  # type: ignore[misc]
@@ -219,6 +220,8 @@ class Checkpoints:
                 except UserError:
                     raise
                 except Exception as error:  # every layer below has its own
+                    if out_of_memory(error):
+                        raise
                     problem = f"{type(error).__name__}: {error}"
                 problem = next((text for text in processes.exchange(problem) if text), "")
                 if restored is not None and not problem:

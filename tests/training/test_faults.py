@@ -146,6 +146,19 @@ def test_without_a_whole_one_the_stage_starts_anew(three, capsys):
     checkpoints.close()
 
 
+def test_a_device_that_is_too_small_damages_no_checkpoint(three, monkeypatch):
+    def restore(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Checkpoints, "restore", restore)
+    wanted = small_state(1, make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1]), PartitionSpec())
+    checkpoints = Checkpoints(three)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        checkpoints.restore_newest(abstract(wanted))
+    assert checkpoints.steps() == [1, 2, 3]
+    checkpoints.close()
+
+
 def test_a_save_that_fails_is_said_and_the_next_one_is_tried(tmp_path, monkeypatch, capsys):
     state = small_state(4, make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1]), PartitionSpec())
     tries = []
