@@ -21,7 +21,7 @@ from jaxvlm.config import Config, DataConfig, MeshConfig, StageConfig, build_con
 from jaxvlm.data.mix import load_mix
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.tokenizer import load_tokenizer, training_texts
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, out_of_memory
 from jaxvlm.files import replace_text
 from jaxvlm.models.vlm import Model, build_model
 from jaxvlm.sharding import Rules, make_mesh
@@ -198,7 +198,7 @@ def load_params(
       the nested dict of the whole model on `mesh`, the stage and the step it is of.
 
     Raises:
-      UserError: no such checkpoint, or one of another model than `config.model`.
+      UserError: no such checkpoint, a damaged one, or one of another model than `config.model`.
     """
     saved = load_saved_config(folder)
     if stage and stage not in saved.stages:
@@ -210,10 +210,21 @@ def load_params(
             found_step = step or steps[-1]
             checkpoints = Checkpoints(stage_folder(folder, name))
             state = layout.state
-            read = checkpoints.restore_params(
-                state.trained, state.frozen, found_step, parts=parts, keep_dtypes=keep_dtypes
-            )
-            checkpoints.close()
+            try:
+                read = checkpoints.restore_params(
+                    state.trained, state.frozen, found_step, parts=parts, keep_dtypes=keep_dtypes
+                )
+            except UserError:
+                raise
+            except Exception as error:  # every layer below has its own
+                if out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"the checkpoint {checkpoints.folder / str(found_step)} is damaged ({type(error).__name__}: "
+                    f"{str(error)[:500]}); move it away to use the one before it, from which train --resume goes on"
+                ) from error
+            finally:
+                checkpoints.close()
             return merge(*read), name, found_step
     kept = "; ".join(f"{name}: {', '.join(map(str, steps)) or 'none'}" for name, steps in found.items())
     raise UserError(f"{folder} has no checkpoint{f' of step {step}' if step else ''}; steps that it has: {kept}")

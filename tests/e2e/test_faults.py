@@ -248,6 +248,21 @@ def test_a_damaged_checkpoint_is_set_aside(undisturbed, start, tmp_path, harm, r
     assert [path.name.split("-")[0] for path in (folder / "checkpoints" / "only.damaged").iterdir()] == ["15"]
 
 
+def test_a_damaged_result_is_one_message(undisturbed, start, tmp_path, environment):
+    """Weights in place of which there are zeros: only who reads them notices."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed[0], folder)
+    last = checkpoints(folder) / "20"
+    scramble(max((last / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0))
+    test = f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}"
+    code, log = start(folder, "--resume", test).wait()
+    assert code == 2 and "Traceback" not in log
+    assert f"error: the checkpoint {last} is damaged (" in log and "move it away to use the one before it" in log
+    last.rename(tmp_path / "20")
+    assert "resumed at step 15 of 20" in finish(start(folder, "--resume"))
+    assert losses(folder) == losses(undisturbed[0])
+
+
 def test_a_full_disk_does_not_stop_a_run(undisturbed, start, tmp_path):
     """From step 8 to 15 no file may grow beyond 256 KB: the save of step 10 fails, and is the next one's to tell.
 
