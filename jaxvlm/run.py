@@ -25,7 +25,6 @@ from jaxvlm.errors import UserError, out_of_memory
 from jaxvlm.files import replace_text
 from jaxvlm.models.vlm import Model, build_model
 from jaxvlm.sharding import Rules, make_mesh
-from jaxvlm.training import checkpoint
 from jaxvlm.training.checkpoint import Checkpoints, whole_steps
 from jaxvlm.training.state import merge, state_layout
 
@@ -87,11 +86,6 @@ def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
 def has_begun(folder: Path) -> bool:
     """Whether any stage has started; before that a workdir holds nothing worth keeping."""
     return (folder / "checkpoints").exists()
-
-
-def is_finished(folder: Path, stage: str) -> bool:
-    """Whether a stage has reached its last step."""
-    return processes.from_first(lambda: checkpoint.is_finished(stage_folder(folder, stage)))
 
 
 def save_config(folder: Path, config: Config) -> None:

@@ -21,6 +21,7 @@ codes: 0 done, 1 a crash or another process gone, 2 a mistake that a person must
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -47,7 +48,6 @@ from jaxvlm.run import (
     check_trains,
     differing_keys,
     has_begun,
-    is_finished,
     load_saved_config,
     open_run,
     save_config,
@@ -57,7 +57,7 @@ from jaxvlm.run import (
 )
 from jaxvlm.sharding import Rules, batch_devices, batch_sharding, make_mesh, to_devices
 from jaxvlm.start import find_origins, starting_params
-from jaxvlm.training.checkpoint import Checkpoints, whole_steps
+from jaxvlm.training.checkpoint import Checkpoints, is_finished, whole_steps
 from jaxvlm.training.loop import Keepers, train
 from jaxvlm.training.metrics import Writer, plot_metrics
 from jaxvlm.training.nonfinite import NonFinite
@@ -111,7 +111,7 @@ def run_stages(
     processes.from_first(lambda: save_tokenizer(workdir, config))
     tokenizer = saved_tokenizer(workdir, config)
     for name in stages:
-        if is_finished(workdir, name):
+        if is_over(workdir, name):
             say(f"stage {name} is finished already")
         else:
             run_stage(workdir, config, name, tokenizer, watch, preemption)
@@ -175,6 +175,13 @@ def start_run(workdir: Path, config: Config, stages: tuple[str, ...], how: str, 
     save_config(workdir, config)
 
 
+def is_over(workdir: Path, name: str) -> bool:
+    """Whether a stage has reached its last step, and has its ledger, which is written last."""
+    return processes.from_first(
+        lambda: is_finished(stage_folder(workdir, name)) and name in load_ledgers(workdir / "ledger.json")
+    )
+
+
 def save_tokenizer(workdir: Path, config: Config) -> None:
     """Saves the recipe's tokenizer in the run, unless it has begun: then it has one."""
     if not has_begun(workdir):
@@ -234,8 +241,8 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: W
     if processes.index() == 0:
         ledger = pipeline.ledger(steps * stage.global_batch_size)
         say(ledger.table())
-        save_ledger(workdir / "ledger.json", name, ledger.to_dict())
         plot_metrics(workdir / "metrics.jsonl", workdir / "loss.png")
+        save_ledger(workdir / "ledger.json", name, ledger.to_dict())  # the last: it tells that the stage is over
 
 
 def share_of_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
@@ -292,8 +299,14 @@ def make_evaluate(
 
 def save_ledger(path: Path, stage: str, ledger: dict[str, Any]) -> None:
     """Writes a stage's ledger beside those of the other stages."""
-    ledgers = json.loads(path.read_text()) if path.exists() else {}
-    replace_text(path, json.dumps(ledgers | {stage: ledger}, indent=1) + "\n")
+    replace_text(path, json.dumps(load_ledgers(path) | {stage: ledger}, indent=1) + "\n")
+
+
+def load_ledgers(path: Path) -> dict[str, Any]:
+    """The ledgers that are written, by stage; a file that cannot be read has none."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return dict(json.loads(path.read_text()))
+    return {}
 
 
 if __name__ == "__main__":

@@ -216,6 +216,23 @@ def halves(folder):
     return list(checkpoints(folder).glob("*.orbax-checkpoint-tmp*"))
 
 
+def test_a_run_killed_between_its_last_save_and_its_ledger_writes_it_later(undisturbed, start, tmp_path):
+    folder = tmp_path / "run"
+    code = """
+import signal
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+jaxvlm.train.save_ledger = killed
+"""
+    assert start(folder, code=code).wait()[0] == -9
+    assert whole_steps(checkpoints(folder))[-1] == 20 and not (folder / "ledger.json").exists()
+    (folder / "ledger.json").write_text('{"only": {"records"')  # by a disk that failed
+    assert "resumed at step 20 of 20" in finish(start(folder, "--resume"))
+    assert (folder / "ledger.json").read_text() == (undisturbed[0] / "ledger.json").read_text()
+    assert (folder / "loss.png").exists() and losses(folder) == losses(undisturbed[0])
+    assert "stage only is finished already" in finish(start(folder, "--resume"))
+
+
 def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
