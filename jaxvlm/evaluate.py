@@ -15,6 +15,7 @@ RUN/evaluation/DATA-STAGE-STEP, with -firstN behind it after --limit N; so resul
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -31,6 +32,7 @@ from jaxvlm.data.conversation import drop_leading_answer
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.sources import load_source
 from jaxvlm.errors import UserError
+from jaxvlm.files import replace_text
 from jaxvlm.inference.chat import answer, is_right, question, score, truth
 from jaxvlm.inference.sheet import draw_sheet, sample
 from jaxvlm.run import Run, load_saved_config, open_run
@@ -160,9 +162,9 @@ def _save(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "evaluation.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    if before and before["data"] != data:
-        print(f"{path} held the result for {before['data']}; it is replaced", file=sys.stderr)
+    before = _data_of(path)
+    if before not in (None, data):
+        print(f"{path} held the result for {before}; it is replaced", file=sys.stderr)
     about = {"data": data, "stage": opened.stage_name, "step": opened.step, "limit": limit or None}
     rows = [
         {
@@ -176,10 +178,17 @@ def _save(
         }
         for q, a in zip(questions, answers, strict=True)
     ]
-    path.write_text(json.dumps(about | result | {"answers": rows}, indent=1, ensure_ascii=False) + "\n")
+    replace_text(path, json.dumps(about | result | {"answers": rows}, indent=1, ensure_ascii=False) + "\n")
     title = f"{data}   {_weights(opened)}   exact match {result['exact_match']:.1%} of {result['count']:,}"
     draw_sheet(out / "samples.png", questions, answers, title)
     print(f"\nall answers are in {path}, a sheet of them in {out / 'samples.png'}")
+
+
+def _data_of(result: Path) -> str | None:
+    """The data that a result is of; None if there is none that can be read."""
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+        return json.loads(result.read_text())["data"]
+    return None
 
 
 def _weights(opened: Run) -> str:

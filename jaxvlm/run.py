@@ -97,14 +97,18 @@ def load_saved_config(folder: Path) -> Config:
     """The resolved recipe of a run.
 
     Raises:
-      UserError: the folder is no run.
+      UserError: the folder is no run, or its recipe cannot be read.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
             f"{folder} is not the folder of a run: it has no config.json; pass the --workdir of a train command"
         )
-    return build_config(Config, json.loads(path.read_text()), str(path))
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); mend it, or start a new run in another folder") from error
+    return build_config(Config, saved, str(path))
 
 
 def differing_keys(saved: Config, now: Config) -> list[str]:

@@ -52,6 +52,15 @@ def test_evaluate_keeps_results_of_different_things_apart(folder, data, capsys):
     (other / "evaluation.json").write_text(json.dumps(saved | {"data": "elsewhere.json"}))
     evaluate.main([*main, "--data", str(data), "--out", str(other)])
     assert "held the result for elsewhere.json; it is replaced" in capsys.readouterr().err
+    (other / "evaluation.json").write_text(json.dumps(saved)[:100])  # by a disk that was full
+    evaluate.main([*main, "--data", str(data), "--out", str(other)])
+    assert json.loads((other / "evaluation.json").read_text()) == saved
+
+
+def test_a_recipe_that_cannot_be_read_is_one_message(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model": ')
+    assert run(evaluate.main, ["--run", str(tmp_path)]) == 2
+    assert f"error: {tmp_path / 'config.json'} is damaged (Expecting value" in capsys.readouterr().err
 
 
 def test_easy_vqa_is_scored_by_kind_of_question(folder, capsys):
