@@ -31,8 +31,9 @@ def replace_bytes(path: Path, content: bytes) -> None:
     try:
         half.write_bytes(content)
         half.replace(path)
-    except OSError:
+    except OSError as error:
         half.unlink(missing_ok=True)
+        error.filename = str(path)  # a write that fails does not name it
         raise
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ class Profile:
     def __init__(self, folder: Path, steps: tuple[int, ...]):
         self._folder = folder
         self._first, self._last = steps if steps and processes.index() == 0 else (0, 0)
-        self._running = False
+        self._running, self._done = False, 0
 
     def before(self, step: int) -> None:
         """To be called before each step."""
@@ -27,13 +26,18 @@ class Profile:
 
     def after(self, step: int, results: Any) -> None:
         """To be called after each step; waits for its results if it is the last one traced."""
+        self._done = step
         if self._running and step >= self._last:
             jax.block_until_ready(results)
             self.close()
-            print(f"\nprofile of steps {self._first} to {step}: {self._folder}", file=sys.stderr)
 
     def close(self) -> None:
-        """Ends a trace that is running."""
-        if self._running:
-            self._running = False
+        """Ends a trace that is running. One that cannot be written, on a full disk for one, does not end the run."""
+        if not self._running:
+            return
+        self._running = False
+        try:
             jax.profiler.stop_trace()
+            processes.say("", f"profile of steps {self._first} to {self._done}: {self._folder}")
+        except (RuntimeError, OSError) as error:
+            processes.say("", f"ERROR: the profile could not be written to {self._folder}: {error}")

@@ -28,6 +28,7 @@ from jaxvlm.training import checkpoint, watch
 from jaxvlm.training.checkpoint import Checkpoints, damage, is_finished, whole_steps
 from jaxvlm.training.metrics import Writer, read_metrics
 from jaxvlm.training.preemption import Preemption, StartAgain
+from jaxvlm.training.profile import Profile
 from jaxvlm.training.state import State
 from jaxvlm.training.watch import Watch
 
@@ -210,7 +211,7 @@ def test_a_text_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", half)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
             replace_text(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     replace_text(path, "new")
@@ -444,6 +445,25 @@ def test_tensorboard_files_on_a_full_disk_do_not_block(tmp_path, monkeypatch):
         writer.write(step, VALUES)
     writer.close()
     assert any(b"loss" in path.read_bytes() for path in (tmp_path / "tensorboard" / "only").iterdir())
+
+
+# Profile
+
+
+def test_a_profile_that_cannot_be_written_is_said(tmp_path, monkeypatch, capsys):
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: vm.xplane.pb; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    profile = Profile(tmp_path, (1, 2))
+    for step in (1, 2, 3):
+        profile.before(step)
+        profile.after(step, {})
+    profile.close()
+    said = capsys.readouterr().err
+    assert f"ERROR: the profile could not be written to {tmp_path}: RESOURCE_EXHAUSTED" in said
+    assert said.count("ERROR") == 1 and "profile of" not in said
 
 
 # Told to stop
