@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 
@@ -12,12 +13,17 @@ class UserError(ValueError):
     """
 
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+
+
 def explained(error: BaseException) -> UserError | None:
     """What to say of an error that a user can mend, whatever raised it; None: it is of another kind."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and error.filename:
         return UserError(f"{error.filename}: {error.strerror}; choose another path, or make way there")
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return UserError(f"{error}; make room or mend it, and give the command again (train goes on with --resume)")
     return out_of_memory(error) or unknown_option(error)
 
 

@@ -88,7 +88,8 @@ def main(argv: list[str]) -> dict[str, Any] | None:
             "pass the folder"
         )
     workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
-    sys.stderr = Unfailing(sys.stderr)  # a run does not end because its log cannot be written
+    # A run does not end because its log cannot be written.
+    sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
     how = "resume or start" if args.resume_or_start else "resume" if args.resume else "start"
 
     processes.connect(args)

@@ -48,6 +48,17 @@ def test_a_device_that_is_too_small_is_one_line(capsys):
     assert "70368744177664 bytes" in said and "micro_batches" in said and "jaxvlm.plan" in said
 
 
+def fill(argv):
+    with open("/dev/full", "w") as file:
+        file.write("more")
+
+
+def test_a_full_disk_is_one_line(capsys):
+    assert run(fill, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: [Errno 28] No space left on device; make room") and said.count("\n") == 1
+
+
 @pytest.mark.parametrize(("main", "error"), [(fail, UserError), (allocate, jax.errors.JaxRuntimeError)])
 def test_debug_shows_the_traceback(main, error):
     with pytest.raises(error):
