@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxvlm import processes
 from jaxvlm.errors import UserError, out_of_memory
@@ -34,7 +35,7 @@ def whole_steps(folder: Path) -> list[int]:
 def is_finished(folder: Path) -> bool:
     """Whether the newest whole checkpoint of a stage's folder is that of the stage's last step."""
     steps = whole_steps(folder)
-    return bool(steps) and _stage_steps(folder / str(steps[-1])) == steps[-1]
+    return bool(steps) and _position(folder / str(steps[-1]))["steps"] == steps[-1]
 
 
 def damage(checkpoint: Path) -> str:
@@ -53,15 +54,15 @@ def damage(checkpoint: Path) -> str:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, {size} were written"
     try:
-        _stage_steps(checkpoint)
+        int(_position(checkpoint)["steps"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"its position cannot be read, {type(error).__name__}: {error}"
     return ""
 
 
-def _stage_steps(checkpoint: Path) -> int:
-    """The length of the stage that a checkpoint is of, from the file of orbax's JsonCheckpointHandler."""
-    return int(json.loads((checkpoint / "position" / "metadata").read_text())["steps"])
+def _position(checkpoint: Path) -> dict[str, Any]:
+    """Where in the data a checkpoint stands, and the length of its stage: the file of orbax's JsonCheckpointHandler."""
+    return json.loads((checkpoint / "position" / "metadata").read_text())
 
 
 def _steps(folder: Path) -> list[int]:
@@ -252,9 +253,10 @@ class Checkpoints:
           UserError: the checkpoint is of another model or optimizer.
         """
         trained, frozen = self.restore_params(abstract.trained, abstract.frozen, step)
-        restored = self._restore(step, training=ocp.args.StandardRestore(_training(abstract)))
-        position = self._restore(step, position=ocp.args.JsonRestore())
-        return State(trained=trained, frozen=frozen, **restored["training"]), position["position"]["data"]
+        training = ocp.StandardCheckpointHandler().restore(
+            epath.Path(self.folder / str(step) / "training"), args=ocp.args.StandardRestore(_training(abstract))
+        )
+        return State(trained=trained, frozen=frozen, **training), _position(self.folder / str(step))["data"]
 
     def restore_params(
         self,
@@ -285,16 +287,12 @@ class Checkpoints:
             )
         wanted = {name: tree for name, tree in wanted.items() if tree}
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            params = reader.restore(
-                self.folder / str(step) / "params",
-                args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
-            )
+        # Of the handler alone: a `Checkpointer` waits for all processes at its end, for ever if one of them fails.
+        params = ocp.PyTreeCheckpointHandler().restore(
+            epath.Path(self.folder / str(step) / "params"),
+            args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
+        )
         return params.get("trained", {}), params.get("frozen", {})
-
-    def _restore(self, step: int, **items: Any) -> Any:
-        assert self._manager is not None
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _saved(self, step: int) -> dict[str, Any]:
         """Shape and dtype of every leaf of a checkpoint, by path."""

@@ -1,6 +1,7 @@
 """One run on several real processes: the same losses, other numbers of them after a stop, and faults of one of them."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_a_run_goes_on_with_other_processes_and_devices(start, alone, tmp_path):
     assert f"resumed at step {stopped} of 20" in logs[0]
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-5)
     assert len(losses(tmp_path)) == 20
+
+
+def test_a_checkpoint_that_one_of_them_cannot_read_is_set_aside(start, alone, tmp_path):
+    """Zeros in what only process 1 reads of step 15: both go on from step 10, and neither waits for the other."""
+    finish(start(*arguments(tmp_path, "--config.stage.only.keep_checkpoints=3"), count=2, devices=2))
+    folder = tmp_path / "checkpoints" / "only"
+    shutil.rmtree(folder / "20")
+    for path in (folder / "15" / "params" / "ocdbt.process_1").rglob("*"):
+        if path.is_file() and path.stat().st_size > 5000:
+            path.write_bytes(bytes(path.stat().st_size))
+    logs = finish(start(*arguments(tmp_path, "--resume"), count=2, devices=2))
+    assert f"WARNING: the checkpoint {folder / '15'} is damaged" in logs[0] and "resumed at step 10 of 20" in logs[0]
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-6)
 
 
 def wait_for(running, condition, timeout=120):
