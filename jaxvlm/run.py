@@ -29,8 +29,9 @@ from jaxvlm.training.checkpoint import Checkpoints, whole_steps
 from jaxvlm.training.state import merge, state_layout
 
 # What a resumed run may change without becoming another run.
-_FREE_KEYS = {"mesh", "remat", "micro_batches", "compiler_options"}  # to go on with other devices
-_FREE_KEYS |= {"evaluation", "workers", "log_every", "eval_every", "eval_records"}
+_FREE_KEYS = {"mesh", "evaluation", "workers", "log_every", "eval_every", "eval_records"}
+# What other devices may ask for.
+_FREE_KEYS |= {"frozen_dtype", "compute_dtype", "remat", "micro_batches", "compiler_options"}
 _FREE_KEYS |= {"checkpoint_every", "keep_checkpoints", "on_nonfinite", "nonfinite_limit", "profile"}
 
 

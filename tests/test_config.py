@@ -5,11 +5,21 @@ import pytest
 from jaxvlm.command import load_config, load_recipe
 from jaxvlm.config import Config, StageConfig, build_config, to_dict
 from jaxvlm.errors import UserError
+from jaxvlm.run import differing_keys
 from tests import tiny
 
 
 def test_every_default_has_a_field_and_every_field_a_default():
     assert dataclasses.is_dataclass(tiny.config(tiny.recipe(one=tiny.stage_recipe())))
+
+
+def test_a_run_may_go_on_with_other_dtypes_and_less_memory():
+    saved, now = (tiny.recipe(only=tiny.stage_recipe()) for _ in range(2))
+    now.model.update({"compute_dtype": "bfloat16", "remat": "none"})
+    now.stage.only.update({"frozen_dtype": "bfloat16", "micro_batches": 4})
+    assert differing_keys(tiny.config(saved), tiny.config(now)) == []
+    now.seed = 1
+    assert differing_keys(tiny.config(saved), tiny.config(now)) == ["config.seed: 42 -> 1"]
 
 
 def test_saved_config_reads_back_equal():
