@@ -61,7 +61,7 @@ from jaxvlm.training.checkpoint import Checkpoints, is_finished, whole_steps
 from jaxvlm.training.loop import Keepers, train
 from jaxvlm.training.metrics import Writer, plot_metrics
 from jaxvlm.training.nonfinite import NonFinite
-from jaxvlm.training.preemption import Preemption
+from jaxvlm.training.preemption import Preemption, StartAgain
 from jaxvlm.training.profile import Profile
 from jaxvlm.training.state import Layout, State, initial_state, merge, state_layout, table_of_parts
 from jaxvlm.training.step import compile_eval_step
@@ -100,6 +100,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
             processes.from_first(lambda: start_run(workdir, config, stages, how, lock))
             with Watch(workdir) as watch, Preemption() as preemption:
                 return run_stages(workdir, config, stages, watch, preemption)
+        except StartAgain:
+            say("", "told to stop: --resume or --resume-or-start goes on from the newest checkpoint")
+            raise
         finally:
             lock.release()
 
@@ -111,13 +114,16 @@ def run_stages(
     began = time.perf_counter()
     processes.from_first(lambda: save_tokenizer(workdir, config))
     tokenizer = saved_tokenizer(workdir, config)
+    test = config.evaluation.source and stages[-1] == config.stages[-1]
     for name in stages:
         if is_over(workdir, name):
             say(f"stage {name} is finished already")
         else:
             run_stage(workdir, config, name, tokenizer, watch, preemption)
+            if test or name != stages[-1]:
+                preemption.check()
     result: dict[str, Any] = {"workdir": str(workdir)}
-    if config.evaluation.source and stages[-1] == config.stages[-1]:
+    if test:
         with watch.phase("evaluate", 0):
             result |= evaluate_run(open_run(workdir, stage=stages[-1]), config.evaluation)
     if processes.index() == 0:

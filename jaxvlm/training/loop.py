@@ -88,7 +88,8 @@ def train(
                     k.writer.log(step, info)
                     k.nonfinite.check(before=step)
                 k.watch.progressed(step)
-            if stage.eval_every and (step % stage.eval_every == 0 or last):
+            # Who is told to stop has no time for it.
+            if stage.eval_every and (step % stage.eval_every == 0 or last) and (last or not stopping):
                 with k.watch.phase("evaluate", step):
                     k.writer.evaluation(step, evaluate(state))
             if step % stage.checkpoint_every == 0 or last or stopping:

@@ -56,6 +56,12 @@ class Preemption:
             return self._told
         return multihost_utils.reached_preemption_sync_point(self._stages + step)
 
+    def check(self) -> None:
+        """Between stages: ends the run, if it was told to stop in the last step of one; on every process."""
+        self._stages += 1  # to jax a step like others
+        if self.reached(0):
+            raise StartAgain
+
     def _hear(self, *_: Any) -> None:
         self._told = True
         if not self._held:

@@ -334,17 +334,27 @@ def before(step, batch):
         time.sleep(0.01)
 hook(before)
 """
-    child = start(tmp_path, code=code)
+    child = start(tmp_path, "--config.stage.only.eval_every=7", code=code)
     child.wait_for(lambda: last_step(tmp_path) >= 5)  # a step is written down while the next one runs
     child.send(signal.SIGTERM)
     told.touch()
     code, log = child.wait()
-    assert code == 75, log[-3000:]
+    assert code == 75 and "told to stop: --resume" in log, log[-3000:]
+    assert "heldout_loss" not in log  # there is no time for an evaluation
     stopped = len(losses(tmp_path))
     assert stopped == 7 and max(whole_steps(checkpoints(tmp_path))) == stopped
     log = finish(start(tmp_path, "--resume-or-start"))
     assert f"resumed at step {stopped} of 20" in log
     assert losses(tmp_path) == losses(undisturbed[0])
+
+
+def test_told_to_stop_in_the_last_step_it_does_not_begin_the_test(start, tmp_path, environment):
+    code = f"{HOOK}\nimport os, signal\n"
+    code += "hook(lambda step, batch: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)\n"
+    test = f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}"
+    code, log = start(tmp_path, "--config.steps=2", test, code=code).wait()
+    assert code == 75, log[-3000:]
+    assert (tmp_path / "ledger.json").exists() and not (tmp_path / "evaluation.json").exists()
 
 
 # A weight of a token that is not a number makes loss and gradients so, in the device's own arithmetic.
