@@ -22,7 +22,13 @@ _BEAT_SECONDS = 2.0
 _SLOW = 10  # times the median
 _SLOW_SECONDS = 2.0  # below which nobody wants to hear of it
 _LEAST_STEPS = 5  # before a median means something
-PHASES = {"data": "waiting for data", "compile": "compiling", "save": "saving", "evaluate": "evaluating"}
+PHASES = {
+    "start": "starting",
+    "data": "waiting for data",
+    "compile": "compiling",
+    "save": "saving",
+    "evaluate": "evaluating",
+}
 
 
 class Watch:

@@ -367,8 +367,10 @@ def test_steps_are_told_apart_though_results_come_every_fifth(watched, capsys):
 def test_shares_are_of_the_whole_time(watched):
     for phase, seconds in {"compile": 10.0, "data": 20.0, "step": 50.0, "save": 15.0, "evaluate": 5.0}.items():
         watched.spend(seconds, phase, 1)
-    assert watched.watch.shares() == pytest.approx({"data": 0.2, "compile": 0.1, "save": 0.15, "evaluate": 0.05})
-    summary = "20.0% waiting for data, 10.0% compiling, 15.0% saving, 5.0% evaluating"
+    watched.clock.now += 100.0  # in no phase
+    shares = {"start": 0.5, "data": 0.1, "compile": 0.05, "save": 0.075, "evaluate": 0.025}
+    assert watched.watch.shares() == pytest.approx(shares)
+    summary = "50.0% starting, 10.0% waiting for data, 5.0% compiling, 7.5% saving, 2.5% evaluating"
     assert watched.watch.summary() == summary
 
 
@@ -475,6 +477,8 @@ def test_told_to_stop_within_a_stage_the_step_is_finished():
             assert not preemption.reached(1)
             os.kill(os.getpid(), signal.SIGTERM)
             assert preemption.reached(2)
+        with pytest.raises(StartAgain):  # told in the last step of a stage, it does not begin the next
+            preemption.check()
         with pytest.raises(StartAgain) as stopped:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)  # Python hears it at its next instruction
