@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class SharedError(UserError):
+    """One that all processes of a run meet at the same place, so that none has to tell the others."""
+
+
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 
 

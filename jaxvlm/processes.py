@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the key-value store has no public door
 
-from jaxvlm.errors import UserError, explained
+from jaxvlm.errors import SharedError, UserError, explained
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ _HEARTBEAT_SECONDS = 90  # jax's own; longer, so that our message comes first
 _AGREE_SECONDS = 3600  # process 0 may be at work (training a tokenizer) while the others wait
 _GIVE_UP_SECONDS = 10.0  # in which a failed process may clean up before it is ended
 _LAST_SECONDS = 5.0  # process 0 outlives the others: what is told is read from it, and jax aborts those it leaves
+_failing = threading.Event()
 _calls = itertools.count()  # all processes make the same calls in the same order
 
 
@@ -190,6 +191,11 @@ def check_same(values: dict[str, Any]) -> None:
         )
 
 
+def failing() -> bool:
+    """Whether this process has failed and told the others."""
+    return _failing.is_set()
+
+
 class Peers:
     """What the other processes say of themselves, and whether they still say anything."""
 
@@ -249,7 +255,9 @@ def together() -> Iterator[None]:
         yield
     except BaseException as error:
         told = explained(error)
-        if count() > 1 and not (isinstance(error, SystemExit) and error.code == 75):
+        shared = isinstance(error, SharedError) or isinstance(error, SystemExit) and error.code == 75
+        if count() > 1 and not shared and not _failing.is_set():
+            _failing.set()
             if told is None and isinstance(error, jax.errors.JaxRuntimeError):
                 # Often only the echo of another's end: then `Peers` has the better message, and ends this process.
                 print(f"error: process {index()}: {str(error)[:500]}", file=sys.stderr, flush=True)

@@ -239,12 +239,14 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: W
     watch.begin_stage()
     try:
         evaluate = make_evaluate(config, stage, layout, pipeline, tokenizer)
-        train(layout, stage, steps, state, batches, evaluate, keepers)
+        with processes.together():
+            train(layout, stage, steps, state, batches, evaluate, keepers)
     finally:
         profile.close()
         batches.close()
         writer.close()
-        checkpoints.close()
+        if not processes.failing():  # else the others end too, and do not answer
+            checkpoints.close()
     if processes.index() == 0:
         ledger = pipeline.ledger(steps * stage.global_batch_size)
         say(ledger.table())

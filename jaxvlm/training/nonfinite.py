@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxvlm import processes
 from jaxvlm.batch import Array, Batch
-from jaxvlm.errors import UserError
+from jaxvlm.errors import SharedError, UserError
 
 _KEPT = 10  # batches written in a run; more would say nothing new
 
@@ -72,7 +72,7 @@ class NonFinite:
                 advice = "lower the learning rate, clip_norm or mend the records; --resume goes on from the last save"
                 if self._policy == "stop":
                     advice += f", with --config.stage.{self._stage}.on_nonfinite=skip such updates are left out"
-                raise UserError(
+                raise SharedError(
                     f"loss or gradient is not finite in {len(self._row)} steps in a row, the last is step {step} of "
                     f"{self._stage} (loss {loss}, gradient norm {norm}; nonfinite_limit = {self._limit}); "
                     f"the batches are in {self._folder}; {advice}"

@@ -128,6 +128,17 @@ def test_a_failure_of_one_is_told_by_all(start, tmp_path, failure, said):
     assert codes == [2, 2] and f"process 1 stopped: {said}" in logs[0]
 
 
+def test_a_failure_of_one_in_a_step_is_told_by_all(start, tmp_path):
+    """The other waits in the step that the one that fails does not reach."""
+    fails = "import sys, jaxvlm.train as t; from jaxvlm.command import run; from jaxvlm.errors import UserError\n"
+    fails += "from jaxvlm import processes; from jaxvlm.training import loop\nplace, calls = loop.to_devices, []\n"
+    fails += "def to_devices(*a):\n    calls.append(1)\n    if processes.index() == 1 and len(calls) == 3:\n"
+    fails += "        raise UserError('no such image')\n    return place(*a)\n"
+    fails += "loop.to_devices = to_devices\nsys.exit(run(t.main, sys.argv[1:]))"
+    codes, logs = start(*arguments(tmp_path), count=2, devices=2, code=fails).wait(200)
+    assert codes == [2, 2] and "process 1 stopped: no such image" in logs[0]
+
+
 def test_other_settings_of_a_process_are_named(start, tmp_path):
     running = start(*arguments(tmp_path), count=2, devices=2, each=[(), ("--config.seed=7",)])
     codes, logs = running.wait(60)
