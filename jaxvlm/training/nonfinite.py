@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxvlm import processes
 from jaxvlm.batch import Array, Batch
-from jaxvlm.errors import SharedError, UserError
+from jaxvlm.errors import SharedError
 
 _KEPT = 10  # batches written in a run; more would say nothing new
 
