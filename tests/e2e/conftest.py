@@ -101,14 +101,17 @@ class Processes:
                     )
                 )
 
+    def kill(self):
+        for child in self.children:
+            child.kill()
+
     def wait(self, timeout=300):
         """Exit codes and what each process printed."""
         end = time.monotonic() + timeout
         try:
             codes = [child.wait(max(1.0, end - time.monotonic())) for child in self.children]
         finally:
-            for child in self.children:
-                child.kill()
+            self.kill()
         return codes, [log.read_text() for log in self.logs]
 
 
