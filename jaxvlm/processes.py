@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -145,6 +145,12 @@ def exchange(text: str) -> list[str]:
     keys = [f"jaxvlm/exchange/{call}/{i}" for i in range(count())]
     texts = [client.blocking_key_value_get(key, _AGREE_SECONDS * 1000) for key in keys]
     return ["" if other == " " else other for other in texts]
+
+
+def gather(own: Mapping[int, str]) -> dict[int, str]:
+    """The entries of all processes in one; to be called by all of them."""
+    texts = exchange(json.dumps(list(own.items())))
+    return {number: value for text in texts for number, value in json.loads(text)}
 
 
 def from_first(make: Callable[[], T]) -> T:

@@ -32,7 +32,7 @@ from jaxvlm.training.state import merge, state_layout
 _FREE_KEYS = {"mesh", "evaluation", "workers", "log_every", "eval_every", "eval_records"}
 # What other devices may ask for.
 _FREE_KEYS |= {"frozen_dtype", "compute_dtype", "remat", "micro_batches", "compiler_options"}
-_FREE_KEYS |= {"checkpoint_every", "keep_checkpoints", "on_nonfinite", "nonfinite_limit", "profile"}
+_FREE_KEYS |= {"checkpoint_every", "keep_checkpoints", "on_bad", "on_nonfinite", "nonfinite_limit", "profile"}
 
 
 @dataclasses.dataclass(frozen=True)

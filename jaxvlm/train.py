@@ -248,7 +248,7 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: W
         if not processes.failing():  # else the others end too, and do not answer
             checkpoints.close()
     if processes.index() == 0:
-        ledger = pipeline.ledger(steps * stage.global_batch_size)
+        ledger = pipeline.ledger(steps * stage.global_batch_size, batches.broken)
         say(ledger.table())
         plot_metrics(workdir / "metrics.jsonl", workdir / "loss.png")
         save_ledger(workdir / "ledger.json", name, ledger.to_dict())  # the last: it tells that the stage is over

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
@@ -55,11 +56,13 @@ class _BatchSource:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> tuple[Batch, dict[int, RecordError]]:
+        """The batch, and the records in it that turned out to be broken."""
         batch = _empty(self._samples, self._share)
+        broken: dict[int, RecordError] = {}
         for row, (epoch, members) in enumerate(self.rows(int(index))):
-            self._samples.write_row(batch, row, members, f"{self._seed}/{epoch}")
-        return batch
+            broken |= self._samples.write_row(batch, row, members, f"{self._seed}/{epoch}")
+        return batch, broken
 
     def rows(self, index: int) -> list[tuple[int, tuple[int, ...]]]:
         """Of each row of batch `index`: its epoch and its samples."""
@@ -71,12 +74,17 @@ class Batches:
     """An endless iterator of this host's share of each batch, with a position that can be saved.
 
     The position is the number of batches given out, so it may be restored with another number of workers or hosts.
+
+    Attributes:
+      broken: record -> why it is of no use, of those in batches given out that were found to be so only then. Hosts
+        may tell each other theirs; they are part of the position.
     """
 
     def __init__(self, source: _BatchSource, workers: int, fingerprint: str):
         self._dataset = grain.MapDataset.source(source)
         self._workers, self._fingerprint = workers, fingerprint
         self._next = 0
+        self.broken: dict[int, str] = {}
         self._iterator: Any = None
 
     def __iter__(self) -> Batches:
@@ -90,13 +98,17 @@ class Batches:
         """
         if self._iterator is None:
             self._iterator = iter(self._start())
-        batch = next(self._iterator)
+        batch, broken = next(self._iterator)
         self._next += 1
+        for index, error in broken.items():
+            if index not in self.broken:
+                print(f"\nwarning: {error}; nothing of this record is trained on", file=sys.stderr)
+                self.broken[index] = error.reason
         return batch
 
     def get_state(self) -> dict[str, Any]:
         """The position, ready for JSON."""
-        return {"batch": self._next, "data": self._fingerprint}
+        return {"batch": self._next, "data": self._fingerprint, "broken": list(self.broken.items())}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on from a position that `get_state` gave: the next batch is the one that would have followed.
@@ -112,6 +124,7 @@ class Batches:
             )
         self.close()
         self._next = int(state["batch"])
+        self.broken = {int(index): reason for index, reason in state["broken"]}
 
     def close(self) -> None:
         """Stops workers and threads; the next batch starts them again."""
@@ -203,7 +216,7 @@ class Pipeline:
         """
         source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
         records = [[self._describe(index) for index in members] for _, members in source.rows(number)]
-        return source[number], records
+        return source[number][0], records
 
     def _describe(self, index: int) -> dict[str, Any]:
         record = self._samples.record(index)
@@ -235,26 +248,36 @@ class Pipeline:
         """One question of each held-out record, to be answered: of the first its first, of the second its second...
 
         So kinds of questions that come in the same order in every record are all asked. Records that had to be
-        truncated are left out: a question far behind may not fit.
+        truncated are left out: a question far behind may not fit. So are, with `on_bad` "skip", broken ones.
         """
         questions = []
         whole = self._heldout[self._index.length[self._heldout] <= self._samples.config.tokens]
         for number, index in enumerate(whole[:limit]):
+            if self._samples.config.on_bad == "skip" and not self._samples.decodes(int(index)):
+                continue
             source, _ = self._samples.source.find(int(index))
             asked = source.questions(self._samples.record(int(index)))
             questions.append(asked[number % len(asked)])
         return questions
 
-    def ledger(self, rows_used: int) -> Ledger:
-        """What became of every record when training has used the first `rows_used` rows (of all hosts)."""
+    def ledger(self, rows_used: int, broken: Mapping[int, str] | None = None) -> Ledger:
+        """What became of every record when training has used the first `rows_used` rows (of all hosts).
+
+        Args:
+          broken: `Batches.broken` of all hosts.
+        """
         reached = {i: row for row in self._plan.epoch(0)[:rows_used] for i in row}
         held = set(self._heldout.tolist())
-        return Ledger.of([self._fate(i, reached.get(i), held) for i in range(self.records)])
+        return Ledger.of([self._fate(i, reached.get(i), held, broken or {}) for i in range(self.records)])
 
-    def _fate(self, index: int, row: tuple[int, ...] | None, heldout: set[int]) -> tuple[str, str]:
+    def _fate(
+        self, index: int, row: tuple[int, ...] | None, heldout: set[int], broken: Mapping[int, str]
+    ) -> tuple[str, str]:
         """(fate, reason) of a record that stands in `row`, if training got that far."""
         if index in self._errors:
             return "rejected", self._errors[index].reason
+        if index in broken:
+            return "rejected", f"{broken[index]}, found while training"
         whole = "without the answer before its first question" if self._index.dropped_answer[index] else WHOLE
         if index in heldout:
             return "heldout", whole

@@ -94,25 +94,52 @@ class Samples:
             lengths = np.where(shuffles, np.minimum(lengths + _ORDER_SLACK, self.config.tokens), lengths)
         return lengths.astype(np.int32)
 
-    def write_row(self, batch: Batch, row: int, members: Sequence[int], seed: str | None) -> None:
+    def write_row(self, batch: Batch, row: int, members: Sequence[int], seed: str | None) -> dict[int, RecordError]:
         """Writes the samples `members` into a row of an empty batch; `seed` None leaves them as they are in the file.
 
+        Returns:
+          With `config.on_bad` "skip" those of which an image passed the index pass but cannot be decoded. Such a sample
+          keeps its place, so that all others keep theirs, but nothing of it is supervised, and its images are blank.
+
         Raises:
-          RecordError: an image that passed the index pass by its header cannot be decoded.
+          RecordError: with "fail", the first of them.
         """
         pieces, pixels = [], []
+        broken: dict[int, RecordError] = {}
         for index in members:
             record = self.record(index)
             random = None if seed is None else python_random.Random(f"{seed}/{index}")
-            pieces.append(expand(self._sample(record, index, random), self.vision.features_per_image))
-            for number in range(len(record.images)):
-                # Answers are compared with those of others; training takes what is fast.
-                image = self._image(record, index, number, exact=random is None)
-                if random is not None:
-                    options = self.config.augment
-                    image = augment(image, random, flip=options.flip, shift=options.shift)
-                pixels.append(image)
+            piece = expand(self._sample(record, index, random), self.vision.features_per_image)
+            try:
+                images = self._images_of(record, index, random)
+            except RecordError as error:
+                if self.config.on_bad != "skip":
+                    remedy = '; with data.on_bad = "skip" a run, also one that is resumed, goes on without it'
+                    raise RecordError(f"{error}{remedy}", error.origin, error.reason) from error
+                broken[index] = error
+                piece = dataclasses.replace(piece, loss_weights=np.zeros_like(piece.loss_weights))
+                size = self.vision.image_size
+                images = [np.full((size, size, 3), self.vision.pad_colour, np.uint8)] * len(record.images)
+            pieces.append(piece)
+            pixels += images
         fill_row(batch, row, pieces, pixels, self.vision.features_per_image)
+        return broken
+
+    def decodes(self, index: int) -> bool:
+        """Whether all images of a record can be decoded."""
+        try:
+            self._images_of(self.record(index), index, None)
+        except RecordError:
+            return False
+        return True
+
+    def _images_of(self, record: Record, index: int, random: python_random.Random | None) -> list[np.ndarray]:
+        # Answers are compared with those of others; training takes what is fast.
+        images = [self._image(record, index, number, exact=random is None) for number in range(len(record.images))]
+        if random is None:
+            return images
+        options = self.config.augment
+        return [augment(image, random, flip=options.flip, shift=options.shift) for image in images]
 
     def _sample(self, record: Record, index: int, random: python_random.Random | None) -> Sample:
         if random is not None and self.config.augment.shuffle_turns and _shuffles(record):

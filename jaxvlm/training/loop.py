@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 
+from jaxvlm import processes
 from jaxvlm.batch import Array, Batch
 from jaxvlm.config import StageConfig
 from jaxvlm.sharding import to_devices
@@ -27,6 +28,8 @@ class Batches(Protocol):
     def __next__(self) -> Batch: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
+
+    broken: dict[int, str]  # records of earlier batches that are of no use
 
     def get_state(self) -> dict[str, Any]:
         """JSON-ready position of the next batch."""
@@ -97,6 +100,7 @@ def train(
                     sound = k.nonfinite.check(before=step + 1)  # waits for the step
                 with k.watch.phase("save", step):
                     if sound:
+                        batches.broken |= processes.gather(batches.broken)
                         k.checkpoints.save(state, batches.get_state(), steps, wait=last or stopping)
             if stopping and not last:
                 k.writer.flush()

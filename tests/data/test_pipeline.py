@@ -330,7 +330,54 @@ def test_an_image_that_breaks_between_header_and_end_is_named(build, tmp_path, w
     with pytest.raises(RecordError) as caught:
         take(batches, 6)
     assert str(tmp_path / "3.png") in str(caught.value) and f"{path}[3]" in str(caught.value)
-    assert caught.value.reason == "image_broken"
+    assert caught.value.reason == "image_broken" and 'data.on_bad = "skip"' in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_or_keeps_its_place_and_is_counted(build, tmp_path, workers, capfd):
+    path = write_records(tmp_path, 12)
+    sound = take(build(path, on_bad="skip").batches(), 4)
+    picture = tmp_path / "3.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:60] + whole[70:])
+    made = build(path, on_bad="skip", workers=workers)
+    batches = made.batches()
+    found = take(batches, 4)  # all rows, and some for the second time
+    assert batches.broken == {3: "image_broken"}
+    assert capfd.readouterr().err.count("warning") == 1
+    again = made.batches()
+    again.set_state(json.loads(json.dumps(batches.get_state())))
+    assert again.broken == batches.broken
+    changed = 0
+    for batch, like in zip(found, sound, strict=True):
+        for field in ("tokens", "targets", "positions", "segments", "image_index"):
+            assert np.array_equal(getattr(batch, field), getattr(like, field))
+        for row, slot in np.argwhere((batch.images.pixels != like.images.pixels).any(axis=(2, 3, 4))):
+            assert (batch.images.pixels[row, slot] == VISION.pad_colour).all()
+            features = np.arange(slot, slot + 1) * VISION.features_per_image
+            segment = batch.segments[row, batch.image_index[row] == features][0]
+            own = batch.segments[row] == segment
+            assert like.loss_weights[row, own].any() and not batch.loss_weights[row, own].any()
+            assert np.array_equal(batch.loss_weights[row, ~own], like.loss_weights[row, ~own])
+            changed += 1
+        alike = (batch.images.pixels == like.images.pixels).all(axis=(1, 2, 3, 4))
+        assert np.array_equal(batch.loss_weights[alike], like.loss_weights[alike])
+    assert changed >= 1
+    rows = made.num_rows(1)
+    ledger = made.ledger(rows, batches.broken)
+    assert ledger.counts["rejected"] == {"image_broken, found while training": 1} and ledger.read == 12
+
+
+def test_a_broken_record_is_not_asked_about(build, tmp_path):
+    path = write_records(tmp_path, 30)
+    asked = {record.id for record in build(path, on_bad="skip", heldout=0.5).heldout_questions()}
+    chosen = next(i for i in range(30) if i % 5 and f"record-{i}" in {id.split("#")[0] for id in asked})
+    whole = (tmp_path / f"{chosen}.png").read_bytes()
+    (tmp_path / f"{chosen}.png").write_bytes(whole[:60] + whole[70:])
+    made = build(path, on_bad="skip", heldout=0.5)
+    left = {record.id for record in made.heldout_questions()}
+    assert {id.split("#")[0] for id in asked - left} == {f"record-{chosen}"}
+    assert list(made.heldout_batches(4))
 
 
 def test_images_are_decoded_once_if_they_fit_into_memory(build, data, monkeypatch):

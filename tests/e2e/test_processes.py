@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxvlm.data.sources import id_hash
 from jaxvlm.training.metrics import read_metrics
 
 SMALL = str(Path(__file__).with_name("small.py"))
@@ -89,6 +90,37 @@ def test_a_checkpoint_that_one_of_them_cannot_read_is_set_aside(start, alone, tm
     logs = finish(start(*arguments(tmp_path, "--resume"), count=2, devices=2))
     assert f"WARNING: the checkpoint {folder / '15'} is damaged" in logs[0] and "resumed at step 10 of 20" in logs[0]
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-6)
+
+
+def test_images_that_break_late_are_counted_over_all_processes(start, environment, tmp_path):
+    """Each process meets some of them, in the first half of a run that is stopped and goes on."""
+    data = tmp_path / "data"
+    shutil.copytree(Path(environment["JAXVLM_TEST_DATA"]).parent, data)
+    for number in range(20, 40):
+        picture = data / f"{number}_0.png"
+        whole = picture.read_bytes()
+        picture.write_bytes(whole[:60] + whole[70:])
+    own = (f"--config.stage.only.data.source={data / 'data.json'}", "--config.stage.only.data.on_bad=skip")
+    told = (
+        "import os, signal, sys, jaxvlm.train as t; from jaxvlm.command import run; from jaxvlm.training import loop\n"
+    )
+    told += "place, calls = loop.to_devices, []\ndef to_devices(*a):\n    calls.append(1)\n"
+    told += "    if len(calls) == 12: os.kill(os.getpid(), signal.SIGTERM)\n    return place(*a)\n"
+    told += "loop.to_devices = to_devices\nsys.exit(run(t.main, sys.argv[1:]))"
+    codes, logs = start(*arguments(tmp_path / "run", *own), count=2, devices=2, code=told).wait()
+    assert codes == [75, 75] and all("nothing of this record is trained on" in log for log in logs), logs
+    finish(start(*arguments(tmp_path / "run", *own, "--resume"), count=1, devices=4))
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())["only"]
+    heldout = sum(20 <= number < 40 for number in heldout_ids())
+    assert ledger["rejected"] == {
+        "total": 20 - heldout,
+        "reasons": {"image_broken, found while training": 20 - heldout},
+    }
+    assert ledger["read"] == 90
+
+
+def heldout_ids():
+    return [n for n in range(90) if id_hash(str(n)) < 0.1 * 2.0**64]
 
 
 def wait_for(running, condition, timeout=120):
