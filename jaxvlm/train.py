@@ -212,6 +212,7 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: W
         process_index=share,
         process_count=shares,
     )
+    processes.check_same({f"the data of stage {name}": pipeline.fingerprint})
     steps = min(-(-pipeline.num_rows(stage.epochs) // stage.global_batch_size), config.steps or sys.maxsize)
     layout = state_layout(model, stage, steps, mesh, rules)
     say(f"stage {name}: {steps} steps of {stage.global_batch_size} rows", table_of_parts(layout, stage))

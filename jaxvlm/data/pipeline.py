@@ -150,6 +150,7 @@ class Pipeline:
       spec: abstract batch of all hosts; a host gets `rows / process_count` rows of it.
       records: number of records read.
       heldout: number of those that are kept for evaluation.
+      fingerprint: a hash of all on which the plan of rows depends; equal on all hosts that see the same data.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Pipeline:
         self.spec = Batch.spec(
             rows=rows, tokens=config.tokens, images=config.images, image_size=samples.vision.image_size
         )
-        self._fingerprint = _fingerprint(samples, index.images, trained, weights, rows, seed)
+        self.fingerprint = _fingerprint(samples, index.images, trained, weights, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
         """Rows of so many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
@@ -207,7 +208,7 @@ class Pipeline:
     def batches(self) -> Batches:
         """This host's share of the training batches, from the first on."""
         source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
-        return Batches(source, self._samples.config.workers, self._fingerprint)
+        return Batches(source, self._samples.config.workers, self.fingerprint)
 
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
         """This host's share of training batch `number` (from 0) as it was trained on, and the records of each row.

@@ -180,6 +180,16 @@ def test_other_settings_of_a_process_are_named(start, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_other_data_of_a_process_is_named(start, tmp_path):
+    """As where a host's copy of the data is another one."""
+    code = "import dataclasses, sys, jaxvlm.train as t; from jaxvlm.command import run\n"
+    code += "plan = t.build_pipeline\ndef build(config, *a, **k):\n"
+    code += "    config = dataclasses.replace(config, heldout=0.1 + 0.2 * k['process_index'])\n"
+    code += "    return plan(config, *a, **k)\nt.build_pipeline = build\nsys.exit(run(t.main, sys.argv[1:]))"
+    codes, logs = start(*arguments(tmp_path), count=2, devices=2, code=code).wait(100)
+    assert codes == [2, 2] and "the data of stage only is '" in logs[0] and "on process 1" in logs[0]
+
+
 JOIN = """
 import argparse, os, sys
 from jaxvlm import processes
