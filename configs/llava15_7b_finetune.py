@@ -11,6 +11,9 @@ the folders that it names: coco/train2017, gqa/images, ocr_vqa/images (all as .j
 and vg/VG_100K_2; LLaVA's README says where each is. Records whose image is missing stop the run, which names them;
 with --config.stage.finetune.data.on_bad=skip it counts them and goes on.
 
+Add --config.model.remat=query_key on v5e-16, as docs/performance.md has it: 14.7 of 15.75 GiB, and 64 % MFU by the
+compiler's estimate.
+
 LLaVA took about 10 hours on 8 A100 of 40 GB. We have measured neither hours nor scores on TPUs yet.
 Published, with greedy decoding:
 
