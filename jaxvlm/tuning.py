@@ -55,7 +55,11 @@ def remat_policy(name: str) -> Callable[..., Any]:
     return POLICIES[name]
 
 
-# Queries, and keys, of a block of splash attention.
+# Queries, and keys, of a block of splash attention. Thousands of cycles of a head with 2,048 positions of 128, forward
+# twice and backward once (`python -m tests.benchmarks.kernels`), in blocks of 256, 512 and 1,024:
+#   v5e  134.1   80.5   81.1
+#   v6e  119.9   58.1   56.5   but on v6e-8 the operations round them take 23 Mcycles more with 1,024, and they 13 less
+#   v5p  162.3   88.0   82.7   the whole step with 1,024 was not planned
 ATTENTION_BLOCK = 512
 
 # Columns of a weight whose gradient is made and summed over the chips at once; LLaMA's 11,008 in four. The sum that

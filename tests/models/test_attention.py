@@ -5,7 +5,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from jaxvlm.config import MeshConfig
-from jaxvlm.models.attention import attend
+from jaxvlm.models.attention import attend, block_size
 from jaxvlm.sharding import Rules, make_mesh, placed
 
 
@@ -58,6 +58,11 @@ def test_a_query_without_keys_gives_no_nan():
     grad = jax.grad(lambda q: attend(q, k, v, (segments * 0 + 9, segments), causal=True).sum())(q)
     assert np.isfinite(grad).all()
     assert np.isfinite(attend(q, k, v, (segments * 0 + 9, segments), causal=True)).all()
+
+
+@pytest.mark.parametrize(("length", "block"), [(2048, 512), (640, 640), (768, 384), (128, 128), (1408, 1408)])
+def test_blocks_divide_the_positions(length, block):
+    assert block_size(length) == block
 
 
 # 577 and 729: CLIP's and SigLIP's, odd, which cuDNN's gradients do not take as they are.
