@@ -78,7 +78,7 @@ def test_weights_are_part_of_a_position(files, tokenizer):
         return build_pipeline(mixed(files, *options), tokenizer, vision=VISION, rows=4, seed=1, **host)
 
     straight = take(build({"weight": 0.5}, {}).batches(), 9)
-    state = {"batch": 5} | {"data": build({"weight": 0.5}, {}).batches().get_state()["data"]}
+    state = build({"weight": 0.5}, {}).batches().get_state() | {"batch": 5}
     with pytest.raises(UserError, match="other rows than these"):
         build({"weight": 0.75}, {}).batches().set_state(state)
     shares = []
