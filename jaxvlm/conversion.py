@@ -16,7 +16,7 @@ import numpy as np
 
 from configs import base
 from jaxvlm.config import Config, TokenizerConfig, build_config
-from jaxvlm.data.tokenizer import load_tokenizer
+from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import say

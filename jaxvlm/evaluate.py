@@ -28,9 +28,9 @@ import jax
 
 from jaxvlm.command import Parser, run
 from jaxvlm.config import EvaluationConfig
-from jaxvlm.data.conversation import drop_leading_answer
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.sources import load_source
+from jaxvlm.data.sources.load import load_source
+from jaxvlm.data.text.conversation import drop_leading_answer
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
 from jaxvlm.inference.chat import answer, is_right, question, score, truth

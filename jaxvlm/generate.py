@@ -25,7 +25,7 @@ from typing import Any
 
 from jaxvlm.command import Parser, run
 from jaxvlm.config import Config
-from jaxvlm.data.images import load_image
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
 from jaxvlm.inference.chat import answer

@@ -37,14 +37,14 @@ import numpy as np
 from jaxvlm.batch import Batch
 from jaxvlm.command import Answer, Parser, Subparser, load_config, run
 from jaxvlm.config import Config, StageConfig
-from jaxvlm.data.index import load_index
-from jaxvlm.data.mix import Mix
-from jaxvlm.data.page import PageRow, page_rows, write_page
-from jaxvlm.data.pipeline import Pipeline, open_samples, rejected, summary
-from jaxvlm.data.prepare import Images, prepare
-from jaxvlm.data.report import make_report, plot_lengths, table, to_json, write_problems
+from jaxvlm.data.rows.index import load_index
+from jaxvlm.data.rows.pipeline import Pipeline, open_samples, rejected, summary
+from jaxvlm.data.rows.prepare import Images, prepare
+from jaxvlm.data.sources.mix import Mix
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
+from jaxvlm.inspect.page import PageRow, page_rows, write_page
+from jaxvlm.inspect.report import make_report, plot_lengths, table, to_json, write_problems
 from jaxvlm.run import build_tokenizer, check_stage, load_saved_config, saved_tokenizer
 
 

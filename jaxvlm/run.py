@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 
 from jaxvlm import processes
 from jaxvlm.config import Config, DataConfig, MeshConfig, StageConfig, build_config, to_dict
-from jaxvlm.data.mix import load_mix
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.tokenizer import load_tokenizer, training_texts
+from jaxvlm.data.sources.mix import load_mix
+from jaxvlm.data.text.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError, out_of_memory
 from jaxvlm.files import replace_text
 from jaxvlm.models.vlm import Model, build_model

@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 from jaxvlm import processes
 from jaxvlm.command import Parser, load_config, run
 from jaxvlm.config import Config, StageConfig
-from jaxvlm.data.pipeline import Pipeline, build_pipeline
+from jaxvlm.data.rows.pipeline import Pipeline, build_pipeline
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
 from jaxvlm.files import Lock, Unfailing, replace_text

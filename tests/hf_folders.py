@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from jaxvlm.config import ModelConfig
-from jaxvlm.data.tokenizer import train_tokenizer
+from jaxvlm.data.text.tokenizer import train_tokenizer
 from tests.parity import pairs
 
 WORDS = ["USER: <image>\nwhat color is it? ASSISTANT: red</s>", "is it green or blue? yes, no, it is red not green"]

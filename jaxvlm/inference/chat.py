@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from jaxvlm.batch import Array, Batch
 from jaxvlm.config import DataConfig, VisionConfig
-from jaxvlm.data.conversation import Renderer
-from jaxvlm.data.images import load_image
-from jaxvlm.data.packing import Piece, empty_batch, expand, fill_row
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import IMAGE, Record, RecordError
-from jaxvlm.data.tokenizer import image_token_id
+from jaxvlm.data.rows.packing import Piece, empty_batch, expand, fill_row
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
 from jaxvlm.inference.decode import GREEDY, Sampling, bucket, decode
 from jaxvlm.models.vlm import Model

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from jaxvlm.data.images import load_image
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import Record
 from jaxvlm.inference.chat import is_right, question, truth
 

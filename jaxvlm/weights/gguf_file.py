@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxvlm.config import DecoderConfig, RopeScaling
-from jaxvlm.data.gguf_tokenizer import read_metadata
+from jaxvlm.data.text.gguf_tokenizer import read_metadata
 from jaxvlm.errors import UserError
 from jaxvlm.weights.folder import TensorSource, TensorSpec, listed
 

@@ -1,8 +1,9 @@
 """The small files of an exported LLaVA folder: tokenizer, chat template, image processor, stop tokens.
 
-With them `AutoProcessor` of transformers makes of a conversation what `data/conversation.py` and `data/images.py` make
-of it. The chat templates say in Jinja what `TEMPLATES` says. Two things they cannot do: transformers tokenizes a prompt
-in one pass, and it takes "<image>" and the spelling of control tokens in any text for the tokens themselves.
+With them `AutoProcessor` of transformers makes of a conversation what `data/text/conversation.py` and
+`data/media/images.py` make of it. The chat templates say in Jinja what `TEMPLATES` says. Two things they cannot do:
+transformers tokenizes a prompt in one pass, and it takes "<image>" and the spelling of control tokens in any text for
+the tokens themselves.
 
 Source: transformers models/llava/processing_llava.py, image_processing_llava.py and processing_utils.py.
 """
@@ -19,8 +20,8 @@ import transformers
 from tokenizers import AddedToken
 
 from jaxvlm.config import DataConfig, VisionConfig
-from jaxvlm.data.conversation import OWN_TEMPLATE, TEMPLATES, Renderer, Template
 from jaxvlm.data.records import IMAGE
+from jaxvlm.data.text.conversation import OWN_TEMPLATE, TEMPLATES, Renderer, Template
 from jaxvlm.errors import UserError
 
 _BICUBIC = 3  # Pillow's number

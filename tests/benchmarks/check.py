@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from jaxvlm.data.tokenizer import train_tokenizer
+from jaxvlm.data.text.tokenizer import train_tokenizer
 from tests.benchmarks.packing import make_mixture
 
 IMAGES = 20_000

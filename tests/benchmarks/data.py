@@ -38,11 +38,11 @@ from PIL import Image, ImageDraw  # noqa: E402
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
 
 from jaxvlm.config import TokenizerConfig  # noqa: E402
-from jaxvlm.data import images as ours  # noqa: E402
-from jaxvlm.data.conversation import Renderer  # noqa: E402
-from jaxvlm.data.images import CLIP_GREY, check_header, load_image  # noqa: E402
+from jaxvlm.data.media import images as ours  # noqa: E402
+from jaxvlm.data.media.images import CLIP_GREY, check_header, load_image  # noqa: E402
 from jaxvlm.data.records import Record, Turn  # noqa: E402
-from jaxvlm.data.tokenizer import image_token_id, load_tokenizer, train_tokenizer, training_texts  # noqa: E402
+from jaxvlm.data.text.conversation import Renderer  # noqa: E402
+from jaxvlm.data.text.tokenizer import image_token_id, load_tokenizer, train_tokenizer, training_texts  # noqa: E402
 from tests.smollm2 import smollm2_file  # noqa: E402
 
 SIZE = 336

@@ -28,7 +28,7 @@ FILES = {"ascii.json": False, "unicode.json": True, "ascii.jsonl": False}
 RUN = """
 import json, resource, sys, time
 from pathlib import Path
-from jaxvlm.data.json_items import JsonItems
+from jaxvlm.data.sources.json_items import JsonItems
 def load(path):
     with path.open() as file:
         return [json.loads(line) for line in file] if path.suffix == ".jsonl" else json.load(file)

@@ -36,7 +36,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
-from jaxvlm.data.packing import plan_rows
+from jaxvlm.data.rows.packing import plan_rows
 
 PREFIX = 35  # tokens of vicuna_v1 before the image
 FEATURES = 576  # positions of an image

@@ -44,8 +44,8 @@ import optax
 from configs import base
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, MeshConfig, ModelConfig, build_config
-from jaxvlm.data.conversation import Sample
-from jaxvlm.data.packing import empty_batch, expand, fill_row, plan_rows
+from jaxvlm.data.rows.packing import empty_batch, expand, fill_row, plan_rows
+from jaxvlm.data.text.conversation import Sample
 from jaxvlm.models import variants
 from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices

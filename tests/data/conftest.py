@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from jaxvlm.config import AugmentConfig, DataConfig
-from jaxvlm.data.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.data.records import Record, Turn
-from jaxvlm.data.tokenizer import train_tokenizer, training_texts
+from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
+from jaxvlm.data.text.tokenizer import train_tokenizer, training_texts
 from tests.smollm2 import smollm2_file
 
 WORDS = ["what", "is", "the", "red", "circle", "left", "of", "a", "big", "blue", "square", "and", "two", "dots"]

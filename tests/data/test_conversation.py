@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from jaxvlm.data import conversation
-from jaxvlm.data.conversation import Renderer, check_turns, drop_leading_answer, place_images
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.text import conversation
+from jaxvlm.data.text.conversation import Renderer, check_turns, drop_leading_answer, place_images
 from jaxvlm.errors import UserError
 
 CHAT = ("<|im_start|>", "<|im_end|>")

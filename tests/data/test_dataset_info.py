@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from jaxvlm.data.records import RecordError
-from jaxvlm.data.sources import load_source
+from jaxvlm.data.sources.load import load_source
 from jaxvlm.errors import UserError
 
 ROWS = [

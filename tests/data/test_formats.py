@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxvlm.data.formats import LLAVA, OPENAI, SHAREGPT, Alpaca, ImageRule, make_record, recognise
 from jaxvlm.data.records import Record, RecordError
+from jaxvlm.data.sources.formats import LLAVA, OPENAI, SHAREGPT, Alpaca, ImageRule, make_record, recognise
 from jaxvlm.errors import UserError
 
 RULE = ImageRule(Path("/data"))

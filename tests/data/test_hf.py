@@ -8,8 +8,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from jaxvlm.data.images import load_image
-from jaxvlm.data.sources import load_source
+from jaxvlm.data.media.images import load_image
+from jaxvlm.data.sources.load import load_source
 from jaxvlm.errors import UserError
 
 

@@ -25,9 +25,10 @@ from PIL import Image
 
 from jaxvlm import inspect_data
 from jaxvlm.command import run
-from jaxvlm.data import cache, conversation
-from jaxvlm.data.ledger import FATES
-from jaxvlm.data.pipeline import build_pipeline
+from jaxvlm.data import cache
+from jaxvlm.data.rows.ledger import FATES
+from jaxvlm.data.rows.pipeline import build_pipeline
+from jaxvlm.data.text import conversation
 from jaxvlm.errors import UserError
 from tests.data.conftest import WORDS, data_config
 from tests.data.test_formats import ITEMS

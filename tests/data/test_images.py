@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from jaxvlm.data import images
-from jaxvlm.data.images import augment, check_header, load_image
+from jaxvlm.data.media import images
+from jaxvlm.data.media.images import augment, check_header, load_image
 from jaxvlm.data.records import RecordError
 
 SIZES = [(64, 64), (63, 41), (41, 63), (200, 7), (5, 90), (1, 1), (1, 40), (500, 333), (336, 337)]

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from jaxvlm.data import images
-from jaxvlm.data.images import check_header, load_image
+from jaxvlm.data.media import images
+from jaxvlm.data.media.images import check_header, load_image
 from jaxvlm.data.records import RecordError
 
 FORMATS = ["JPEG", "JPEG progressive", "PNG", "PNG palette", "WEBP", "WEBP lossless", "WEBP animated", "GIF", "BMP"]
@@ -177,7 +177,7 @@ MEASURE = """
 import resource, sys
 from PIL import Image
 Image.MAX_IMAGE_PIXELS = None  # as other libraries do; our limit holds without it
-from jaxvlm.data.images import check_header, load_image
+from jaxvlm.data.media.images import check_header, load_image
 from jaxvlm.data.records import RecordError
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 for path in sys.argv[1:]:
@@ -295,7 +295,7 @@ def test_broken_metadata_costs_no_image_and_no_warning():
     info.add_text("Comment", "x" * 1000)
     out = io.BytesIO()
     Image.new("P", (9, 9)).save(out, "PNG", pnginfo=info, transparency=bytes(range(9)))
-    script = f"from jaxvlm.data.images import load_image\nfor data in {[*broken.values(), out.getvalue()]!r}:\n"
+    script = f"from jaxvlm.data.media.images import load_image\nfor data in {[*broken.values(), out.getvalue()]!r}:\n"
     script += "    load_image(data, 16, 'pad')\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from jaxvlm.data import cache, index, samples
-from jaxvlm.data.index import load_index
-from jaxvlm.data.pipeline import open_samples
+from jaxvlm.data import cache
+from jaxvlm.data.rows import index, samples
+from jaxvlm.data.rows.index import load_index
+from jaxvlm.data.rows.pipeline import open_samples
 from tests.data.conftest import conversation, data_config, write_records
 from tests.data.test_pipeline import BAD, VISION
 

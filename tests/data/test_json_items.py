@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxvlm.data import json_items
-from jaxvlm.data.json_items import JsonItems
 from jaxvlm.data.records import RecordError
+from jaxvlm.data.sources import json_items
+from jaxvlm.data.sources.json_items import JsonItems
 from jaxvlm.errors import UserError
 
 VALUES = st.recursive(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxvlm.data.ledger import FATES, WHOLE, Ledger
+from jaxvlm.data.rows.ledger import FATES, WHOLE, Ledger
 from jaxvlm.errors import UserError
 
 ENTRIES = [("used", WHOLE)] * 3 + [("rejected", "image_missing"), ("rejected", "roles"), ("rejected", "roles")]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxvlm.config import MixConfig, build_config
-from jaxvlm.data.mix import load_mix
-from jaxvlm.data.pipeline import build_pipeline
+from jaxvlm.data.rows.pipeline import build_pipeline
+from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.errors import UserError
 from tests.data.conftest import conversation, data_config
 from tests.data.test_pipeline import VISION, same, take

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvlm.data.pipeline import build_pipeline
+from jaxvlm.data.rows.pipeline import build_pipeline
 from jaxvlm.models.vlm import build_model
 from jaxvlm.training.loss import batch_loss
 from jaxvlm.weights.rules import flatten_tree

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxvlm.batch import Batch
-from jaxvlm.data import packing
-from jaxvlm.data.conversation import Sample
-from jaxvlm.data.packing import FitError, check_row, empty_batch, expand, expanded_length, fill_row, fit, plan_rows
+from jaxvlm.data.rows import packing
+from jaxvlm.data.rows.packing import FitError, check_row, empty_batch, expand, expanded_length, fill_row, fit, plan_rows
+from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 from tests.benchmarks.packing import make_mixture
 

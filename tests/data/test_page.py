@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxvlm.batch import Batch
-from jaxvlm.data.conversation import Renderer
-from jaxvlm.data.packing import empty_batch, expand, fill_row
-from jaxvlm.data.page import PageRow, page_rows, write_page
-from jaxvlm.data.pipeline import build_pipeline
 from jaxvlm.data.records import Record, Turn
-from jaxvlm.data.token_text import Part, Vocabulary, spell
-from jaxvlm.data.tokenizer import image_token_id
+from jaxvlm.data.rows.packing import empty_batch, expand, fill_row
+from jaxvlm.data.rows.pipeline import build_pipeline
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.tokenizer import image_token_id
+from jaxvlm.inspect.page import PageRow, page_rows, write_page
+from jaxvlm.inspect.token_text import Part, Vocabulary, spell
 from tests.data.conftest import data_config, write_records
 from tests.parity import pairs
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvlm.data.page import write_page
+from jaxvlm.inspect.page import write_page
 from tests.browser import visit
 from tests.data.test_page import make_row, record, three
 

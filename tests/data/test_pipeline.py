@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from jaxvlm.config import AugmentConfig
-from jaxvlm.data import index as index_module
-from jaxvlm.data import pipeline as pipeline_module
-from jaxvlm.data import samples as samples_module
-from jaxvlm.data.ledger import FATES
-from jaxvlm.data.pipeline import build_pipeline
 from jaxvlm.data.records import Record, RecordError, Turn
-from jaxvlm.data.samples import shuffle_turns
-from jaxvlm.data.sources import id_hash, load_source
+from jaxvlm.data.rows import index as index_module
+from jaxvlm.data.rows import pipeline as pipeline_module
+from jaxvlm.data.rows import samples as samples_module
+from jaxvlm.data.rows.ledger import FATES
+from jaxvlm.data.rows.pipeline import build_pipeline
+from jaxvlm.data.rows.samples import shuffle_turns
+from jaxvlm.data.sources.load import id_hash, load_source
 from jaxvlm.errors import UserError
 from tests.data.conftest import conversation, data_config, write_records
 from tests.parity import pairs
@@ -77,7 +77,7 @@ def test_an_epoch_holds_every_record_once(build, data, pack):
 
 def test_rows_hold_the_images_of_their_records(build, data):
     """Each image has its own mean, so every packed image can be found among the files."""
-    from jaxvlm.data.images import load_image
+    from jaxvlm.data.media.images import load_image
 
     source = load_source(str(data))
     known = [

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxvlm.data import prepare as prepare_module
-from jaxvlm.data.images import load_image
-from jaxvlm.data.index import load_index
-from jaxvlm.data.mix import load_mix
-from jaxvlm.data.pipeline import build_pipeline, open_samples
-from jaxvlm.data.prepare import Images, prepare
-from jaxvlm.data.prepared import PreparedSource, read_card
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import RecordError
+from jaxvlm.data.rows import prepare as prepare_module
+from jaxvlm.data.rows.index import load_index
+from jaxvlm.data.rows.pipeline import build_pipeline, open_samples
+from jaxvlm.data.rows.prepare import Images, prepare
+from jaxvlm.data.sources.mix import load_mix
+from jaxvlm.data.sources.prepared import PreparedSource, read_card
 from jaxvlm.errors import UserError
 from tests.data.conftest import data_config, write_records
 from tests.data.test_pipeline import VISION, same, take

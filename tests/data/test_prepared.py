@@ -7,10 +7,10 @@ import msgpack
 import pytest
 from etils import epath
 
-from jaxvlm.data import prepared
-from jaxvlm.data.prepared import read_card, shard_name, write_card, write_shard
 from jaxvlm.data.records import Record, RecordError, Turn
-from jaxvlm.data.sources import load_source
+from jaxvlm.data.sources import prepared
+from jaxvlm.data.sources.load import load_source
+from jaxvlm.data.sources.prepared import read_card, shard_name, write_card, write_shard
 from jaxvlm.errors import UserError
 
 TURNS = (Turn("system", "Kurz."), Turn("user", "<image>漢"), Turn("assistant", "ja 🙂"))

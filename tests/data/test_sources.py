@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from jaxvlm.data.easy_vqa import question_kind
-from jaxvlm.data.formats import LLAVA, ImageRule, make_record
 from jaxvlm.data.records import Record, RecordError, Turn
-from jaxvlm.data.sources import id_hash, load_source
+from jaxvlm.data.sources.easy_vqa import question_kind
+from jaxvlm.data.sources.formats import LLAVA, ImageRule, make_record
+from jaxvlm.data.sources.load import id_hash, load_source
 from jaxvlm.errors import UserError
 from tests.data.conftest import conversation
 

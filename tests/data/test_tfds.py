@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxvlm.data.records import RecordError
-from jaxvlm.data.sources import load_source
+from jaxvlm.data.sources.load import load_source
 from jaxvlm.errors import UserError
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from jaxvlm.config import TokenizerConfig
 from jaxvlm.data.records import Record, Turn
-from jaxvlm.data.sources import load_source
-from jaxvlm.data.tokenizer import image_token_id, load_tokenizer, train_tokenizer, training_texts
+from jaxvlm.data.sources.load import load_source
+from jaxvlm.data.text.tokenizer import image_token_id, load_tokenizer, train_tokenizer, training_texts
 from jaxvlm.errors import UserError
 
 RECORD = Record(

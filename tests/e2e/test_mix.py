@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from jaxvlm.command import load_config
-from jaxvlm.data.mix import Mix, load_mix
-from jaxvlm.data.pipeline import build_pipeline
-from jaxvlm.data.prepare import Images, prepare
+from jaxvlm.data.rows.pipeline import build_pipeline
+from jaxvlm.data.rows.prepare import Images, prepare
+from jaxvlm.data.sources.mix import Mix, load_mix
 from jaxvlm.run import load_saved_config, saved_tokenizer
 from tests.data.conftest import data_config
 from tests.e2e.conftest import ROOT, write_data

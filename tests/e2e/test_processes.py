@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxvlm.data.sources import id_hash
+from jaxvlm.data.sources.load import id_hash
 from jaxvlm.training.metrics import read_metrics
 
 SMALL = str(Path(__file__).with_name("small.py"))

@@ -9,11 +9,11 @@ from PIL import Image
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import MeshConfig
-from jaxvlm.data.conversation import Renderer
-from jaxvlm.data.images import load_image
-from jaxvlm.data.packing import empty_batch, expand, fill_row
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import Record, Turn
-from jaxvlm.data.tokenizer import image_token_id
+from jaxvlm.data.rows.packing import empty_batch, expand, fill_row
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
 from jaxvlm.inference import chat
 from jaxvlm.inference.chat import answer, score

@@ -7,8 +7,8 @@ import pytest
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import MeshConfig
-from jaxvlm.data.conversation import Sample
-from jaxvlm.data.packing import empty_batch, expand, fill_row
+from jaxvlm.data.rows.packing import empty_batch, expand, fill_row
+from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 from jaxvlm.inference.decode import Sampling, bucket, decode, nucleus, sample
 from jaxvlm.models.vlm import VLM, build_model

@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import DecoderConfig, RopeScaling
-from jaxvlm.data.gguf_tokenizer import gguf_tokenizer
-from jaxvlm.data.packing import empty_batch
+from jaxvlm.data.rows.packing import empty_batch
+from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.inference.decode import decode
 from jaxvlm.models.vlm import build_model

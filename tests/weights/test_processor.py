@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxvlm.config import VisionConfig, build_config
-from jaxvlm.data.conversation import TEMPLATES, Renderer
-from jaxvlm.data.images import load_image
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import IMAGE, Record, Turn
-from jaxvlm.data.tokenizer import train_tokenizer, training_texts
+from jaxvlm.data.text.conversation import TEMPLATES, Renderer
+from jaxvlm.data.text.tokenizer import train_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.models import variants
 from jaxvlm.weights.processor import chat_template, ensure_image_token, write_processor

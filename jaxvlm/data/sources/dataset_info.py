@@ -19,10 +19,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxvlm.data import tables
-from jaxvlm.data.formats import UNSUPPORTED, Alpaca, Chat, Format, ImageRule, short
-from jaxvlm.data.items import Chosen, Concatenated, Items, ItemSource
-from jaxvlm.data.json_items import JsonItems, read_json
+from jaxvlm.data.sources import tables
+from jaxvlm.data.sources.formats import UNSUPPORTED, Alpaca, Chat, Format, ImageRule, short
+from jaxvlm.data.sources.items import Chosen, Concatenated, Items, ItemSource
+from jaxvlm.data.sources.json_items import JsonItems, read_json
 from jaxvlm.errors import UserError
 
 _PLACES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")

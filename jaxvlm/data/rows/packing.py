@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxvlm.batch import Batch
-from jaxvlm.data.conversation import Sample
+from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 
 # Places of the order that a row may take samples from, counted from the oldest that waits: few, so that batches stay as

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from jaxvlm.batch import Batch
-from jaxvlm.data.page_style import STYLE
-from jaxvlm.data.token_text import Part, Vocabulary, spell
 from jaxvlm.files import replace_text
+from jaxvlm.inspect.page_style import STYLE
+from jaxvlm.inspect.token_text import Part, Vocabulary, spell
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'none'"
 _PICTURE = 336  # CSS pixels: largest width of a picture; small ones are enlarged to near it

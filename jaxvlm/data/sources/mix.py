@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxvlm.config import DataConfig, MixConfig
-from jaxvlm.data.items import Chosen
 from jaxvlm.data.records import Record
-from jaxvlm.data.sources import Source, load_source
+from jaxvlm.data.sources.items import Chosen
+from jaxvlm.data.sources.load import Source, load_source
 from jaxvlm.errors import UserError
 
 

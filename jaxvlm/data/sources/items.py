@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxvlm.data.formats import Format, ImageRule, make_record
 from jaxvlm.data.records import Record, answer_by_answer
+from jaxvlm.data.sources.formats import Format, ImageRule, make_record
 
 
 class Items(Protocol):

@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig, VisionConfig
-from jaxvlm.data.conversation import Renderer, Sample, drop_leading_answer
-from jaxvlm.data.images import augment, check_header, load_image
-from jaxvlm.data.mix import Mix
-from jaxvlm.data.packing import Extent, FitError, expand, expanded_length, fill_row, fit, measure
+from jaxvlm.data.media.images import augment, check_header, load_image
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
-from jaxvlm.data.sources import id_hash
+from jaxvlm.data.rows.packing import Extent, FitError, expand, expanded_length, fill_row, fit, measure
+from jaxvlm.data.sources.load import id_hash
+from jaxvlm.data.sources.mix import Mix
+from jaxvlm.data.text.conversation import Renderer, Sample, drop_leading_answer
 
 # A conversation in another order of its rounds has other words next to the image and to its start, which may cost a
 # token. So many are planned for on top; an order that takes more is not used.

@@ -21,17 +21,17 @@ from transformers import PreTrainedTokenizerBase
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig, VisionConfig
-from jaxvlm.data.conversation import Renderer
-from jaxvlm.data.images import ASPECTS
-from jaxvlm.data.index import Index, load_index
-from jaxvlm.data.ledger import WHOLE, Ledger
-from jaxvlm.data.mix import load_mix
-from jaxvlm.data.packing import check_row, empty_batch, misfit
-from jaxvlm.data.plan import Plan
-from jaxvlm.data.prepared import PreparedSource
+from jaxvlm.data.media.images import ASPECTS
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.samples import Samples
-from jaxvlm.data.tokenizer import image_token_id
+from jaxvlm.data.rows.index import Index, load_index
+from jaxvlm.data.rows.ledger import WHOLE, Ledger
+from jaxvlm.data.rows.packing import check_row, empty_batch, misfit
+from jaxvlm.data.rows.plan import Plan
+from jaxvlm.data.rows.samples import Samples
+from jaxvlm.data.sources.mix import load_mix
+from jaxvlm.data.sources.prepared import PreparedSource
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.data.workers import end_with_parent
 from jaxvlm.errors import UserError
 

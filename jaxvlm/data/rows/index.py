@@ -17,10 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxvlm.data.cache import cached_arrays
-from jaxvlm.data.images import IMAGE_REASONS
-from jaxvlm.data.packing import Extent
+from jaxvlm.data.media.images import IMAGE_REASONS
 from jaxvlm.data.records import RecordError
-from jaxvlm.data.samples import Facts, Samples
+from jaxvlm.data.rows.packing import Extent
+from jaxvlm.data.rows.samples import Facts, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 
 _VERSION = 4  # of what is looked for and what the columns mean; a kept index of another one is not used

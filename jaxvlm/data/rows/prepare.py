@@ -20,11 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxvlm.config import VisionConfig
-from jaxvlm.data.images import load_image
-from jaxvlm.data.ledger import WHOLE, Ledger
-from jaxvlm.data.mix import Mix
-from jaxvlm.data.prepared import CARD, shard_name, write_card, write_shard
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import Record, RecordError
+from jaxvlm.data.rows.ledger import WHOLE, Ledger
+from jaxvlm.data.sources.mix import Mix
+from jaxvlm.data.sources.prepared import CARD, shard_name, write_card, write_shard
 from jaxvlm.data.workers import worker_pool
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text

@@ -26,8 +26,8 @@ from etils import epath
 from grain.sources import ArrayRecordDataSource
 from tqdm import tqdm
 
-from jaxvlm.data.items import hash_texts
 from jaxvlm.data.records import Record, RecordError, Turn, answer_by_answer
+from jaxvlm.data.sources.items import hash_texts
 from jaxvlm.errors import UserError
 from jaxvlm.files import cache_folder, replace_text
 

@@ -32,8 +32,8 @@ import jinja2
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 
-from jaxvlm.data.chat_template import fills_in
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.text.chat_template import fills_in
 from jaxvlm.errors import UserError
 
 MAX_CHARACTERS = 2**22  # of a record: a tokenizer takes 200 bytes of memory and a microsecond for each

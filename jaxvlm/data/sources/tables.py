@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxvlm.data.formats import Format, ImageRule, recognise
-from jaxvlm.data.items import ItemSource, hash_files, hash_texts
+from jaxvlm.data.sources.formats import Format, ImageRule, recognise
+from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
 from jaxvlm.errors import UserError
 
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}  # files, and what `datasets` calls them

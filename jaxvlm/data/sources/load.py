@@ -22,10 +22,10 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from jaxvlm.data.formats import LLAVA, ImageRule
-from jaxvlm.data.items import ItemSource
-from jaxvlm.data.json_items import JsonItems
 from jaxvlm.data.records import Record
+from jaxvlm.data.sources.formats import LLAVA, ImageRule
+from jaxvlm.data.sources.items import ItemSource
+from jaxvlm.data.sources.json_items import JsonItems
 from jaxvlm.errors import UserError
 
 _ACCEPTED = (
@@ -69,7 +69,7 @@ def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = Fals
       UserError: an unknown spec, a missing or unreadable file or folder, or one that is not what it is named as.
     """
     if spec.startswith(("easy_vqa:train", "easy_vqa:test")):
-        from jaxvlm.data.easy_vqa import EasyVqa
+        from jaxvlm.data.sources.easy_vqa import EasyVqa
 
         return EasyVqa(spec)
     if "\0" in spec + image_folder:
@@ -77,21 +77,21 @@ def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = Fals
     if image_folder and not Path(image_folder).is_dir():
         raise UserError(f"data.image_folder = {image_folder!r}: there is no such folder")
     if spec.startswith("hf:") and not spec.startswith("hf://"):
-        from jaxvlm.data.tables import load_hf
+        from jaxvlm.data.sources.tables import load_hf
 
         return load_hf(spec, image_folder, allow_outside=allow_outside)
     if spec.startswith("tfds:") and not spec.startswith("tfds://"):
-        from jaxvlm.data.tfds_items import load_tfds
+        from jaxvlm.data.sources.tfds_items import load_tfds
 
         return load_tfds(spec, image_folder, allow_outside=allow_outside)
     if "://" in spec or Path(spec, "card.json").is_file():
-        from jaxvlm.data.prepared import PreparedSource
+        from jaxvlm.data.sources.prepared import PreparedSource
 
         return PreparedSource(spec)
     path = Path(spec)
     entry = _ENTRY.fullmatch(spec)
     if entry and not path.is_file():
-        from jaxvlm.data.dataset_info import load_entry
+        from jaxvlm.data.sources.dataset_info import load_entry
 
         return load_entry(Path(entry["file"]), entry["name"], image_folder, allow_outside=allow_outside)
     if path.is_dir():

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxvlm.data.formats import ImageRule, recognise
-from jaxvlm.data.items import ItemSource, hash_files, hash_texts
 from jaxvlm.data.records import RecordError
+from jaxvlm.data.sources.formats import ImageRule, recognise
+from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
 from jaxvlm.errors import UserError
 
 _SPEC = re.compile(r"tfds:(?P<name>[^:]+(:\d+\.[\d.*]+)?)(:(?P<split>.+))?")

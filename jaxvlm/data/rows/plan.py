@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from jaxvlm.config import DataConfig
-from jaxvlm.data.packing import plan_rows
+from jaxvlm.data.rows.packing import plan_rows
 
 _PLANNING = threading.Lock()  # of one process: loader threads meet at the start of an epoch, one of them plans it
 

@@ -10,9 +10,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jaxvlm.config import TokenizerConfig
-from jaxvlm.data.conversation import TEMPLATES, place_images
-from jaxvlm.data.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.data.records import IMAGE, Record
+from jaxvlm.data.text.conversation import TEMPLATES, place_images
+from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.errors import UserError
 
 # Llama's order, so that ids 0 to 2 mean what they mean there.

@@ -15,11 +15,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from jaxvlm.data.index import Index
-from jaxvlm.data.packing import plan_rows
-from jaxvlm.data.pipeline import Pipeline, heldout, rejected
 from jaxvlm.data.records import RecordError
-from jaxvlm.data.samples import Samples
+from jaxvlm.data.rows.index import Index
+from jaxvlm.data.rows.packing import plan_rows
+from jaxvlm.data.rows.pipeline import Pipeline, heldout, rejected
+from jaxvlm.data.rows.samples import Samples
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
 

@@ -1,0 +1,1 @@
+"""From files to packed rows. Imports neither jax nor the models."""

@@ -1,0 +1,1 @@
+"""Records become packed rows: index, packing, pipeline, ledger."""

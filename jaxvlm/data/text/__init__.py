@@ -1,0 +1,1 @@
+"""Tokenizers and chat templates: conversations become token ids and loss masks."""
