@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
 
     c.model = ConfigDict()
+    c.model.family = "llava"  # jaxvlm/families/registry.py has the others, and what a family of your own takes
     c.model.vision = ConfigDict()
     c.model.vision.family = "clip"  # or siglip
     c.model.vision.activation = "quick_gelu"  # of the MLP; gelu: exact; gelu_tanh
@@ -40,6 +41,7 @@ def get_config() -> ConfigDict:
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
     c.model.language.qkv_bias = False  # Qwen2
     c.model.language.qk_norm = False  # Qwen3
+    c.model.language.rope_axes = ()  # for three-axis positions: the axis that turns each of head_dim / 2 frequencies
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
     c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/tuning.py
 
@@ -101,9 +103,10 @@ def stage() -> ConfigDict:
     c.data.heldout = 0.0  # share of the records (by a hash of their id) that is not trained on but evaluated
     c.data.template = "vicuna_v1"  # plain, vicuna_v1, llama2, chatml, or tokenizer: its own chat template
     c.data.system = placeholder(str)  # None: the template's own system message; "": no message
-    c.data.aspect = "pad"  # pad: to a square with the mean colour; square: centre crop
     c.data.tokens = 2048  # T, of a row
-    c.data.images = 1  # I, of a row
+    c.data.media = ConfigDict()  # what images become in a row: the family's own options
+    c.data.media.units = 1  # of a row; a unit of LLaVA is an image slot
+    c.data.media.aspect = "pad"  # pad: to a square with the mean colour; square: centre crop
     c.data.pack = True  # several samples in a row, where they fit
     c.data.augment = ConfigDict()
     c.data.augment.flip = False  # mirror images left to right at random; only where left and right mean nothing

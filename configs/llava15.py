@@ -34,11 +34,12 @@ def align(decoder: str) -> ConfigDict:
     stage = c.stage.align = base.stage()
     stage.parts.update(vision="frozen", language="frozen")
     stage.data.update(source="data/blip_laion_cc_sbu_558k.json", image_folder="data/blip_laion_cc_sbu_558k")
-    stage.data.update(template="plain", aspect="square", workers=4)
+    stage.data.update(template="plain", workers=4)
+    stage.data.media.aspect = "square"
     # A caption takes <s>, 576 image features and its own text, so 768 leave room for 191 tokens of text; what is longer
     # is truncated, and counted in the ledger. Not packed: a row of 2048 would hold three of them, 683 positions each,
     # so packing could save a ninth of the tokens at most, and a step would not be LLaVA's 256 samples any more.
-    stage.data.update(tokens=768, images=1, pack=False)
+    stage.data.update(tokens=768, pack=False)
     stage.global_batch_size = 256  # rows, each of one sample: LLaVA's 32 x 8, 2,181 steps
     stage.optimizer.learning_rate = 1e-3
     return c
@@ -60,13 +61,13 @@ def finetune(decoder: str, projector: str) -> ConfigDict:
     stage.parts.vision = "frozen"
     stage.data.update(source="data/llava_v1_5_mix665k.json", image_folder="data", workers=4)
     # An image sample takes 611 positions and its text (35 before the image, 576 for it), so no row holds four of them.
-    stage.data.images = 3
+    stage.data.media.units = 3
     # Rows, where LLaVA counts 128 samples. On lengths like those of the 665k mix (python -m tests.benchmarks.packing) a
     # row holds 2.05 samples, so 64 rows are 131 of them and an epoch has 5,066 steps where LLaVA's has 5,198; what your
     # copy of the data makes of it says `inspect_data check`. 88 % of the positions are used, and no packer gets above
     # 89 % with 2,048: three image samples leave 215 tokens for the text of all, two waste the rest. tokens=2304 with 48
     # rows (123 samples) fills 98 %; then text is cut at 2,304, where LLaVA cuts at 2,048. LLaVA's batch exactly is
-    # pack=False, images=1 and 128 rows, two thirds of whose positions may be padding.
+    # pack=False, media.units=1 and 128 rows, two thirds of whose positions may be padding.
     stage.global_batch_size = 64
     stage.optimizer.learning_rate = 2e-5
     return c

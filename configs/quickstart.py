@@ -47,11 +47,12 @@ def get_config() -> ConfigDict:
         stage.eval_every = 400
         stage.eval_records = 200
 
-    align.data.update(source="easy_vqa:train:shape+color", tokens=96, images=1, pack=False)
+    align.data.update(source="easy_vqa:train:shape+color", tokens=96, pack=False)
     align.global_batch_size = 16
     align.epochs = 5.0
 
-    finetune.data.update(source="easy_vqa:train", tokens=336, images=2)  # 97 % full, two drawings to a row
+    finetune.data.update(source="easy_vqa:train", tokens=336)  # 97 % full, two drawings to a row
+    finetune.data.media.units = 2
     # Faster, or with b2 = 0.95, and some runs never learn to compare what is asked with what is seen.
     finetune.optimizer.learning_rate = 8e-4
     finetune.optimizer.schedule = "wsd"  # colours are learned late, by when a cosine has fallen too far

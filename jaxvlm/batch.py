@@ -1,5 +1,7 @@
 """The batch: the one contract between the data pipeline and the models.
 
+Its structs are NamedTuples, which JAX maps over without being told to, so this file needs NumPy alone.
+
 Axis letters:
   B rows   T token positions   I image slots of a row   Y, X pixels   C colour channels
 """
@@ -7,28 +9,36 @@ Axis letters:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 # An array of NumPy or of JAX, or its abstract value: the same type describes all three.
 Array = Any
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """Images of fixed size; a row that holds fewer than I images ends in slots of zeros, which no position looks at."""
+class ArraySpec:
+    """Shape and dtype of an array: an abstract value that needs no JAX, and that JAX accepts as one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], dtype: Any) -> ArraySpec:
+        """With a dtype in any spelling of NumPy."""
+        return cls(shape, np.dtype(dtype))
+
+
+class Images(NamedTuple):
+    """Images of one fixed size; a row with fewer than I images ends in slots of zeros, which no position looks at."""
 
     pixels: Array  # uint8[B, I, Y, X, 3], RGB; normalised on the device
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Rows of `T` tokens and `I` image slots.
+class Batch(NamedTuple):
+    """Rows of `T` tokens with their media.
 
     An example of one packed row, two images of one feature each (`<im>` is the placeholder id)::
 
@@ -43,64 +53,114 @@ class Batch:
     tokens: Array  # int32[B, T]; image placeholders hold the placeholder id
     targets: Array  # int32[B, T]; the id that position t must predict, made when the row is packed
     loss_weights: Array  # float32[B, T]; 0 where position t predicts nothing that is supervised
-    positions: Array  # int32[B, T]; restart at each segment
+    positions: Array  # int32[B, T], or int32[B, T, 3] for families with three-axis positions; restart at each segment
     segments: Array  # int32[B, T]; 1, 2, ... for each packed sample, 0 is padding
-    images: Images
-    image_index: Array  # int32[B, T]; which of the row's I * P image features stands here, -1 at text
+    media: Any  # the family's own struct, a NamedTuple of arrays with B first: `Images` or another
+    image_index: Array  # int32[B, T]; which of the row's media features stands here, -1 at text
 
     @classmethod
-    def spec(cls, *, rows: int, tokens: int, images: int, image_size: int) -> Batch:
-        """Abstract batch (`jax.ShapeDtypeStruct` leaves) of `rows` rows; `image_size` in pixels."""
-        text = jax.ShapeDtypeStruct((rows, tokens), np.int32)
-        weights = jax.ShapeDtypeStruct((rows, tokens), np.float32)
-        pixels = jax.ShapeDtypeStruct((rows, images, image_size, image_size, 3), np.uint8)
-        return cls(text, text, weights, text, text, Images(pixels), text)
+    def spec(cls, *, rows: int, tokens: int, media: Any, position_axes: int = 1) -> Batch:
+        """Abstract batch (`ArraySpec` leaves).
+
+        Args:
+          rows: B.
+          tokens: T.
+          media: abstract media of as many rows, from `MediaLayout.spec`.
+          position_axes: 1 for positions [B, T], 3 for [B, T, 3].
+        """
+        text, weights = ArraySpec.of((rows, tokens), np.int32), ArraySpec.of((rows, tokens), np.float32)
+        positions = text if position_axes == 1 else ArraySpec.of((rows, tokens, position_axes), np.int32)
+        return cls(text, text, weights, positions, text, media, text)
 
     @classmethod
-    def fake(cls, spec: Batch, *, vocab_size: int, features_per_image: int, seed: int = 0) -> Batch:
+    def empty(cls, spec: Batch) -> Batch:
+        """A NumPy batch of the spec's shapes in which every position is padding; `packing.fill_row` writes into it."""
+        batch = map_arrays(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec)
+        batch.image_index[:] = -1
+        return batch
+
+    @classmethod
+    def fake(cls, spec: Batch, *, vocab_size: int, features: int, seed: int = 0) -> Batch:
         """Random NumPy batch of the spec's shapes for tests and benchmarks: one segment a row that fills it.
 
-        Each row begins with all its images, then text; the last quarter of the text is supervised.
+        Each row begins with all its media features, then text; the last quarter of the text is supervised. Media are
+        random pixels (uint8), and zeros in arrays of any other dtype.
+
+        Args:
+          features: media features of each row.
 
         Raises:
-          ValueError: the row is too short for its images and one token of text.
+          ValueError: the row is too short for its features and one token of text.
         """
         B, T = spec.tokens.shape
         random = np.random.default_rng(seed)
-        image_tokens = spec.images.pixels.shape[1] * features_per_image
-        if image_tokens + 2 > T:
-            raise ValueError(f"a fake row of {T} tokens cannot hold {image_tokens} image features and text")
+        if features + 2 > T:
+            raise ValueError(f"a fake row of {T} tokens cannot hold {features} image features and text")
         tokens = random.integers(1, vocab_size, (B, T), dtype=np.int32)
         image_index = np.full((B, T), -1, np.int32)
-        image_index[:, 1 : 1 + image_tokens] = np.arange(image_tokens)
+        image_index[:, 1 : 1 + features] = np.arange(features)
         loss_weights = np.zeros((B, T), np.float32)
-        loss_weights[:, T - max(1, (T - image_tokens) // 4) - 1 : T - 1] = 1.0
+        loss_weights[:, T - max(1, (T - features) // 4) - 1 : T - 1] = 1.0
+        positions = np.arange(T, dtype=np.int32).reshape(1, T, *[1] * (len(spec.positions.shape) - 2))
+
+        def media(leaf: ArraySpec) -> np.ndarray:
+            if leaf.dtype == np.uint8:
+                return random.integers(0, 256, leaf.shape, dtype=np.uint8)
+            return np.zeros(leaf.shape, leaf.dtype)
+
         return cls(
             tokens=tokens,
             targets=np.concatenate([tokens[:, 1:], np.zeros((B, 1), np.int32)], axis=1),
             loss_weights=loss_weights,
-            positions=np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)).copy(),
+            positions=np.broadcast_to(positions, spec.positions.shape).copy(),
             segments=np.ones((B, T), np.int32),
-            images=Images(random.integers(0, 256, spec.images.pixels.shape, dtype=np.uint8)),
+            media=map_arrays(media, spec.media),
             image_index=image_index,
         )
 
     def to_arrays(self) -> dict[str, Array]:
-        """Its arrays by name, such as "tokens" and "images/pixels", to be saved."""
-        return {"/".join(key.name for key in path): leaf for path, leaf in jax.tree.leaves_with_path(self)}
+        """Its arrays by name, such as "tokens" and "media/pixels", to be saved."""
+        return dict(_named(self))
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array]) -> Batch:
-        """The batch of which `to_arrays` gave these."""
-        like = cls.spec(rows=1, tokens=1, images=1, image_size=1)
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in like.to_arrays()])
+    def from_arrays(cls, arrays: Mapping[str, Array], like: Batch) -> Batch:
+        """The batch of which `to_arrays` gave these; `like` is any batch or spec with the same media struct."""
+        names = iter(list(like.to_arrays()))
+        return map_arrays(lambda _: arrays[next(names)], like)
 
     def check(self, spec: Batch) -> None:
         """Raises `ValueError` with every field whose shape or dtype is not the spec's."""
-        wrong = [
-            f"{jax.tree_util.keystr(path)} is {have.dtype}{list(have.shape)}, expected {want.dtype}{list(want.shape)}"
-            for (path, have), want in zip(jax.tree.leaves_with_path(self), jax.tree.leaves(spec), strict=True)
-            if (tuple(have.shape), have.dtype) != (tuple(want.shape), want.dtype)
+        have, want = self.to_arrays(), spec.to_arrays()
+        wrong = [f"{name} is missing" for name in want if name not in have]
+        wrong += [f"{name} is not in the spec" for name in have if name not in want]
+        wrong += [
+            f".{name} is {_describe(have[name])}, expected {_describe(want[name])}"
+            for name in have
+            if name in want and _describe(have[name]) != _describe(want[name])
         ]
         if wrong:
             raise ValueError("the batch does not fit its spec: " + "; ".join(wrong))
+
+
+def map_arrays(function: Callable[[Any], Any], struct: Any) -> Any:
+    """`struct` (nested NamedTuples) with each array replaced by `function(array)`; `jax.tree.map` without JAX."""
+    if isinstance(struct, tuple):
+        return type(struct)(*(map_arrays(function, field) for field in struct))
+    return function(struct)
+
+
+def num_bytes(struct: Any) -> int:
+    """Bytes that the arrays of `struct` take."""
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for _, leaf in _named(struct))
+
+
+def _named(struct: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in zip(struct._fields, struct, strict=True):
+        if isinstance(field, tuple):
+            yield from _named(field, f"{prefix}{name}/")
+        else:
+            yield prefix + name, field
+
+
+def _describe(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"

@@ -15,8 +15,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jaxvlm.config import Config, build_config, check_values
+from jaxvlm.config import Config, check_values
 from jaxvlm.errors import UserError, explained
+from jaxvlm.families.registry import resolve
 
 
 class Subparser(argparse.ArgumentParser):
@@ -86,8 +87,8 @@ def _name(argument: str) -> str:
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """The resolved recipe; see `load_recipe` and `jaxvlm.config.build_config` for what it raises."""
-    config = build_config(Config, load_recipe(path, overrides).to_dict())
+    """The resolved recipe; see `load_recipe` and `families.registry.resolve` for what it raises."""
+    config = resolve(load_recipe(path, overrides).to_dict())
     undefined = [name for name in config.stages if name not in config.stage]
     if undefined or not config.stages:
         raise UserError(f"config.stages = {config.stages}, but config.stage has {', '.join(config.stage) or 'none'}")

@@ -82,14 +82,15 @@ class DecoderConfig:
     tie_embeddings: bool
     qkv_bias: bool  # biases at queries, keys and values, as Qwen2 has
     qk_norm: bool  # RMSNorm over each head's query and key, as Qwen3 has
+    # For each of the head_dim / 2 rotary frequencies the axis of the position that turns it; (): there is one axis.
+    rope_axes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole vision-language model."""
+    """A vision-language model: what all families have. A family's own config adds its fields (`families/`)."""
 
-    vision: VisionConfig
-    projector: ProjectorConfig
+    family: str  # a name of `families/registry.py`, or a module
     language: DecoderConfig
     compute_dtype: str
     remat: str
@@ -132,6 +133,13 @@ class MixConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MediaConfig:
+    """How images become part of a row: what all families have. A family's own config adds its fields."""
+
+    units: int  # of a row: image slots, tiles or patches, as the family counts them
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which records, and how they become rows."""
 
@@ -143,9 +151,8 @@ class DataConfig:
     heldout: float
     template: str
     system: str | None
-    aspect: str
+    media: MediaConfig
     tokens: int
-    images: int
     pack: bool
     augment: AugmentConfig
     on_bad: str
@@ -319,19 +326,22 @@ class Config:
     profile: tuple[int, ...]
 
 
-def build_config(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """Makes the frozen dataclass `cls` out of nested mappings.
+def build_config(
+    cls: type[T], values: Mapping[str, Any], where: str = "config", *, classes: Mapping[type, type] | None = None
+) -> T:
+    """Makes the frozen dataclass `cls` out of nested mappings. For a whole recipe see `families.registry.resolve`.
 
     Args:
       cls: one of the dataclasses of this file.
       values: `ConfigDict.to_dict()` of a recipe, or what `json` read of a saved one.
       where: the path of `values` in the recipe, for messages.
+      classes: subclasses to make in place of dataclasses of this file, such as those of a family.
 
     Raises:
       UserError: every unknown, missing and mistyped key, in one message.
     """
     problems: list[str] = []
-    result = _convert(cls, values, where, problems)
+    result = _convert(cls, values, where, problems, classes or {})
     if problems:
         raise UserError("the config has " + "; ".join(problems))
     return result
@@ -382,24 +392,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+def _convert(kind: Any, value: Any, where: str, problems: list[str], classes: Mapping[type, type]) -> Any:
     """Converts `value` to the annotation `kind`; appends to `problems` what does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, types.UnionType):
         if value is None:
             return None
-        return _convert(next(a for a in arguments if a is not types.NoneType), value, where, problems)
+        return _convert(next(a for a in arguments if a is not types.NoneType), value, where, problems, classes)
     if kind is MixConfig and type(value) in (int, float):
         value = {"weight": value}
     if dataclasses.is_dataclass(kind):
-        return _convert_dataclass(kind, value, where, problems)
+        return _convert_dataclass(classes.get(typing.cast(type, kind), kind), value, where, problems, classes)
     if origin is dict and isinstance(value, Mapping):
-        return {k: _convert(arguments[1], v, f"{where}.{k}", problems) for k, v in value.items()}
+        return {k: _convert(arguments[1], v, f"{where}.{k}", problems, classes) for k, v in value.items()}
     if origin is tuple and isinstance(value, (tuple, list)):
         kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
         if len(kinds) == len(value):
             return tuple(
-                _convert(k, v, f"{where}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+                _convert(k, v, f"{where}[{i}]", problems, classes)
+                for i, (k, v) in enumerate(zip(kinds, value, strict=True))
             )
     if kind is float and type(value) is int:
         return float(value)
@@ -409,7 +420,7 @@ def _convert(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     return value
 
 
-def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str], classes: Mapping[type, type]) -> Any:
     if not isinstance(value, Mapping):
         problems.append(
             f"{where} = {value!r}, expected a dict of {', '.join(f.name for f in dataclasses.fields(kind))}"
@@ -423,5 +434,5 @@ def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str]) -
             problems.append(f"unknown key {where}.{name} ({hint})")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     problems.extend(f"missing key {where}.{name}" for name in sorted(required - set(value)))
-    fields = {n: _convert(h, value[n], f"{where}.{n}", problems) for n, h in hints.items() if n in value}
+    fields = {n: _convert(h, value[n], f"{where}.{n}", problems, classes) for n, h in hints.items() if n in value}
     return None if problems else kind(**fields)

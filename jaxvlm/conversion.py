@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.config import Config, TokenizerConfig, build_config
+from jaxvlm.config import Config, TokenizerConfig
 from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.config import LlavaConfig
+from jaxvlm.families.registry import resolve
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import say
 from jaxvlm.run import Run, has_begun, open_run, save_config, stage_folder, stage_model
@@ -119,9 +121,9 @@ def _imported_config(owners: dict[str, Source], tokenizer: Any, template: str | 
     is_llava = language.kind.startswith("llava")
     own = bool(getattr(tokenizer, "chat_template", None)) and not is_llava
     stage.data.template = template or ("tokenizer" if own else "vicuna_v1")
-    stage.data.aspect = language.aspect or "pad"
+    stage.data.media.aspect = language.aspect or "pad"
     c.stages, c.stage[STAGE] = (STAGE,), stage
-    return build_config(Config, c.to_dict())
+    return resolve(c.to_dict())
 
 
 def export_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -185,13 +187,16 @@ def _write_model(folder: Path, opened: Run, params: dict, args: argparse.Namespa
     write_tensors(folder, tensors, shard_bytes=shard_bytes)
 
     positions = max(stage.data.tokens for stage in opened.config.stage.values())
+    assert isinstance(config, LlavaConfig)
     options: dict[str, Any] = {"dtype": dtype, "max_positions": positions}
     if args.part == "vision":
+        assert isinstance(config, LlavaConfig)
         values = hf_vision_config(config.vision, dtype=dtype)
     elif args.part == "language":
         values = hf_language_config(config.language, tokenizer, **options)
         tokenizer.save_pretrained(folder)
     else:
+        assert isinstance(config, LlavaConfig)
         values = hf_llava_config(config, tokenizer, image_token_id=image_id, **options)
         for note in write_processor(folder, tokenizer, config.vision, opened.stage.data):
             say(f"note: {note}")

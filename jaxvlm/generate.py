@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.command import Parser, run
-from jaxvlm.config import Config
-from jaxvlm.data.media.images import load_image
+from jaxvlm.data.media.images import decode
 from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
 from jaxvlm.inference.chat import answer
@@ -48,9 +47,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     args = parser.parse_args(argv)
     # What can be wrong is found before the weights are read, which takes a while.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
-    config = load_saved_config(Path(args.run))
+    load_saved_config(Path(args.run))
     for image in args.image:
-        _check_image(image, config)
+        _check_image(image)
     opened = open_run(Path(args.run), stage=args.stage, step=args.step)
 
     conversation = Conversation(opened, sampling, args.max_new_tokens)
@@ -82,7 +81,7 @@ class Conversation:
           UserError: one is missing or broken; none is added.
         """
         for image in images:
-            _check_image(image, self._run.config)
+            _check_image(image)
         self._waiting += tuple(images)
 
     def ask(self, text: str) -> str:
@@ -166,8 +165,8 @@ def _obey(conversation: Conversation, text: str) -> bool:
     return True
 
 
-def _check_image(image: str, config: Config) -> None:
-    load_image(image, config.model.vision.image_size, "pad", "--image")
+def _check_image(image: str) -> None:
+    decode(image, "--image")
 
 
 if __name__ == "__main__":

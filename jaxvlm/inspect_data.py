@@ -37,11 +37,12 @@ import numpy as np
 from jaxvlm.batch import Batch
 from jaxvlm.command import Answer, Parser, Subparser, load_config, run
 from jaxvlm.config import Config, StageConfig
-from jaxvlm.data.rows.index import load_index
-from jaxvlm.data.rows.pipeline import Pipeline, open_samples, rejected, summary
-from jaxvlm.data.rows.prepare import Images, prepare
+from jaxvlm.data.rows.index import load_index, measure_index
+from jaxvlm.data.rows.pipeline import Pipeline, batch_spec, open_samples, summary
+from jaxvlm.data.rows.prepare import prepare
 from jaxvlm.data.sources.mix import Mix
 from jaxvlm.errors import UserError
+from jaxvlm.families.registry import media_layout
 from jaxvlm.files import replace_text
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
 from jaxvlm.inspect.report import make_report, plot_lengths, table, to_json, write_problems
@@ -118,14 +119,15 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> dict[str,
     Raises:
       Answer: exit code 2, if anything would be lost.
     """
-    samples = open_samples(stage.data, build_tokenizer(config), config.model.vision)
+    samples = open_samples(stage.data, build_tokenizer(config), media_layout(config.model, stage.data))
     index = load_index(samples)
-    report = make_report(samples, index, rows=stage.global_batch_size, epochs=stage.epochs, seed=config.seed)
+    measured = measure_index(index, samples.layout)
+    report = make_report(samples, index, measured, rows=stage.global_batch_size, epochs=stage.epochs, seed=config.seed)
     print(table(report, samples))
     result = to_json(report)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        write_problems(out / "problems.jsonl", report, samples, index)
+        write_problems(out / "problems.jsonl", report, samples, measured)
         plot_lengths(out / "lengths.png", report)
         replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     print(f"\n{out}: report.json, lengths.png, and in problems.jsonl every record that would be lost or cut")
@@ -136,10 +138,10 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> dict[str,
 
 def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, out: Path) -> dict[str, Any]:
     """Writes a page of `count` rows of a stage's first epoch."""
-    tokenizer, vision = build_tokenizer(config), config.model.vision
-    samples = open_samples(stage.data, tokenizer, vision)
+    tokenizer, layout = build_tokenizer(config), media_layout(config.model, stage.data)
+    samples = open_samples(stage.data, tokenizer, layout)
     index = load_index(samples)
-    pipeline = Pipeline(samples, index, rejected(samples, index), 1, config.seed)  # a row a batch
+    pipeline = Pipeline(samples, index, measure_index(index, layout), 1, config.seed)  # a row a batch
     total = pipeline.num_rows(1)
     end = min(first + count, total)
     if first >= end:
@@ -148,10 +150,13 @@ def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, 
     def rows() -> Iterator[PageRow]:
         for number in range(first, end):
             batch, (records,) = pipeline.look_up(number)
-            yield PageRow(batch, 0, records, vision.features_per_image, f"epoch 0, row {number} of {total}")
+            pictures = layout.preview(batch.media, 0)
+            yield PageRow(batch, 0, records, pictures, f"epoch 0, row {number} of {total}")
 
     title = f"Rows {first} to {end - 1} of {', '.join(part.name for part in samples.source.parts)}"
-    notes = [f"{stage.data.tokens} tokens and {stage.data.images} images a row, template {stage.data.template}"]
+    notes = [
+        f"{stage.data.tokens} tokens and {stage.data.media.units} {layout.unit} a row, template {stage.data.template}"
+    ]
     return _write(out / "rows.html", rows(), tokenizer, title, notes)
 
 
@@ -162,13 +167,18 @@ def show_batch(folder: Path, out: Path) -> dict[str, Any]:
     if not files or folder.parent.name != "nonfinite":
         raise UserError(f"--batch {folder} holds no batch; give a folder WORKDIR/nonfinite/STAGE-STEP")
     config = load_saved_config(workdir)
+    stage = config.stage.get(folder.name.rpartition("-")[0])
+    if stage is None:
+        raise UserError(f"--batch {folder}: {workdir} has no stage of that name; it has {', '.join(config.stages)}")
+    layout = media_layout(config.model, stage.data)
+    spec = batch_spec(stage.data, layout, 1)
 
     def rows() -> Iterator[PageRow]:
         for file in files:
             with np.load(file, allow_pickle=False) as arrays:
-                batch = Batch.from_arrays(arrays)
+                batch = Batch.from_arrays(arrays, spec)
             records = json.loads(file.with_suffix(".json").read_text())
-            yield from page_rows(batch, records, config.model.vision.features_per_image, file.stem)
+            yield from page_rows(batch, records, layout, file.stem)
 
     title = f"Batch of {folder.name} in {workdir}"
     return _write(out / "rows.html", rows(), saved_tokenizer(workdir, config), title, [])
@@ -178,18 +188,18 @@ def prepare_stage_data(
     config: Config, stage: StageConfig, out: Path, jpeg: int, shard_records: int, *, skip: bool
 ) -> dict[str, Any]:
     """Writes each source of a stage into a folder, and says how a recipe names these."""
-    samples = open_samples(stage.data, build_tokenizer(config), config.model.vision)
+    layout = media_layout(config.model, stage.data)
+    samples = open_samples(stage.data, build_tokenizer(config), layout)
     index = load_index(samples)
     if index.errors and not skip:
         raise UserError(summary(list(index.errors.values()), len(index), "--on-bad skip"))
-    images = Images.of(config.model.vision, stage.data.aspect, jpeg)
     parts, starts, cards = samples.source.parts, samples.source.starts, {}
     for number, part in enumerate(parts):
         folder = out if len(parts) == 1 else out / f"{number:02d}-{re.sub('[^A-Za-z0-9]+', '-', part.name).strip('-')}"
         first, end = int(starts[number]), int(starts[number + 1])
         known = {at - first: error for at, error in index.errors.items() if first <= at < end}
         with _writing(folder):
-            card = prepare(Mix([part]), known, images, folder, shard_records=shard_records, skip=skip)
+            card = prepare(Mix([part]), known, layout, folder, jpeg=jpeg, shard_records=shard_records, skip=skip)
         cards[str(folder)] = card
         size = sum(shard["bytes"] for shard in card["shards"]) / 2**20
         used, read = card["ledger"]["used"]["total"], card["ledger"]["read"]

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     about = parser.add_argument_group("what is assumed of the data")
     about.add_argument("--records", type=int, metavar="N", help="records of the data, for hours and cost")
     about.add_argument("--samples-per-row", type=float, metavar="X", help="samples packed into a row, on average")
-    about.add_argument("--images-per-row", type=float, metavar="X", help="on average (default: every slot is used)")
+    about.add_argument("--units-per-row", type=float, metavar="X", help="media units in use (default: all)")
     about.add_argument("--filled", type=float, default=1.0, metavar="X", help="share of a row that is no padding")
     about.add_argument("--supervised", type=float, metavar="X", help="supervised positions of a row, on average")
     about.add_argument("--price-per-chip-hour", type=float, metavar="X", help="in any currency")
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     check_stage(config, stage, args.config)
     cache = None if args.no_cache else args.cache
     assumed = Assumptions(
-        args.records, args.samples_per_row, args.images_per_row, args.filled, args.supervised, args.price_per_chip_hour
+        args.records, args.samples_per_row, args.units_per_row, args.filled, args.supervised, args.price_per_chip_hour
     )
     if args.search:
         found = search(config, stage, on, assumed, minutes=args.budget_minutes, cache=cache)

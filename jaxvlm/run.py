@@ -17,13 +17,15 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxvlm import processes
-from jaxvlm.config import Config, DataConfig, MeshConfig, StageConfig, build_config, to_dict
+from jaxvlm.config import Config, DataConfig, MeshConfig, StageConfig, to_dict
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.data.text.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError, out_of_memory
+from jaxvlm.families.build import build_model
+from jaxvlm.families.registry import resolve
 from jaxvlm.files import replace_text
-from jaxvlm.models.vlm import Model, build_model
+from jaxvlm.models.vlm import Model
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints, whole_steps
 from jaxvlm.training.state import merge, state_layout
@@ -109,7 +111,7 @@ def load_saved_config(folder: Path) -> Config:
         saved = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); mend it, or start a new run in another folder") from error
-    return build_config(Config, saved, str(path))
+    return resolve(saved, str(path))
 
 
 def differing_keys(saved: Config, now: Config) -> list[str]:

@@ -37,6 +37,7 @@ from jaxvlm.config import Config, StageConfig
 from jaxvlm.data.rows.pipeline import Pipeline, build_pipeline
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
+from jaxvlm.families.registry import media_layout
 from jaxvlm.files import Lock, Unfailing, replace_text
 from jaxvlm.inference.chat import answer, score
 from jaxvlm.processes import say
@@ -206,7 +207,7 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: W
     pipeline = build_pipeline(
         stage.data,
         tokenizer,
-        vision=config.model.vision,
+        layout=media_layout(config.model, stage.data),
         rows=stage.global_batch_size,
         seed=config.seed,
         process_index=share,
@@ -223,6 +224,7 @@ def run_stage(workdir: Path, config: Config, name: str, tokenizer: Any, watch: W
         policy=stage.on_nonfinite,
         limit=stage.nonfinite_limit,
         look_up=pipeline.look_up,
+        draw=pipeline.layout.preview,
     )
     profile = Profile(workdir / "profile" / name, config.profile)
     checkpoints = Checkpoints(stage_folder(workdir, name), keep=stage.keep_checkpoints)

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 
 from jaxvlm.command import load_config, load_recipe
-from jaxvlm.config import Config, StageConfig, build_config, to_dict
+from jaxvlm.config import StageConfig, to_dict
 from jaxvlm.errors import UserError
+from jaxvlm.families.registry import resolve
 from jaxvlm.run import differing_keys
 from tests import tiny
 
@@ -26,7 +27,7 @@ def test_saved_config_reads_back_equal():
     import json
 
     config = tiny.config(tiny.recipe(one=tiny.stage_recipe()))
-    assert build_config(Config, json.loads(json.dumps(to_dict(config)))) == config
+    assert resolve(json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_all_wrong_keys_are_named_at_once():
@@ -35,7 +36,7 @@ def test_all_wrong_keys_are_named_at_once():
     del values["stage"]["one"]["epochs"]
     values["model"]["vision"]["patch_size"] = "seven"
     with pytest.raises(UserError) as error:
-        build_config(Config, values)
+        resolve(values)
     message = str(error.value)
     assert "unknown key config.stage.one.epoch (did you mean config.stage.one.epochs?)" in message
     assert "missing key config.stage.one.epochs" in message

@@ -234,7 +234,7 @@ def test_the_original_layout(llava, tmp_path):
     ).model.vision_tower.save_pretrained(tower)
     folder = original_llava(tmp_path / "original", llava, tower)
     call("import", "--from", folder, "--to", tmp_path / "run")
-    assert load_saved_config(tmp_path / "run").stage["imported"].data.aspect == "pad"
+    assert load_saved_config(tmp_path / "run").stage["imported"].data.media.aspect == "pad"
     call("export", "--run", tmp_path / "run", "--out", tmp_path / "out", "--dtype", "bfloat16")
     call("verify", llava, tmp_path / "out")
 

@@ -88,7 +88,7 @@ def test_check_names_every_record_that_would_be_lost(command, tmp_path):
     lines = [item if isinstance(item, str) else json.dumps(item) for item in (good, *broken, long)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     data = f"--{STAGE}.data."
-    code, printed, result = check(command, tmp_path / "a.jsonl", tmp_path / "out", f"{data}images=2")
+    code, printed, result = check(command, tmp_path / "a.jsonl", tmp_path / "out", f"{data}media.units=2")
     assert code == 2 and result["loses"]
     lost = [json.loads(line) for line in (tmp_path / "out" / "problems.jsonl").read_text().splitlines()]
     assert [item["origin"] for item in lost] == [f"{tmp_path}/a.jsonl:{n}" for n in range(2, len(lines) + 1)]
@@ -99,7 +99,7 @@ def test_check_names_every_record_that_would_be_lost(command, tmp_path):
         assert item["reason"] in printed and item["origin"] in printed
     # What it says would lose nothing loses nothing but the records that are broken in themselves.
     rows = result["lossless"]
-    changes = [f"{data}tokens={rows['tokens']}", f"{data}images={rows['images']}"]
+    changes = [f"{data}tokens={rows['tokens']}", f"{data}media.units={rows['units']}"]
     _, _, again = check(command, tmp_path / "a.jsonl", tmp_path / "out", *changes)
     assert again["truncated"] == 0 and "answer_beyond_row" not in again["rejected"]
     assert rows["rejected"] == rows["truncated"] == rows["cut"] == 0
@@ -112,7 +112,7 @@ def test_check_counts_what_other_rows_would_lose(command, tmp_path):
     _, _, result = check(command, data, tmp_path / "out")
     for rows in result["rows"]:
         key = f"--{STAGE}.data."
-        sizes = (f"{key}tokens={rows['tokens']}", f"{key}images={rows['images']}")
+        sizes = (f"{key}tokens={rows['tokens']}", f"{key}media.units={rows['units']}")
         code, printed, found = check(command, data, tmp_path / "out", *sizes)
         assert found["rows"][0] == rows
         assert (code == 2) == bool(rows["rejected"] or rows["truncated"])

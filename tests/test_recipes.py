@@ -42,9 +42,9 @@ COMMON = {
 }
 CONVERSATIONS = {
     "data.template": "vicuna_v1",
-    "data.aspect": "pad",
+    "data.media.aspect": "pad",
     "data.tokens": 2048,
-    "data.images": 3,
+    "data.media.units": 3,
     "data.pack": True,
     "global_batch_size": 64,
     "data.source": "data/llava_v1_5_mix665k.json",
@@ -54,9 +54,9 @@ VALUES = {
         "optimizer.learning_rate": 1e-3,
         "parts.language": "frozen",
         "data.template": "plain",
-        "data.aspect": "square",
+        "data.media.aspect": "square",
         "data.tokens": 768,
-        "data.images": 1,
+        "data.media.units": 1,
         "data.pack": False,
         "global_batch_size": 256,
         "data.source": "data/blip_laion_cc_sbu_558k.json",
@@ -197,7 +197,7 @@ def test_captions_take_as_many_steps_as_in_llava():
 
 def test_one_conversation_a_row_takes_as_many_steps_as_in_llava():
     data = "--config.stage.finetune.data."
-    overrides = (f"{data}pack=False", f"{data}images=1", "--config.stage.finetune.global_batch_size=128")
+    overrides = (f"{data}pack=False", f"{data}media.units=1", "--config.stage.finetune.global_batch_size=128")
     config, stage = load("7b", "finetune", *overrides)
     assert _steps(stage, 5198 * 128, config.seed) == 5198
     assert round(5198 * 128 / 1000) == 665  # thousand samples, as the data's name says
@@ -214,7 +214,7 @@ def _steps(stage: StageConfig, samples: int, seed: int) -> int:
 def test_a_step_of_packed_rows_is_about_llavas_128_samples(length, rows):
     data = load("7b", "finetune")[1].data
     lengths, images = np.full(128, length, np.int32), np.ones(128, np.int32)
-    planned = plan_rows(lengths, images, np.arange(128), tokens=data.tokens, images=data.images, pack=data.pack)
+    planned = plan_rows(lengths, images, np.arange(128), tokens=data.tokens, budget=data.media.units, pack=data.pack)
     assert len(planned) == rows
 
 
@@ -222,7 +222,7 @@ def test_a_row_has_slots_for_all_images_that_fit():
     config, stage = load("7b", "finetune")
     before = 35  # tokens of vicuna_v1 before the image
     assert TEMPLATES[stage.data.template].opening.startswith("{system} USER:")
-    assert stage.data.images == stage.data.tokens // (before + config.model.vision.features_per_image + 1)
+    assert stage.data.media.units == stage.data.tokens // (before + config.model.vision.features_per_image + 1)
     # 128 samples lie between what rows of two and of three hold.
     assert 2 * stage.global_batch_size <= 128 <= 3 * stage.global_batch_size
 

@@ -2,7 +2,11 @@
 
 from configs import base
 from jaxvlm.batch import Batch
-from jaxvlm.config import Config, StageConfig, build_config
+from jaxvlm.config import Config, StageConfig
+from jaxvlm.families.llava.layout import ImageSlots
+from jaxvlm.families.registry import resolve
+
+LAYOUT = ImageSlots(image_size=21, features=9, pad_colour=(122, 116, 104), aspect="pad")
 
 
 def recipe(**stages):
@@ -21,7 +25,7 @@ def recipe(**stages):
 
 def config(c) -> Config:
     """The frozen dataclass of a recipe."""
-    return build_config(Config, c.to_dict())
+    return resolve(c.to_dict())
 
 
 def stage_recipe():
@@ -42,10 +46,15 @@ def stage(**values) -> StageConfig:
     return config(recipe(only=changed)).stage["only"]
 
 
+def batch_spec(rows=8, tokens=31, images=2) -> Batch:
+    """The abstract batch of the tiny model."""
+    return Batch.spec(rows=rows, tokens=tokens, media=LAYOUT.spec(rows, images))
+
+
 def batch(rows=8, tokens=31, images=2, seed=0) -> Batch:
     """A NumPy batch for the tiny model, with rows of different supervision."""
-    spec = Batch.spec(rows=rows, tokens=tokens, images=images, image_size=21)
-    made = Batch.fake(spec, vocab_size=101, features_per_image=9, seed=seed)
+    spec = batch_spec(rows, tokens, images)
+    made = Batch.fake(spec, vocab_size=101, features=9 * images, seed=seed)
     for row in range(rows):
         made.loss_weights[row, : 24 + row % 3] = 0.0
     return made

@@ -15,14 +15,16 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxvlm.batch import Array, Batch
-from jaxvlm.config import DataConfig, VisionConfig
-from jaxvlm.data.media.images import load_image
+from jaxvlm.config import DataConfig
+from jaxvlm.data.media.images import read_size
 from jaxvlm.data.records import IMAGE, Record, RecordError
-from jaxvlm.data.rows.packing import Piece, empty_batch, expand, fill_row
+from jaxvlm.data.rows.packing import Piece, expand, fill_row
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
+from jaxvlm.families.registry import media_layout
 from jaxvlm.inference.decode import GREEDY, Sampling, bucket, decode
+from jaxvlm.media import MediaError, MediaLayout
 from jaxvlm.models.vlm import Model
 from jaxvlm.sharding import Placement, Rules, batch_devices, batch_sharding, placed, to_devices
 
@@ -66,15 +68,16 @@ def answer(
     if max_new_tokens < 1 or batch_size < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}; both must be 1 or more")
     renderer = _renderer(tokenizer, data.template, data.system)
-    prompts = _build_prompts(renderer, records, model.config.vision.features_per_image, data.tokens)
+    layout = media_layout(model.config, data)
+    prompts = _build_prompts(renderer, records, layout, data.tokens)
     devices, place = batch_devices(mesh, rules), Placement(mesh, rules)
     rows = -(-max(1, min(batch_size, len(prompts))) // devices) * devices
     # Of this call only: in a long conversation the file may change.
-    load = functools.lru_cache(_KEPT_IMAGES)(load_image)
+    load = functools.lru_cache(_KEPT_IMAGES)(functools.partial(layout.load, exact=True))
 
     def start(numbers_B: np.ndarray) -> tuple[Array, Array]:
         here_B = numbers_B[_rows_of_this_host(mesh, rules, rows)]
-        batch = _build_batch(prompts, numbers_B, here_B, model.config.vision, data.aspect, load)
+        batch = _build_batch(prompts, numbers_B, here_B, layout, load)
         batch, here_B = to_devices((batch, here_B), mesh, rules)
         return decode(model, params, batch, here_B, renderer.stop_ids, max_new_tokens, sampling, place)
 
@@ -94,10 +97,11 @@ def prompt_logits(
 ) -> np.ndarray:
     """float32[T, V], logits behind each token of a record's prompt; the arguments are those of `answer`."""
     renderer = _renderer(tokenizer, data.template, data.system)
-    prompts = _build_prompts(renderer, [record], model.config.vision.features_per_image, data.tokens)
+    layout = media_layout(model.config, data)
+    prompts = _build_prompts(renderer, [record], layout, data.tokens)
     numbers_B = np.array([0] + [-1] * (batch_devices(mesh, rules) - 1), np.int32)
     here_B = numbers_B[_rows_of_this_host(mesh, rules, len(numbers_B))]
-    batch = _build_batch(prompts, numbers_B, here_B, model.config.vision, data.aspect, load_image)
+    batch = _build_batch(prompts, numbers_B, here_B, layout, functools.partial(layout.load, exact=True))
 
     @jax.jit
     def run(params: dict, batch: Batch) -> Array:
@@ -153,11 +157,12 @@ class _Prompt:
 
     record: Record
     piece: Piece
+    units: int  # media units
 
     @property
     def size(self) -> tuple[int, int]:
-        """Image slots and tokens of the row that it takes."""
-        return len(self.record.images), bucket(len(self.piece.tokens))
+        """Media units and tokens of the row that it takes."""
+        return self.units, bucket(len(self.piece.tokens))
 
 
 @functools.lru_cache(4)  # preparing one takes a second for a large vocabulary; a run's stages have one each
@@ -165,22 +170,25 @@ def _renderer(tokenizer: Any, template: str, system: str | None) -> Renderer:
     return Renderer(tokenizer, template, image_token_id=image_token_id(tokenizer), system=system)
 
 
-def _build_prompts(renderer: Renderer, records: Sequence[Record], features: int, limit: int) -> list[_Prompt]:
-    """Renders all records; `features` of an image, `limit` in tokens."""
+def _build_prompts(renderer: Renderer, records: Sequence[Record], layout: MediaLayout, limit: int) -> list[_Prompt]:
+    """Renders all records; `limit` in tokens."""
     prompts, problems = [], []
     for record in records:
         if record.turns and record.turns[-1].role == "assistant":
             record = dataclasses.replace(record, turns=record.turns[:-1])
         try:
-            prompt = _Prompt(record, expand(renderer.render_prompt(record), features))
-        except RecordError as error:
-            problems.append(str(error))
+            sample = renderer.render_prompt(record)
+            sizes = [read_size(image, record.origin) for image in record.images]
+            extents = [layout.measure(size) for size in sizes]
+        except (RecordError, MediaError) as error:
+            problems.append(str(error) if isinstance(error, RecordError) else f"{record.origin}: {error}")
             continue
-        length, images = len(prompt.piece.tokens), len(record.images)
+        prompt = _Prompt(record, expand(sample, sizes, layout), sum(extent.units for extent in extents))
+        length, images = len(prompt.piece.tokens), sum(extent.positions for extent in extents)
         if length > limit:
             problems.append(
-                f"{record.origin}: the prompt has {length} tokens ({images} images of {features}, "
-                f"{length - images * features} of text), the model's rows have {limit} (data.tokens); "
+                f"{record.origin}: the prompt has {length} tokens ({images} of {len(sizes)} images, "
+                f"{length - images} of text), the model's rows have {limit} (data.tokens); "
                 "ask with fewer images, fewer turns or less text"
             )
         prompts.append(prompt)
@@ -208,22 +216,18 @@ def _build_batch(
     prompts: list[_Prompt],
     numbers_B: np.ndarray,
     here_B: np.ndarray,
-    vision: VisionConfig,
-    aspect: str,
+    layout: MediaLayout,
     load: Callable[..., np.ndarray],
 ) -> Batch:
     """This host's rows of a batch: its shapes are made for `numbers_B`, its rows hold the prompts `here_B`."""
     sizes = [prompts[number].size for number in numbers_B if number >= 0]
-    images, tokens = (max(column) for column in zip(*sizes, strict=True))
-    batch = empty_batch(Batch.spec(rows=len(here_B), tokens=tokens, images=images, image_size=vision.image_size))
+    units, tokens = (max(column) for column in zip(*sizes, strict=True))
+    media = layout.spec(len(here_B), units)
+    batch = Batch.empty(Batch.spec(rows=len(here_B), tokens=tokens, media=media, position_axes=layout.position_axes))
     for row, number in enumerate(here_B):
         if number >= 0:
             record, piece = prompts[number].record, prompts[number].piece
-            pixels = [
-                load(image, vision.image_size, aspect, record.origin, pad_colour=vision.pad_colour)
-                for image in record.images
-            ]
-            fill_row(batch, row, [piece], pixels, vision.features_per_image)
+            fill_row(batch, row, [piece], [load(image, record.origin) for image in record.images], layout)
     return batch
 
 

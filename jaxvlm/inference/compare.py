@@ -12,8 +12,8 @@ from PIL import Image
 
 from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
+from jaxvlm.families.build import build_model
 from jaxvlm.inference.chat import prompt_logits
-from jaxvlm.models.vlm import build_model
 from jaxvlm.run import Run
 
 

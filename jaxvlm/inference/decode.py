@@ -115,7 +115,7 @@ def _decode(
 ) -> tuple[Array, Array]:
     vlm = model.bind(params)
     B, T = batch.tokens.shape
-    prompt_B = jnp.sum(batch.segments > 0, axis=1, dtype=jnp.int32)
+    next_B = vlm.next_position(batch)
     seed, temperature, top_p = settings
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers_B)
     stops = jnp.array(stop_ids, jnp.int32)
@@ -142,7 +142,7 @@ def _decode(
 
     def body(progress: _Progress) -> _Progress:
         last_B1 = jax.lax.dynamic_slice_in_dim(progress.tokens, progress.step - 1, 1, axis=1)
-        positions_B1 = (prompt_B + progress.step - 1)[:, None]
+        positions_B1 = (next_B + progress.step - 1)[:, None]
         logits_BV, cache = vlm.extend(last_B1, positions_B1, progress.cache)
         return choose(dataclasses.replace(progress, cache=cache), logits_BV)
 
@@ -152,7 +152,7 @@ def _decode(
         step=jnp.int32(0),
         tokens=jnp.zeros((B, max_new_tokens), jnp.int32),
         lengths=jnp.zeros(B, jnp.int32),
-        is_done=prompt_B == 0,
+        is_done=next_B == 0,
         cache=cache,
     )
     progress = jax.lax.while_loop(goes_on, body, choose(progress, logits_BV))

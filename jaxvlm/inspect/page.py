@@ -27,6 +27,7 @@ from jaxvlm.batch import Batch
 from jaxvlm.files import replace_text
 from jaxvlm.inspect.page_style import STYLE
 from jaxvlm.inspect.token_text import Part, Vocabulary, spell
+from jaxvlm.media import MediaLayout, Picture
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'none'"
 _PICTURE = 336  # CSS pixels: largest width of a picture; small ones are enlarged to near it
@@ -61,17 +62,18 @@ class PageRow:
     batch: Batch  # NumPy
     row: int
     records: Sequence[dict[str, Any]]  # of each segment, as `Pipeline.look_up` describes them
-    features_per_image: int
+    pictures: Sequence[Picture]  # in the row, of `MediaLayout.preview`
     name: str = ""  # the row's heading; "": its number
 
 
 def page_rows(
-    batch: Batch, records: Sequence[Sequence[dict[str, Any]]], features_per_image: int, name: str = ""
+    batch: Batch, records: Sequence[Sequence[dict[str, Any]]], layout: MediaLayout, name: str = ""
 ) -> list[PageRow]:
     """All rows of what `Pipeline.look_up` returns; `name` is the batch's."""
     before = f"{name}, " if name else ""
     return [
-        PageRow(batch, row, members, features_per_image, f"{before}row {row}") for row, members in enumerate(records)
+        PageRow(batch, row, members, layout.preview(batch.media, row), f"{before}row {row}")
+        for row, members in enumerate(records)
     ]
 
 
@@ -164,17 +166,20 @@ class _Card:
                 batch.image_index,
             )
         )
-        self._pixels = np.asarray(batch.images.pixels[row])
+        owned = [picture.features for picture in source.pictures]
+        count = 1 + max((int(features.max()) for features in owned if len(features)), default=-1)
+        self._owner = np.full(count, -1, np.int64)  # feature of the row -> the picture that it is of
+        for picture, features in enumerate(owned):
+            self._owner[features] = picture
         self._problems: list[str] = []
         self._heading = source.name or f"row {row}"
         segments = int(self._segments.max(initial=0))
         if segments != len(source.records):
             raise ValueError(f"{self._heading} has {segments} segments and {len(source.records)} records")
-        limit = len(self._pixels) * source.features_per_image
-        if self._image_index.max(initial=-1) >= limit:
+        if self._image_index.max(initial=-1) >= count:
             raise ValueError(
-                f"{self._heading} has image_index {self._image_index.max()}; {len(self._pixels)} images of "
-                f"{source.features_per_image} features end at {limit - 1}"
+                f"{self._heading} has image_index {self._image_index.max()}; the features of its {len(owned)} images "
+                f"end at {count - 1}"
             )
         is_image, is_padding = self._image_index >= 0, self._segments == 0
         self._supervised = self._find_supervised(is_image)
@@ -185,7 +190,7 @@ class _Card:
             positions=len(self._tokens),
             padding=int(is_padding.sum()),
             features=int((is_image & ~is_padding).sum()),
-            images=len(np.unique(self._image_index[is_image] // source.features_per_image)),
+            images=len(np.unique(self._owner[self._image_index[is_image]])),
             supervised=int(self._supervised.sum()),
             text=int((~is_image & ~is_padding).sum()),
         )
@@ -238,7 +243,8 @@ class _Card:
         filled = _percent(of["positions"] - of["padding"], of["positions"])
         return (
             f"{of['positions']:,} positions, {filled} filled: {of['text']:,} text ({of['supervised']:,} supervised), "
-            f"{of['features']:,} image ({of['images']} of {len(self._pixels)} images), {of['padding']:,} padding"
+            f"{of['features']:,} image ({of['images']} of {len(self._source.pictures)} images), "
+            f"{of['padding']:,} padding"
         )
 
     def _bar(self, runs: list[tuple[int, int]]) -> str:
@@ -257,7 +263,8 @@ class _Card:
     def _segment(self, start: int, stop: int) -> str:
         segment = int(self._segments[start])
         record = self._source.records[segment - 1]
-        if (self._positions[start:stop] != np.arange(stop - start)).any():
+        positions = self._positions[start:stop]
+        if positions.ndim == 1 and (positions != np.arange(stop - start)).any():
             self._problems.append(f"segment {segment} has positions that do not count up from 0")
         figures: list[str] = []
         chips = "".join(self._chips(start, stop, record, figures))
@@ -278,23 +285,27 @@ class _Card:
 
     def _chips(self, start: int, stop: int, record: dict[str, Any], figures: list[str]) -> Iterator[str]:
         """Chips of a segment; the pictures of its images are added to `figures`."""
-        P = self._source.features_per_image
-        slots = np.where(self._image_index < 0, -1, self._image_index // P)[start:stop]
+        index = self._image_index[start:stop]
+        slots = np.full(stop - start, -1)
+        slots[index >= 0] = self._owner[index[index >= 0]]
         for begin, end in _runs(slots):
             begin, end, slot = start + begin, start + end, int(slots[begin])
             if slot < 0:
                 yield from self._text_chips(begin, end)
                 continue
             have = self._image_index[begin:end]
-            if len(have) != P or (have != slot * P + np.arange(P)).any():
+            own = self._source.pictures[slot].features
+            if len(have) != len(own) or (have != own).any():
                 self._problems.append(
-                    f"image {slot + 1} stands at {begin}–{end - 1} without all its {P} features in order"
+                    f"image {slot + 1} is at {begin}–{end - 1} without all its {len(own)} features in order"
                 )
             names = record["images"]
             name = names[len(figures)] if len(figures) < len(names) else ""
             figures.append(self._figure(slot, name, begin, end))
             attributes = self._attributes(
-                end - 1, f"{begin}–{end - 1}", f"{self._positions[begin]}–{self._positions[end - 1]}"
+                end - 1,
+                f"{begin}–{end - 1}",
+                f"{_position(self._positions[begin])}–{_position(self._positions[end - 1])}",
             )
             yield (
                 f"<a href=#{self._anchor('i', slot + 1)}{attributes}>"
@@ -302,7 +313,7 @@ class _Card:
             )
 
     def _figure(self, slot: int, name: str, begin: int, end: int) -> str:
-        pixels = self._pixels[slot]
+        pixels = self._source.pictures[slot].pixels
         height, width = pixels.shape[:2]
         encoded = io.BytesIO()
         Image.fromarray(pixels).save(
@@ -336,7 +347,7 @@ class _Card:
                 inner = f'<s data-x="id {self._tokens[at]} is in no vocabulary"></s>'
             else:
                 inner = _parts_html(tuple(parts))
-            attributes = self._attributes(at, str(at), str(self._positions[at]), token.raw)
+            attributes = self._attributes(at, str(at), _position(self._positions[at]), token.raw)
             yield f"<{tag}{' class=c' * bool(is_control)}{attributes}>{inner}</{tag}>"
 
     def _attributes(self, at: int, position: str, in_segment: str, raw: str | None = None) -> str:
@@ -354,6 +365,11 @@ def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
     cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
     edges = [0, *cuts.tolist(), len(values)]
     return zip(edges[:-1], edges[1:], strict=True)
+
+
+def _position(position: np.ndarray) -> str:
+    """One number, or those of the axes."""
+    return str(position) if np.ndim(position) == 0 else ",".join(map(str, position))
 
 
 def _percent(part: int, whole: int) -> str:

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 
 from jaxvlm.data.records import RecordError
-from jaxvlm.data.rows.index import Index
+from jaxvlm.data.rows.index import Index, Measured
 from jaxvlm.data.rows.packing import plan_rows
 from jaxvlm.data.rows.pipeline import Pipeline, heldout, rejected
 from jaxvlm.data.rows.samples import Samples
@@ -38,7 +38,7 @@ class Rows:
     """What rows of one size would lose and how full they would be."""
 
     tokens: int
-    images: int
+    units: int  # media units
     rejected: int  # records that no such row can hold
     truncated: int  # records whose text would be cut
     cut: int  # tokens of text that would be cut from those
@@ -86,6 +86,7 @@ class Report:
     lengths: np.ndarray  # int32[n] of the records that can be read, whole
     plan: dict[str, float] | str  # steps and what one holds on average; or why nothing can be trained on
     tokens: int  # of a row of the recipe
+    unit: str  # what a media unit is called
 
     @property
     def loses(self) -> bool:
@@ -93,12 +94,13 @@ class Report:
         return bool(self.errors) or len(self.truncated) > 0 or isinstance(self.plan, str)
 
 
-def make_report(samples: Samples, index: Index, *, rows: int, epochs: float, seed: int) -> Report:
+def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int, epochs: float, seed: int) -> Report:
     """Works out the report of a stage.
 
     Args:
       samples: from `open_samples`.
       index: from `load_index` of them.
+      measured: from `measure_index`, with the layout of the samples.
       rows: of a step.
       epochs: of the stage.
       seed: of the run, for the plan of rows.
@@ -107,36 +109,41 @@ def make_report(samples: Samples, index: Index, *, rows: int, epochs: float, see
       UserError: rows are too short for any image.
     """
     config = samples.config
-    errors = rejected(samples, index)
+    errors = rejected(samples, index, measured)
     bad = np.zeros(len(index), bool)
     bad[list(errors)] = True
     held = heldout(index, config.heldout) & ~bad
-    readable = index.length > 0
-    lossless = _lossless(index, samples.vision.features_per_image)
-    sizes = _sizes_to_try(config.tokens, config.images, lossless)
-    tried = [_try(index, tokens, images, config.pack) for tokens, images in sizes]
+    readable = measured.length > 0
+    lossless = _lossless(measured, samples.layout.least_positions)
+    sizes = _sizes_to_try(config.tokens, config.media.units, lossless)
+    tried = [_try(measured, tokens, units, config.pack) for tokens, units in sizes]
     return Report(
-        sources=tuple(_count_source(samples, index, bad, held, number) for number in range(len(samples.source.parts))),
+        sources=tuple(
+            _count_source(samples, index, measured, bad, held, number) for number in range(len(samples.source.parts))
+        ),
         errors=errors,
-        truncated=np.flatnonzero(~bad & (index.length > config.tokens)),
+        truncated=np.flatnonzero(~bad & (measured.length > config.tokens)),
         unasked=int(np.count_nonzero(index.dropped_answer & ~bad)),
-        lossless=_try(index, *lossless, config.pack) if lossless else None,
+        lossless=_try(measured, *lossless, config.pack) if lossless else None,
         rows=tuple(tried),
         duplicates=(
             _duplicates("conversation", index.text_hash[readable], np.flatnonzero(readable), held),
             _duplicates("image", index.image_hash, np.repeat(np.arange(len(index)), index.images), held),
         ),
-        lengths=index.length[readable],
-        plan=_plan(samples, index, errors, rows, epochs, seed),
+        lengths=measured.length[readable],
+        plan=_plan(samples, index, measured, rows, epochs, seed),
         tokens=config.tokens,
+        unit=measured.unit,
     )
 
 
-def _count_source(samples: Samples, index: Index, bad: np.ndarray, held: np.ndarray, number: int) -> SourceCounts:
+def _count_source(
+    samples: Samples, index: Index, measured: Measured, bad: np.ndarray, held: np.ndarray, number: int
+) -> SourceCounts:
     part = samples.source.parts[number]
     own = slice(int(samples.source.starts[number]), int(samples.source.starts[number + 1]))
     good = ~bad[own]
-    lengths = index.length[own][good]
+    lengths = measured.length[own][good]
     return SourceCounts(
         name=part.name,
         weight=part.weight,
@@ -150,52 +157,54 @@ def _count_source(samples: Samples, index: Index, bad: np.ndarray, held: np.ndar
     )
 
 
-def _lossless(index: Index, features_per_image: int) -> tuple[int, int] | None:
-    """T and I with which nothing is rejected for its size, nor truncated; T a multiple of 64."""
-    if not index.length.any():
+def _lossless(measured: Measured, least_positions: int) -> tuple[int, int] | None:
+    """T and U with which nothing is rejected for its size, nor truncated; T a multiple of 64."""
+    if not measured.length.any():
         return None
-    tokens = -(-max(int(index.length.max()), features_per_image + 2) // 64) * 64
-    return tokens, int(index.images.max())
+    tokens = -(-max(int(measured.length.max()), least_positions + 2) // 64) * 64
+    return tokens, int(measured.units[measured.length > 0].max())
 
 
-def _sizes_to_try(tokens: int, images: int, lossless: tuple[int, int] | None) -> list[tuple[int, int]]:
-    """The recipe's rows, other lengths with as many images, and the same length with other numbers of images."""
-    longest, most = lossless or (tokens, images)
+def _sizes_to_try(tokens: int, units: int, lossless: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """The recipe's rows, other lengths with as many media units, and the same length with other numbers of units."""
+    longest, most = lossless or (tokens, units)
     lengths = [T for T in _USUAL_TOKENS if longest > T and tokens != T][-6:]
-    slots = sorted({most, images + 1, images - 1, images + 2} - {images})
-    return [(tokens, images), *((T, images) for T in lengths), *((tokens, other) for other in slots if other >= 0)]
+    few = units < 8  # slots, which are tried one by one; patches by eighths
+    steps = (units + 1, units - 1, units + 2) if few else (units * 9 // 8, units * 7 // 8, units * 5 // 4)
+    others = sorted({most, *steps} - {units})
+    return [(tokens, units), *((T, units) for T in lengths), *((tokens, other) for other in others if other >= 0)]
 
 
-def _try(index: Index, tokens: int, images: int, pack: bool) -> Rows:
-    misfits = index.misfits(tokens, images)
-    fits = (index.length > 0) & ~misfits
-    long = fits & (index.length > tokens)
+def _try(measured: Measured, tokens: int, units: int, pack: bool) -> Rows:
+    misfits = measured.misfits(tokens, units)
+    fits = (measured.length > 0) & ~misfits
+    long = fits & (measured.length > tokens)
     order = np.random.default_rng(0).permutation(np.flatnonzero(fits))[:_TRIED]
-    lengths = np.minimum(index.length, tokens)
-    rows = plan_rows(lengths, index.images, order, tokens=tokens, images=images, pack=pack)
+    lengths = np.minimum(measured.length, tokens)
+    rows = plan_rows(lengths, measured.units, order, tokens=tokens, budget=units, pack=pack)
     positions = max(1, len(rows)) * tokens
     return Rows(
         tokens,
-        images,
+        units,
         rejected=int(np.count_nonzero(misfits)),
         truncated=int(np.count_nonzero(long)),
-        cut=int((index.length[long] - tokens).sum()),
+        cut=int((measured.length[long] - tokens).sum()),
         filled=float(lengths[order].sum()) / positions,
         samples=len(order) / max(1, len(rows)),
     )
 
 
 def _plan(
-    samples: Samples, index: Index, errors: dict[int, RecordError], rows: int, epochs: float, seed: int
+    samples: Samples, index: Index, measured: Measured, rows: int, epochs: float, seed: int
 ) -> dict[str, float] | str:
     try:
-        pipeline = Pipeline(samples, index, errors, rows, seed)
+        pipeline = Pipeline(samples, index, measured, rows, seed)
     except UserError as error:
         return str(error)
     planned = pipeline.rows_of_epoch(0)
     members = np.array([index for row in planned for index in row], np.int64)
     total = pipeline.num_rows(epochs)
-    lengths = np.minimum(index.length[members], samples.config.tokens)
+    lengths = np.minimum(measured.length[members], samples.config.tokens)
     return {
         "steps": -(-total // rows),
         "rows": total,
@@ -235,14 +244,16 @@ def _duplicates(what: str, hashes: np.ndarray, owners: np.ndarray, held: np.ndar
     )
 
 
-def write_problems(path: Path, report: Report, samples: Samples, index: Index) -> None:
+def write_problems(path: Path, report: Report, samples: Samples, measured: Measured) -> None:
     """Writes every record that would be lost or cut as a line of JSON: index, origin, reason, problem."""
     lines = [
         {"record": at, "origin": error.origin, "reason": error.reason, "problem": str(error)}
         for at, error in report.errors.items()
     ]
     for at in map(int, report.truncated):
-        problem = f"{index.length[at]} positions, the last {index.length[at] - report.tokens} of them text that is cut"
+        problem = (
+            f"{measured.length[at]} positions, the last {measured.length[at] - report.tokens} of them text that is cut"
+        )
         lines.append({"record": at, "origin": samples.source.origin(at), "reason": "truncated", "problem": problem})
     replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -347,7 +358,7 @@ def _rows_lines(report: Report) -> list[str]:
         (
             name,
             f"{r.tokens:,}",
-            str(r.images),
+            str(r.units),
             f"{r.rejected:,}",
             f"{r.truncated:,}",
             f"{r.cut:,}",
@@ -356,7 +367,9 @@ def _rows_lines(report: Report) -> list[str]:
         )
         for name, r in named
     ]
-    return _aligned([("rows", "tokens", "images", "rejected", "truncated", "tokens cut", "filled", "samples"), *rows])
+    return _aligned(
+        [("rows", "tokens", report.unit, "rejected", "truncated", "tokens cut", "filled", "samples"), *rows]
+    )
 
 
 def _plan_lines(report: Report) -> list[str]:

@@ -165,6 +165,11 @@ class Decoder(nnx.Module):
                 f"config.model.language: num_heads {c.num_heads} must be a multiple of num_kv_heads {c.num_kv_heads}, "
                 f"and head_dim {c.head_dim} even"
             )
+        if c.rope_axes and len(c.rope_axes) != c.head_dim // 2:
+            raise UserError(
+                f"config.model.language.rope_axes has {len(c.rope_axes)} entries, expected head_dim / 2 = "
+                f"{c.head_dim // 2}"
+            )
         self.config, self.dtype, self.remat = c, dtype, remat
         self.embed = Embedding(c, dtype=dtype, rngs=rngs)
         self.blocks = make_stack(lambda rngs: Block(c, dtype=dtype, rngs=rngs), c.num_layers, rngs=rngs)
@@ -173,14 +178,15 @@ class Decoder(nnx.Module):
         self.head = None if c.tie_embeddings else Embedding(c, dtype=dtype, rngs=rngs)
 
     def _table(self, positions_BT: Array) -> tuple[Array, Array]:
-        return rope_table(positions_BT, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+        c = self.config
+        return rope_table(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling, c.rope_axes)
 
     def __call__(self, x_BTD: Array, positions_BT: Array, segments_BT: Array) -> Array:
         """Final-normed hidden states.
 
         Args:
           x_BTD: float[B, T, D], embeddings.
-          positions_BT: int32[B, T].
+          positions_BT: int32[B, T], or int32[B, T, A] with `rope_axes`.
           segments_BT: int32[B, T]; positions of different segments do not see each other, 0 is padding.
 
         Returns:
@@ -215,8 +221,13 @@ class Decoder(nnx.Module):
         return self.norm(x_BTD), cache
 
     def extend(self, x_B1D: Array, positions_B1: Array, cache: Cache) -> tuple[Array, Cache]:
-        """Final-normed hidden state of one more token in each row, and the cache with it."""
-        table = self._table(positions_B1)
+        """Final-normed hidden state of one more token in each row, and the cache with it.
+
+        `positions_B1`, int32[B, 1], holds for all axes of a position.
+        """
+        axes = max(self.config.rope_axes, default=0) + 1
+        is_flat = not self.config.rope_axes
+        table = self._table(positions_B1 if is_flat else jnp.repeat(positions_B1[:, :, None], axes, axis=2))
         # A token belongs to the last segment of its row: 1 in rows of one sample, 0 in rows that are all padding.
         segments_B1 = jnp.max(cache.segments, axis=1, keepdims=True)
         segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments_B1, cache.next, axis=1)

@@ -207,14 +207,17 @@ class LayerNorm(nnx.Module):
         return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(self.dtype)
 
 
-def rope_table(positions_BT: Array, head_dim: int, theta: float, scaling: RopeScaling | None) -> tuple[Array, Array]:
+def rope_table(
+    positions_BT: Array, head_dim: int, theta: float, scaling: RopeScaling | None, axes: tuple[int, ...] = ()
+) -> tuple[Array, Array]:
     """Cosines and sines of the rotary angles, made once for all layers.
 
     Args:
-      positions_BT: int32[B, T].
+      positions_BT: int32[B, T], or int32[B, T, A] with `axes`.
       head_dim: H, even.
       theta: base of the frequencies.
       scaling: Llama 3's stretch of the low frequencies, or None.
+      axes: for each of the H / 2 frequencies the axis of the position that turns it; (): positions have one axis.
 
     Returns:
       float32[B, T, 1, H / 2] twice; angles in float32 because bfloat16 cannot tell position 257 from 258.
@@ -228,7 +231,9 @@ def rope_table(positions_BT: Array, head_dim: int, theta: float, scaling: RopeSc
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept_R = jnp.clip((turns_R - low) / (high - low), 0.0, 1.0)
         frequency_R = frequency_R * (kept_R + (1 - kept_R) / scaling.factor)
-    angle_BT1R = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_R
+    of_frequency = jnp.array(axes) if axes else None
+    positions_BT1R = positions_BT[:, :, None, of_frequency]
+    angle_BT1R = positions_BT1R.astype(jnp.float32) * frequency_R
     return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
 
 

@@ -1,17 +1,13 @@
-"""The vision-language model, and its functional face for everything outside `models/`.
-
-Source: LLaVA-1.5 (arXiv:2310.03744); HF models/llava/modeling_llava.py.
+"""What the vision-language models of all families share, and their functional face for everything outside `models/`.
 
 Axis letters:
-  B rows   T token position   I images of a row   Y, X pixels   C channels   P features of an image
-  E embed of the vision encoder   D embed of the decoder   V vocab
+  B rows   T token position   F media features of a row   D embed of the decoder   V vocab
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,61 +17,68 @@ from flax import nnx
 from jaxvlm.batch import Array, Batch
 from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
-from jaxvlm.models.clip import Vision
 from jaxvlm.models.decoder import Cache, Decoder
 from jaxvlm.models.layers import add_lora, set_dropout
-from jaxvlm.models.projector import Projector
 from jaxvlm.sharding import constrain
 from jaxvlm.tuning import remat_policy
 
 
-def merge_image_features(embeds_BTD: Array, features_BPD: Array, image_index_BT: Array) -> Array:
-    """Puts image features in the places of their row that ask for them.
+def merge_image_features(embeds_BTD: Array, features_BFD: Array, image_index_BT: Array) -> Array:
+    """Writes media features over the placeholders of their own row.
 
         embeds [ e5  e0  e0  e7 ]   image_index [ -1  0  1  -1 ]   features [ a  b ]   result [ e5  a  b  e7 ]
 
     Args:
       embeds_BTD: float[B, T, D], token embeddings.
-      features_BPD: float[B, I * P, D], features of a row's images, one image after another.
+      features_BFD: float[B, F, D], features of a row's media.
       image_index_BT: int32[B, T], which feature stands here, -1 at text.
 
     Returns:
       float[B, T, D].
     """
-    gathered_BTD = jax.vmap(lambda features, index: features[index])(features_BPD, jnp.maximum(image_index_BT, 0))
+    gathered_BTD = jax.vmap(lambda features, index: features[index])(features_BFD, jnp.maximum(image_index_BT, 0))
     return jnp.where(image_index_BT[:, :, None] >= 0, gathered_BTD, embeds_BTD)
 
 
 class VLM(nnx.Module):
-    """An image encoder, a projector and a language decoder, joined by one sequence."""
+    """A media encoder, a projector and a language decoder, joined by one sequence.
 
-    def __init__(self, config: ModelConfig, adapters: Mapping[str, LoraConfig], rngs: nnx.Rngs):
-        """Makes the weights; `adapters` are those of the parts that have some.
+    A family's module makes its parts in `__init__(config, rngs)`, in this order: `vision`, `projector`, `language`; and
+    defines `encode`.
+    """
 
-        Raises:
-          UserError: the config has a value that no model can be built with.
+    vision: nnx.Module
+    projector: nnx.Module
+    language: Decoder
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        raise NotImplementedError
+
+    def encode(self, media: Any) -> Array | None:
+        """Features of the media of all rows.
+
+        Args:
+          media: the family's struct, `Batch.media`.
+
+        Returns:
+          float[B, F, D], or None if the rows have no room for media.
         """
-        remat_policy(config.remat)
-        if config.compute_dtype not in ("bfloat16", "float32"):
-            raise UserError(f'config.model.compute_dtype = "{config.compute_dtype}", expected "bfloat16" or "float32"')
-        dtype = jnp.dtype(config.compute_dtype)
-        vision_dim, embed_dim = config.vision.embed_dim, config.language.embed_dim
-        self.vision = Vision(config.vision, dtype=dtype, remat=config.remat, rngs=rngs)
-        self.projector = Projector(config.projector, vision_dim, embed_dim, dtype=dtype, rngs=rngs)
-        self.language = Decoder(config.language, dtype=dtype, remat=config.remat, rngs=rngs)
-        for part, lora in adapters.items():
-            add_lora(getattr(self, part), part, lora, rngs=rngs)
+        raise NotImplementedError
 
     def embed(self, batch: Batch) -> Array:
-        """What enters the decoder: token embeddings, and image features in their places; float[B, T, D]."""
+        """What enters the decoder: token embeddings, and media features in their places; float[B, T, D]."""
         x_BTD = self.language.embed(batch.tokens)
-        B, I, Y, X, C = batch.images.pixels.shape  # noqa: E741
-        if I == 0:  # a batch without image slots: the encoder is not run at all
+        features_BFD = self.encode(batch.media)
+        if features_BFD is None:
             return x_BTD
-        features_PE = self.vision(batch.images.pixels.reshape(B * I, Y, X, C))
-        features_BPD = self.projector(features_PE).reshape(B, -1, x_BTD.shape[-1])
-        features_BPD = constrain(features_BPD, ("batch", None, None))
-        return merge_image_features(x_BTD, features_BPD, batch.image_index)
+        features_BFD = constrain(features_BFD, ("batch", None, None))
+        return merge_image_features(x_BTD, features_BFD, batch.image_index)
+
+    def next_position(self, batch: Batch) -> Array:
+        """int32[B], the position of the token after each row's prompt; equal on all axes of a position."""
+        positions_BTA = batch.positions.reshape(*batch.tokens.shape, -1)
+        real_BT1 = (batch.segments != 0)[:, :, None]
+        return jnp.max(jnp.where(real_BT1, positions_BTA, -1), axis=(1, 2)) + 1
 
     def hidden(self, batch: Batch) -> Array:
         """Final-normed hidden states, float[B, T, D]; `logits` makes logits of all or some of them."""
@@ -129,6 +132,7 @@ class Model:
     are stacked, with a leading axis "layers".
     """
 
+    module: type[VLM]  # of the family
     config: ModelConfig
     adapters: tuple[tuple[str, LoraConfig], ...]  # (part, its adapters)
     graph: nnx.GraphDef[VLM]
@@ -137,7 +141,7 @@ class Model:
 
     def init(self, key: Array) -> dict[str, Any]:
         """Random weights. Pure: under `jax.jit` with `out_shardings` each device makes its own share."""
-        return nnx.to_pure_dict(nnx.state(VLM(self.config, dict(self.adapters), nnx.Rngs(params=key))))
+        return nnx.to_pure_dict(nnx.state(_make(self.module, self.config, self.adapters, nnx.Rngs(params=key))))
 
     def bind(self, params: dict[str, Any], dropout_key: Array | None = None) -> VLM:
         """The module with `params` (of any dtype) in it; costs nothing under `jax.jit`.
@@ -156,25 +160,33 @@ class Model:
         return any(lora.dropout for _, lora in self.adapters)
 
 
-def build_model(config: ModelConfig, adapters: Mapping[str, LoraConfig] | None = None) -> Model:
-    """The model of a config; only shapes are computed. Equal configs give the same model, so programs are reused.
+@functools.lru_cache(maxsize=8)
+def make_model(module: type[VLM], config: ModelConfig, adapters: tuple[tuple[str, LoraConfig], ...]) -> Model:
+    """The model of a family's module; only shapes are computed. `families.build.build_model` finds the module.
+
+    Equal arguments give the same model, so programs are reused.
 
     Args:
-      adapters: part -> its adapters, whose leaves `lora/a` and `lora/b` lie beside the weight they adapt.
+      module: the family's.
+      adapters: (part, its adapters); their leaves `lora/a` and `lora/b` are beside the weight they adapt.
 
     Raises:
       UserError: the config has a value that no model can be built with, or adapters fit no projection.
     """
-    return _build_model(config, tuple((adapters or {}).items()))
-
-
-@functools.lru_cache(maxsize=8)
-def _build_model(config: ModelConfig, adapters: tuple[tuple[str, LoraConfig], ...]) -> Model:
-    module = nnx.eval_shape(lambda: VLM(config, dict(adapters), nnx.Rngs(params=0)))
-    graph, state = nnx.split(module)
+    remat_policy(config.remat)
+    if config.compute_dtype not in ("bfloat16", "float32"):
+        raise UserError(f'config.model.compute_dtype = "{config.compute_dtype}", expected "bfloat16" or "float32"')
+    graph, state = nnx.split(nnx.eval_shape(lambda: _make(module, config, adapters, nnx.Rngs(params=0))))
     axes = jax.tree.map(
         lambda variable: tuple(variable.get_metadata("out_sharding")),
         nnx.to_pure_dict(state, extract_fn=lambda variable: variable),
         is_leaf=lambda x: isinstance(x, nnx.Variable),
     )
-    return Model(config, adapters, graph, nnx.to_pure_dict(state), axes)
+    return Model(module, config, adapters, graph, nnx.to_pure_dict(state), axes)
+
+
+def _make(module: type[VLM], config: ModelConfig, adapters: tuple[tuple[str, LoraConfig], ...], rngs: nnx.Rngs) -> VLM:
+    made = module(config, rngs)
+    for part, lora in adapters:
+        add_lora(getattr(made, part), part, lora, rngs=rngs)
+    return made

@@ -8,6 +8,9 @@ import jax
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, StageConfig
+from jaxvlm.data.rows.pipeline import batch_spec
+from jaxvlm.families.registry import media_layout
+from jaxvlm.media import MediaLayout
 from jaxvlm.planning.slices import Slice
 from jaxvlm.run import check_batch_size, check_trains, stage_model
 from jaxvlm.sharding import Rules, batch_devices, batch_sharding, make_mesh
@@ -23,6 +26,7 @@ class Step:
     stage: StageConfig
     slice: Slice
     layout: Layout
+    media: MediaLayout
     batch: Batch
 
     @property
@@ -42,12 +46,8 @@ def build_step(config: Config, stage_name: str, on: Slice) -> Step:
     mesh = make_mesh(config.mesh, on.devices())
     check_batch_size(stage, stage_name, batch_devices(mesh, rules))
     layout = state_layout(stage_model(config, stage), stage, 1000, mesh, rules)
-    spec = Batch.spec(
-        rows=stage.global_batch_size,
-        tokens=stage.data.tokens,
-        images=stage.data.images,
-        image_size=config.model.vision.image_size,
-    )
+    media = media_layout(config.model, stage.data)
+    spec = batch_spec(stage.data, media, stage.global_batch_size)
     sharding = batch_sharding(mesh, rules)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), spec)
-    return Step(config, stage_name, stage, on, layout, batch)
+    return Step(config, stage_name, stage, on, layout, media, batch)

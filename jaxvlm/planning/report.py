@@ -27,7 +27,7 @@ class Assumptions:
 
     records: int | None = None
     samples_per_row: float | None = None
-    images_per_row: float | None = None
+    units_per_row: float | None = None
     filled: float = 1.0  # share of a row's positions that is no padding
     supervised: float | None = None  # positions of a row
     price_per_chip_hour: float | None = None
@@ -76,12 +76,12 @@ def work_of(step: Step, given: Assumptions) -> Work:
     Of what is no image a quarter is supervised, as in `Batch.fake`.
     """
     data = step.stage.data
-    images = data.images if given.images_per_row is None else given.images_per_row
-    samples = given.samples_per_row or (max(1, data.images) if data.pack else 1)
+    units = data.media.units if given.units_per_row is None else given.units_per_row
+    samples = given.samples_per_row or (max(1, data.media.units // step.media.least_units) if data.pack else 1)
     tokens = data.tokens * given.filled
-    text = max(0.0, tokens - images * step.config.model.vision.features_per_image)
+    text = max(0.0, tokens - units * step.media.least_positions / step.media.least_units)
     supervised = text / 4 if given.supervised is None else given.supervised
-    return Work(step.stage.global_batch_size, tokens, samples, images, supervised)
+    return Work(step.stage.global_batch_size, tokens, samples, units, supervised)
 
 
 def records_of(stage: StageConfig, given: Assumptions) -> int | None:
@@ -120,8 +120,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def _shapes(batch: Batch) -> dict[str, str]:
-    leaves = {"tokens": batch.tokens, "images": batch.images.pixels}
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+    shown = {name: leaf for name, leaf in batch.to_arrays().items() if name == "tokens" or name.startswith("media/")}
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in shown.items()}
 
 
 def _estimate(plan: Plan, estimate: Estimate) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     data = step.stage.data
     yield (
         f"a step: {step.stage.global_batch_size} rows ({step.rows_per_chip} a chip{micro}) of {data.tokens} tokens and "
-        f'{data.images} images, remat "{step.config.model.remat}"'
+        f'{data.media.units} {step.media.unit}, remat "{step.config.model.remat}"'
     )
     how = "known from before" if plan.compiled.cached else f"compiled in {plan.compiled.seconds:.0f} s"
     yield f"({how})"
@@ -298,8 +298,9 @@ def _run_lines(plan: Plan, e: Estimate) -> Iterator[str]:
     run, w = _run(plan, e), plan.work
     yield f"estimated: {run['tokens_per_second']:,.0f} tokens/s, {run['samples_per_second']:,.1f} samples/s"
     yield (
-        f"assumed of a row: {w.tokens:,.0f} positions that are no padding, {w.samples:g} samples, {w.images:g} images, "
-        f"{w.supervised:,.0f} supervised positions (--filled, --samples-per-row, --images-per-row, --supervised)"
+        f"assumed of a row: {w.tokens:,.0f} positions that are no padding, {w.samples:g} samples, "
+        f"{w.units:g} {plan.step.media.unit}, "
+        f"{w.supervised:,.0f} supervised positions (--filled, --samples-per-row, --units-per-row, --supervised)"
     )
     if "hours" in run:
         cost = f", {run['cost']:,.2f} at the price given" if "cost" in run else ""

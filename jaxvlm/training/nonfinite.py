@@ -15,6 +15,7 @@ from PIL import Image
 from jaxvlm import processes
 from jaxvlm.batch import Array, Batch
 from jaxvlm.errors import SharedError
+from jaxvlm.media import Picture
 
 _KEPT = 10  # batches written in a run; more would say nothing new
 
@@ -28,6 +29,7 @@ class NonFinite:
       policy: "stop" or "skip", the recipe's `on_nonfinite`.
       limit: so many steps in a row stop the run.
       look_up: number of a batch -> this process's rows of it, and for each row its records.
+      draw: media of a batch, and a row -> the pictures in it, `MediaLayout.preview`.
     """
 
     def __init__(
@@ -38,9 +40,10 @@ class NonFinite:
         policy: str,
         limit: int,
         look_up: Callable[[int], tuple[Batch, list[list[dict[str, Any]]]]],
+        draw: Callable[[Any, int], list[Picture]],
     ):
         self._folder, self._stage, self._policy, self._limit = folder, stage, policy, limit
-        self._look_up = look_up
+        self._look_up, self._draw = look_up, draw
         self._pending: list[tuple[int, Array, Array]] = []
         self._row: list[int] = []  # the last steps, if they were not finite
 
@@ -90,10 +93,17 @@ class NonFinite:
             name = f"process-{processes.index()}"
             np.savez_compressed(folder / f"{name}.npz", **batch.to_arrays())
             (folder / f"{name}.json").write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-            for row, images in enumerate(batch.images.pixels):
+            for row in range(len(records)):
                 shown = sum(len(record["images"]) for record in records[row])
                 if shown:
-                    Image.fromarray(np.hstack(images[:shown])).save(folder / f"{name}-row-{row}.png")
+                    pictures = [picture.pixels for picture in self._draw(batch.media, row)[:shown]]
+                    Image.fromarray(_side_by_side(pictures)).save(folder / f"{name}-row-{row}.png")
         except OSError as error:
             return f"could not be written ({error})"
         return str(folder)
+
+
+def _side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
+    """uint8[Y, X, 3] each, from left to right; shorter ones end in black."""
+    height = max(len(picture) for picture in pictures)
+    return np.hstack([np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0))) for picture in pictures])

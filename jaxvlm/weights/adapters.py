@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.weights.folder import RenamedSource, as_source, listed, open_file, write_tensors
 from jaxvlm.weights.llava import MEMORY, Spelling, find_spelling, llava_rules, llava_sizes
 from jaxvlm.weights.rules import Rule, export_tensors, flatten_tree, import_tensors, prefixed, unflatten_tree

@@ -20,8 +20,9 @@ from typing import Any
 
 import transformers
 
-from jaxvlm.config import DecoderConfig, ModelConfig, ProjectorConfig, RopeScaling, VisionConfig
+from jaxvlm.config import DecoderConfig, ProjectorConfig, RopeScaling, VisionConfig
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.models.projector import projector_depth
 
 CONFIG_FILE = "config.json"
@@ -145,7 +146,7 @@ class OriginalLlava:
     vision_tower: str  # a name on the hub or a folder
     vision_embed_dim: int | None  # of the encoder, if the file says so
     feature_layer: int  # for `read_vision` of that folder
-    aspect: str  # as in config.data.aspect
+    aspect: str  # as in config.data.media.aspect
     tower_trained: bool  # the encoder was trained too: its weights are in this folder, not in that
 
 
@@ -184,7 +185,7 @@ def read_vision(folder: str | Path, feature_layer: int = _FEATURE_LAYER) -> Visi
     """The encoder of a folder of CLIP or SigLIP, with its text encoder or without.
 
     Mean and standard deviation of the pixels come from the folder's preprocessor_config.json, or are the family's own
-    where there is none. How images are cut and resized is the recipe's choice (config.data.aspect), not the file's.
+    where there is none. How images are resized is the recipe's choice (config.data.media.aspect), not the file's.
 
     Args:
       folder: with config.json.
@@ -382,7 +383,7 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
 
 
 def hf_llava_config(
-    config: ModelConfig, tokenizer: Any, *, image_token_id: int, dtype: str, max_positions: int
+    config: LlavaConfig, tokenizer: Any, *, image_token_id: int, dtype: str, max_positions: int
 ) -> dict[str, Any]:
     """config.json of a `LlavaForConditionalGeneration`.
 

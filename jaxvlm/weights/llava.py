@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from jaxvlm.config import ModelConfig
+from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.models.projector import projector_depth
 from jaxvlm.weights import clip, llama
 from jaxvlm.weights.folder import RenamedSource, TensorSource
@@ -94,6 +95,7 @@ def respelled(tensors: TensorSource, spelling: Spelling) -> TensorSource:
 
 def llava_rules(config: ModelConfig, spelling: Spelling = MEMORY) -> tuple[Rule, ...]:
     """The table of the parts that `spelling` has, with our paths of the whole model."""
+    assert isinstance(config, LlavaConfig)
     rules: list[Rule] = []
     if spelling.vision is not None:
         rules += prefixed(clip.RULES, spelling.vision, "vision/")
@@ -113,6 +115,7 @@ def llava_rules(config: ModelConfig, spelling: Spelling = MEMORY) -> tuple[Rule,
 
 def llava_sizes(config: ModelConfig) -> dict[str, int]:
     """The `sizes` of the engine."""
+    assert isinstance(config, LlavaConfig)
     return {"Y": config.vision.patch_size, "X": config.vision.patch_size, "C": 3}
 
 

@@ -23,6 +23,7 @@ from jaxvlm.config import DataConfig, VisionConfig
 from jaxvlm.data.records import IMAGE
 from jaxvlm.data.text.conversation import OWN_TEMPLATE, TEMPLATES, Renderer, Template
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.config import LlavaMedia
 
 _BICUBIC = 3  # Pillow's number
 # What can follow an image or BOS: a newline, a word, a space.
@@ -89,7 +90,8 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
         tokenizer.chat_template, notes = chat_template(tokenizer, data.template, data.system)
 
     tokenizer.save_pretrained(folder)
-    _write(folder / "preprocessor_config.json", _image_processor(vision, data.aspect))
+    assert isinstance(data.media, LlavaMedia)
+    _write(folder / "preprocessor_config.json", _image_processor(vision, data.media.aspect))
     is_clip = vision.family == "clip"
     _write(
         folder / "processor_config.json",

@@ -38,7 +38,7 @@ def get_config():
     c = base.get_config()
     c.stages = ("finetune",)
     stage = c.stage.finetune = base.stage()
-    stage.data.update(source="{folder}/records.json", images=3)
+    stage.data.source, stage.data.media.units = "{folder}/records.json", 3
     c.tokenizer.source = "{folder}/tokenizer"
     return c
 """

@@ -36,8 +36,8 @@ import numpy as np
 
 from configs import base
 from jaxvlm.config import Config, MeshConfig, ModelConfig, build_config
+from jaxvlm.families.build import build_model
 from jaxvlm.models import variants
-from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.weights.folder import TensorSource, open_tensors, write_tensors
 from jaxvlm.weights.llava import HUB, llava_rules, llava_sizes

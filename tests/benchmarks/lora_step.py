@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from jaxvlm.config import MeshConfig, PartsConfig
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.state import initial_state, state_layout
 from jaxvlm.training.step import compile_train_step

@@ -138,7 +138,7 @@ def measure(samples: int, tokens: int, images: int, scale: float, rounds: int) -
     mixture = make_mixture(samples, tokens, scale)
     order = np.random.default_rng(1).permutation(len(mixture.lengths))
     packers: dict[str, Callable[[], Rows]] = {
-        "ours": lambda: plan_rows(mixture.lengths, mixture.images, order, tokens=tokens, images=images, pack=True),
+        "ours": lambda: plan_rows(mixture.lengths, mixture.images, order, tokens=tokens, budget=images, pack=True),
         "best_fit": lambda: best_fit(mixture.lengths, mixture.images, order, tokens, images),
         "first_fit": lambda: first_fit(mixture.lengths, mixture.images, order, tokens, images),
     }

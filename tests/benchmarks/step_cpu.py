@@ -43,16 +43,19 @@ import optax
 
 from configs import base
 from jaxvlm.batch import Batch
-from jaxvlm.config import Config, MeshConfig, ModelConfig, build_config
-from jaxvlm.data.rows.packing import empty_batch, expand, fill_row, plan_rows
+from jaxvlm.config import Config, MeshConfig, ModelConfig
+from jaxvlm.data.rows.packing import fill_row, plan_rows
 from jaxvlm.data.text.conversation import Sample
+from jaxvlm.families.build import build_model
+from jaxvlm.families.llava.layout import ImageSlots
+from jaxvlm.families.registry import resolve
 from jaxvlm.models import variants
-from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.loss import cross_entropy
 from jaxvlm.training.state import initial_state, merge, state_layout
 from jaxvlm.training.step import compile_train_step
 from jaxvlm.tuning import LOSS_POSITIONS
+from tests.layouts import empty_batch, expand
 
 # torch and transformers are imported where they are used: the process that measures our memory has neither.
 
@@ -127,7 +130,7 @@ def make_config(size: Size) -> Config:
     stage.optimizer.update({"learning_rate": 1e-4, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.1})
     stage.data.tokens = size.tokens
     c.stages, c.stage.only = ("only",), stage
-    return build_config(Config, c.to_dict())
+    return resolve(c.to_dict())
 
 
 def make_samples(config: ModelConfig, size: Size, kind: str) -> list[Sample]:
@@ -158,21 +161,20 @@ def make_pixels(config: ModelConfig, count: int) -> np.ndarray:
 
 def pack(config: ModelConfig, size: Size, samples: list[Sample]) -> Batch:
     """Our batch: as the data pipeline makes it."""
-    P = config.vision.features_per_image
-    pieces, pixels = [expand(sample, P) for sample in samples], make_pixels(config, len(samples))
+    layout = ImageSlots.of(config.vision, "pad")
+    pieces, pixels = [expand(sample, layout) for sample in samples], make_pixels(config, len(samples))
     lengths, ones = np.array([len(piece.tokens) for piece in pieces]), np.ones(len(pieces), np.int32)
     slots = max(1, round(size.tokens / lengths.mean()))
-    rows = plan_rows(lengths, ones, np.arange(len(pieces)), tokens=size.tokens, images=slots, pack=True)
-    spec = Batch.spec(rows=len(rows), tokens=size.tokens, images=slots, image_size=config.vision.image_size)
-    batch = empty_batch(spec)
+    rows = plan_rows(lengths, ones, np.arange(len(pieces)), tokens=size.tokens, budget=slots, pack=True)
+    batch = empty_batch(layout, rows=len(rows), tokens=size.tokens, images=slots)
     for row, members in enumerate(rows):
-        fill_row(batch, row, [pieces[i] for i in members], [pixels[i] for i in members], P)
+        fill_row(batch, row, [pieces[i] for i in members], [pixels[i] for i in members], layout)
     return batch
 
 
 def pad(config: ModelConfig, samples: list[Sample]) -> dict[str, np.ndarray]:
     """Their batch: a sample a row, padded on the right; labels stand at their own token."""
-    pieces = [expand(sample, config.vision.features_per_image) for sample in samples]
+    pieces = [expand(sample, ImageSlots.of(config.vision, "pad")) for sample in samples]
     B, T = len(pieces), max(len(piece.tokens) for piece in pieces)
     inputs = {"input_ids": np.zeros((B, T), np.int64), "labels": np.full((B, T), -100, np.int64)}
     mask = np.zeros((B, T), np.int64)
@@ -359,7 +361,7 @@ def time_pieces(ours: Ours, repeats: int) -> dict[str, float]:
     x_BTD = jax.random.normal(jax.random.key(0), (B, T, head.shape[1]))
 
     def vision(params: dict) -> jax.Array:
-        return model.bind(params).vision(batch.images.pixels[:, 0])
+        return model.bind(params).vision(batch.media.pixels[:, 0])
 
     def decoder(trained: dict, x: jax.Array, params: dict) -> jax.Array:
         params = params | {"language": params["language"] | trained}

@@ -11,6 +11,7 @@ from jaxvlm.config import AugmentConfig, DataConfig
 from jaxvlm.data.records import Record, Turn
 from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.data.text.tokenizer import train_tokenizer, training_texts
+from jaxvlm.families.llava.config import LlavaMedia
 from tests.smollm2 import smollm2_file
 
 WORDS = ["what", "is", "the", "red", "circle", "left", "of", "a", "big", "blue", "square", "and", "two", "dots"]
@@ -31,9 +32,8 @@ def data_config(source, **changes):
         "heldout": 0.0,
         "template": "vicuna_v1",
         "system": "",
-        "aspect": "pad",
+        "media": LlavaMedia(units=changes.pop("images", 2), aspect=changes.pop("aspect", "pad")),
         "tokens": 64,
-        "images": 2,
         "pack": True,
         "augment": AugmentConfig(flip=False, shift=0, shuffle_turns=False),
         "on_bad": "fail",

@@ -27,12 +27,12 @@ from jaxvlm import inspect_data
 from jaxvlm.command import run
 from jaxvlm.data import cache
 from jaxvlm.data.rows.ledger import FATES
-from jaxvlm.data.rows.pipeline import build_pipeline
 from jaxvlm.data.text import conversation
 from jaxvlm.errors import UserError
 from tests.data.conftest import WORDS, data_config
 from tests.data.test_formats import ITEMS
 from tests.data.test_pipeline import VISION
+from tests.layouts import make_pipeline
 
 RECIPE = "tests/e2e/small.py"
 PLACES = ["llava.jsonl", "llava.json", "sharegpt", "openai", "alpaca"]
@@ -449,7 +449,7 @@ def check(world, monkeypatch):
         data = "config.stage.only.data."
         values = {
             f"{data}tokens": TOKENS,
-            f"{data}images": IMAGES,
+            f"{data}media.units": IMAGES,
             "config.model.vision.image_size": VISION.image_size,
             "config.model.vision.patch_size": VISION.patch_size,
             "config.tokenizer.source": world / "tokenizer",
@@ -478,7 +478,7 @@ def kept(monkeypatch, tmp_path):
 
 def build(source, tokenizer, *, rows=1, **changes):
     config = data_config(source, **{"tokens": TOKENS, "images": IMAGES, "on_bad": "skip"} | changes)
-    return build_pipeline(config, tokenizer, vision=VISION, rows=rows, seed=0)
+    return make_pipeline(config, tokenizer, vision=VISION, rows=rows, seed=0)
 
 
 def follow(source, fates, tokenizer, check, out):

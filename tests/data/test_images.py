@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from jaxvlm.data.media import images
-from jaxvlm.data.media.images import augment, check_header, load_image
+from jaxvlm.data.media.images import augment, load_image
 from jaxvlm.data.records import RecordError
+from tests.layouts import check_header
 
 SIZES = [(64, 64), (63, 41), (41, 63), (200, 7), (5, 90), (1, 1), (1, 40), (500, 333), (336, 337)]
 
@@ -158,8 +159,8 @@ def test_exif_orientation_is_applied(orientation):
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
 def test_a_check_decodes_only_what_seems_to_be_cut_short(format, monkeypatch):
-    decoded, load = [], images.load_image
-    monkeypatch.setattr(images, "load_image", lambda *args, **kw: decoded.append(args) or load(*args, **kw))
+    decoded, load = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda *args, **kw: decoded.append(args) or load(*args, **kw))
     data = encoded(picture(63, 41), format)
     check_header(data, 16, "pad")
     assert not decoded

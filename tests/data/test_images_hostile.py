@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from jaxvlm.data.media import images
-from jaxvlm.data.media.images import check_header, load_image
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import RecordError
+from tests.layouts import check_header
 
 FORMATS = ["JPEG", "JPEG progressive", "PNG", "PNG palette", "WEBP", "WEBP lossless", "WEBP animated", "GIF", "BMP"]
 FORMATS += ["BMP RLE", "TIFF", "TIFF deflate", "TIFF tiles", "PPM", "PGM plain"]
@@ -177,8 +178,10 @@ MEASURE = """
 import resource, sys
 from PIL import Image
 Image.MAX_IMAGE_PIXELS = None  # as other libraries do; our limit holds without it
-from jaxvlm.data.media.images import check_header, load_image
+from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import RecordError
+from tests.layouts import check_header
+from tests.layouts import check_header
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 for path in sys.argv[1:]:
     before = peak()

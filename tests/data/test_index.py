@@ -9,6 +9,7 @@ from jaxvlm.data import cache
 from jaxvlm.data.rows import index, samples
 from jaxvlm.data.rows.index import load_index
 from jaxvlm.data.rows.pipeline import open_samples
+from jaxvlm.families.llava.layout import ImageSlots
 from tests.data.conftest import conversation, data_config, write_records
 from tests.data.test_pipeline import BAD, VISION
 
@@ -32,11 +33,13 @@ def passes(monkeypatch):
 
 @pytest.fixture
 def load(tokenizer):
-    return lambda path, **changes: load_index(open_samples(data_config(path, **changes), tokenizer, VISION))
+    return lambda path, **changes: load_index(
+        open_samples(data_config(path, **changes), tokenizer, ImageSlots.of(VISION, "pad"))
+    )
 
 
 def columns(found):
-    return {name: getattr(found, name).tolist() for name in index._columns()}
+    return {name: getattr(found, name).tolist() for name in index._COLUMNS}
 
 
 def told(found):
@@ -48,10 +51,10 @@ def test_found_again(kept, passes, load, tmp_path):
     path.write_text(json.dumps([*json.loads(path.read_text()), BAD["roles"], BAD["image_missing"], {"id": "\ud800"}]))
     first = load(path)
     assert len(passes) == 33 and set(first.errors) == {30, 31, 32}
-    for again in (load(path), load(path, tokens=99, images=7, heldout=0.5, pack=False)):
+    for again in (load(path), load(path, tokens=99, images=7, heldout=0.5, pack=False, aspect="square")):
         assert passes[33:] in ([31], [31, 31])  # an image that is missing is looked for again
         assert columns(again) == columns(first) and told(again) == told(first)
-    assert first.length.dtype == np.int32 and first.id_hash.dtype == np.uint64
+    assert first.text.dtype == np.int32 and first.id_hash.dtype == np.uint64
 
 
 def test_images_that_were_mended_are_noticed(kept, passes, load, tmp_path):
@@ -72,7 +75,7 @@ def test_images_that_were_mended_are_noticed(kept, passes, load, tmp_path):
     assert found() == ([], [])
 
 
-@pytest.mark.parametrize("change", ["content", "system", "answers", "aspect", "folder"])
+@pytest.mark.parametrize("change", ["content", "system", "answers", "folder"])
 def test_made_again_when_it_matters(kept, passes, load, tmp_path, change):
     path = write_records(tmp_path, 5)
     load(path)
@@ -82,7 +85,7 @@ def test_made_again_when_it_matters(kept, passes, load, tmp_path, change):
     elif change == "folder":
         options["image_folder"] = str(tmp_path / "cache")
     else:
-        options[change] = {"system": "Other.", "answers": "last", "aspect": "square"}[change]
+        options[change] = {"system": "Other.", "answers": "last"}[change]
     load(path, **options)
     assert len(passes) == 10
 
@@ -122,6 +125,6 @@ def test_only_the_last_answer(load, tmp_path):
     record = {"id": "a", "conversations": conversation("what is", "red circle", "and", "blue", "left of", "two dots")}
     (tmp_path / "a.json").write_text(json.dumps([record]))
     every, last = load(tmp_path / "a.json"), load(tmp_path / "a.json", answers="last")
-    assert every.length == last.length
+    assert every.text == last.text
     assert every.supervised > last.supervised == 3  # two, dots, </s>
-    assert last.answer_end == last.length - 2
+    assert last.text_to_answer == last.text - 2

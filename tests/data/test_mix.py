@@ -8,12 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxvlm.config import MixConfig, build_config
-from jaxvlm.data.rows.pipeline import build_pipeline
+from jaxvlm.config import MediaConfig, MixConfig, build_config
 from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.config import LlavaMedia
 from tests.data.conftest import conversation, data_config
 from tests.data.test_pipeline import VISION, same, take
+from tests.layouts import make_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def epoch(pipeline, number):
 
 
 def test_weights(files, tokenizer):
-    made = build_pipeline(mixed(files, {"weight": 0.3}, {"weight": 2.0}), tokenizer, vision=VISION, rows=4, seed=1)
+    made = make_pipeline(mixed(files, {"weight": 0.3}, {"weight": 2.0}), tokenizer, vision=VISION, rows=4, seed=1)
     epochs = [epoch(made, number) for number in range(10)]
     for ids in epochs:
         assert Counter(i.split("-")[0] for i in ids) == {"red": 12, "blue": 48}
@@ -69,13 +70,13 @@ def test_weights(files, tokenizer):
     reds = [i for ids in epochs for i in ids if i.startswith("red")]
     assert set(Counter(reds).values()) == {3}
     assert not set(epochs[0]) & set(epochs[1]) & set(reds)
-    other = build_pipeline(mixed(files, {"weight": 0.3}, {"weight": 2.0}), tokenizer, vision=VISION, rows=4, seed=2)
+    other = make_pipeline(mixed(files, {"weight": 0.3}, {"weight": 2.0}), tokenizer, vision=VISION, rows=4, seed=2)
     assert epoch(other, 0) != epochs[0]
 
 
 def test_weights_are_part_of_a_position(files, tokenizer):
     def build(*options, **host):
-        return build_pipeline(mixed(files, *options), tokenizer, vision=VISION, rows=4, seed=1, **host)
+        return make_pipeline(mixed(files, *options), tokenizer, vision=VISION, rows=4, seed=1, **host)
 
     straight = take(build({"weight": 0.5}, {}).batches(), 9)
     state = build({"weight": 0.5}, {}).batches().get_state() | {"batch": 5}
@@ -96,10 +97,11 @@ def test_weights_are_part_of_a_position(files, tokenizer):
 def test_a_recipe_may_give_the_weight_alone(files):
     values = dataclasses.asdict(data_config(""))
     values["mix"] = ((files[0], 1), (files[1], {"limit": 5}))
-    config = build_config(type(data_config("")), values)
+    classes = {MediaConfig: LlavaMedia}
+    config = build_config(type(data_config("")), values, classes=classes)
     assert [options for _, options in config.mix] == [MixConfig(weight=1.0), MixConfig(limit=5)]
     with pytest.raises(UserError, match=r"unknown key config.mix\[0\]\[1\].wieght .did you mean .*weight"):
-        build_config(type(config), values | {"mix": ((files[0], {"wieght": 1.0}),)})
+        build_config(type(config), values | {"mix": ((files[0], {"wieght": 1.0}),)}, classes=classes)
 
 
 def test_everything_wrong_in_one_message(files):

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvlm.data.rows.pipeline import build_pipeline
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.training.loss import batch_loss
 from jaxvlm.weights.rules import flatten_tree
 from tests.data.conftest import data_config, write_records
+from tests.layouts import make_pipeline
 from tests.parity import pairs
 
 
@@ -29,8 +29,8 @@ def epoch(config, tokenizer, tmp_path_factory):
     def epoch(pack):
         data = data_config(records, pack=pack, tokens=96, images=3)
         sizes = {"vision": config.vision, "seed": 0}
-        rows = build_pipeline(data, tokenizer, rows=1, **sizes).num_rows(1)
-        batches = build_pipeline(data, tokenizer, rows=rows, **sizes).batches()
+        rows = make_pipeline(data, tokenizer, rows=1, **sizes).num_rows(1)
+        batches = make_pipeline(data, tokenizer, rows=rows, **sizes).batches()
         try:
             return next(batches)
         finally:
@@ -86,7 +86,7 @@ def test_no_sample_sees_another_of_its_row(model, params, packed, config):
         other.tokens[here] = np.where(packed.tokens[here] > 9, packed.tokens[here] - 1, 9)
         for row, slot in np.argwhere(packed.image_index >= 0):
             if here[row, slot]:
-                other.images.pixels[row, packed.image_index[row, slot] // P] = 7
+                other.media.pixels[row, packed.image_index[row, slot] // P] = 7
         after = np.asarray(logits(other))
         np.testing.assert_array_equal(after[~here], before[~here])
         for row in np.flatnonzero(here.any(axis=1)):

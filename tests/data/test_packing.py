@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from jaxvlm.batch import Batch
 from jaxvlm.data.rows import packing
-from jaxvlm.data.rows.packing import FitError, check_row, empty_batch, expand, expanded_length, fill_row, fit, plan_rows
+from jaxvlm.data.rows.packing import FitError, check_row, fill_row, fit, measure, plan_rows
 from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 from tests.benchmarks.packing import make_mixture
+from tests.layouts import expand, extents, slots
 
 IM = 9  # placeholder id
 
@@ -23,8 +24,16 @@ def sample(tokens, weights):
     return Sample(tokens, np.array(weights, np.float32), tokens == IM)
 
 
-def spec(rows=1, tokens=10, images=2, image_size=2):
-    return Batch.spec(rows=rows, tokens=tokens, images=images, image_size=image_size)
+def spec(rows=1, tokens=10, images=2):
+    return Batch.spec(rows=rows, tokens=tokens, media=slots(2, 1).spec(rows, images))
+
+
+def expanded_length(one, features):
+    return measure(one, extents(one, slots(2, features))).length
+
+
+def fitted(one, features, T):
+    return fit(one, extents(one, slots(2, features)), tokens=T, units=1, unit="images")
 
 
 def pixels(value):
@@ -32,9 +41,10 @@ def pixels(value):
 
 
 def test_the_example_in_batch():
-    batch = empty_batch(spec())
-    pieces = [expand(sample([1, IM, 7, 8, 2], [0, 0, 0, 1, 1]), 1), expand(sample([1, IM, 6, 2], [0, 0, 0, 1]), 1)]
-    fill_row(batch, 0, pieces, [pixels(50), pixels(60)], 1)
+    batch = Batch.empty(spec())
+    one = slots(2, 1)
+    pieces = [expand(sample([1, IM, 7, 8, 2], [0, 0, 0, 1, 1]), one), expand(sample([1, IM, 6, 2], [0, 0, 0, 1]), one)]
+    fill_row(batch, 0, pieces, [pixels(50), pixels(60)], one)
     batch.check(spec())
     rows = {
         "tokens      ": [1, IM, 7, 8, 2, 1, IM, 6, 2, 0],
@@ -46,30 +56,31 @@ def test_the_example_in_batch():
     }
     for name, row in rows.items():
         assert getattr(batch, name.strip())[0].tolist() == row, name
-    assert [image[0, 0, 0] for image in batch.images.pixels[0]] == [50, 60]
+    assert [image[0, 0, 0] for image in batch.media.pixels[0]] == [50, 60]
 
 
 def test_two_features_an_image_and_two_images_a_sample():
-    piece = expand(sample([1, IM, 5, IM, 7], [0, 0, 0, 0, 1]), 2)
+    two = slots(2, 2)
+    piece = expand(sample([1, IM, 5, IM, 7], [0, 0, 0, 0, 1]), two)
     assert piece.tokens.tolist() == [1, IM, IM, 5, IM, IM, 7]
     assert piece.targets.tolist() == [0, 0, 5, 0, 0, 7, 0]
     assert piece.loss_weights.tolist() == [0, 0, 0, 0, 0, 1, 0]
     assert piece.image_index.tolist() == [-1, 0, 1, -1, 2, 3, -1]
-    batch = empty_batch(spec(tokens=12, images=3))
-    fill_row(batch, 0, [expand(sample([1, IM, 7], [0, 0, 1]), 2), piece], [pixels(i) for i in (1, 2, 3)], 2)
+    batch = Batch.empty(spec(tokens=12, images=3))
+    fill_row(batch, 0, [expand(sample([1, IM, 7], [0, 0, 1]), two), piece], [pixels(i) for i in (1, 2, 3)], two)
     assert batch.image_index[0].tolist() == [-1, 0, 1, -1, -1, 2, 3, -1, 4, 5, -1, -1]
 
 
 def test_the_text_may_hold_the_placeholder_id():
     """It is <unk> where a tokenizer has no <image>; only `is_image` tells them apart."""
     mixed = Sample(np.array([1, IM, IM, 7], np.int32), np.array([0, 0, 1, 1], np.float32), np.array([0, 1, 0, 0], bool))
-    piece = expand(mixed, 2)
+    piece = expand(mixed, slots(2, 2))
     assert piece.targets.tolist() == [0, 0, IM, 7, 0]
     assert piece.loss_weights.tolist() == [0, 0, 1, 1, 0]
 
 
 def test_an_empty_batch_is_padding():
-    batch = empty_batch(spec(rows=3))
+    batch = Batch.empty(spec(rows=3))
     batch.check(spec(rows=3))
     assert not batch.segments.any() and not batch.loss_weights.any() and (batch.image_index == -1).all()
 
@@ -77,11 +88,11 @@ def test_an_empty_batch_is_padding():
 def test_fit_keeps_what_fits():
     whole = sample([1, IM, 5, 7, 8, 2], [0, 0, 0, 1, 1, 1])
     assert expanded_length(whole, 3) == 8
-    assert fit(whole, features_per_image=3, tokens=8, images=1) is whole
+    assert fitted(whole, 3, 8) is whole
 
 
 def test_fit_cuts_text_after_the_last_image():
-    cut = fit(sample([1, IM, 5, 7, 8, 2], [0, 0, 0, 1, 1, 1]), features_per_image=3, tokens=6, images=1)
+    cut = fitted(sample([1, IM, 5, 7, 8, 2], [0, 0, 0, 1, 1, 1]), 3, 6)
     assert cut.tokens.tolist() == [1, IM, 5, 7]
     assert expanded_length(cut, 3) == 6
 
@@ -99,7 +110,7 @@ def test_fit_cuts_text_after_the_last_image():
 )
 def test_fit_refuses(tokens, weights, T, reason, words):
     with pytest.raises(FitError, match=words) as caught:
-        fit(sample(tokens, weights), features_per_image=3, tokens=T, images=1)
+        fitted(sample(tokens, weights), 3, T)
     assert caught.value.reason == reason
 
 
@@ -129,8 +140,8 @@ def test_any_plan(case):
     images = np.array([min(count, I) for _, count in sizes], np.int32)
     order = np.array(random.sample(range(len(sizes)), random.randint(0, len(sizes))), np.int64)
     with mock.patch.object(packing, "PLAN_WINDOW", window):
-        rows = plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
-        assert rows == plan_rows(lengths, images, order, tokens=T, images=I, pack=pack)
+        rows = plan_rows(lengths, images, order, tokens=T, budget=I, pack=pack)
+        assert rows == plan_rows(lengths, images, order, tokens=T, budget=I, pack=pack)
     place = {sample: i for i, sample in enumerate(order.tolist())}
     places = [[place[sample] for sample in row] for row in rows]
     flat = [i for row in places for i in row]
@@ -164,7 +175,7 @@ def test_any_plan(case):
 )
 def test_plans_written_out(lengths, images, rows):
     lengths, images = np.array(lengths), np.array(images)
-    assert plan_rows(lengths, images, np.arange(len(lengths)), tokens=10, images=2, pack=True) == rows
+    assert plan_rows(lengths, images, np.arange(len(lengths)), tokens=10, budget=2, pack=True) == rows
 
 
 @pytest.mark.parametrize(
@@ -175,7 +186,7 @@ def test_rows_are_full(low, high, tokens, images, fill):
     random = np.random.default_rng(0)
     lengths = random.integers(low, high, 20_000)
     one, order = np.ones_like(lengths), random.permutation(20_000)
-    rows = plan_rows(lengths, one, order, tokens=tokens, images=images, pack=True)
+    rows = plan_rows(lengths, one, order, tokens=tokens, budget=images, pack=True)
     assert lengths.sum() / (tokens * len(rows)) > fill
 
 
@@ -185,7 +196,7 @@ def test_rows_of_llavas_mixture(tokens, images, fill, scale):
     """Full (no packer reaches 90 % at 2048), and as mixed as the order in every part of an epoch."""
     mixture = make_mixture(20_000, tokens, scale)
     order = np.random.default_rng(1).permutation(len(mixture.lengths))
-    rows = plan_rows(mixture.lengths, mixture.images, order, tokens=tokens, images=images, pack=True)
+    rows = plan_rows(mixture.lengths, mixture.images, order, tokens=tokens, budget=images, pack=True)
     assert mixture.lengths.sum() / (tokens * len(rows)) >= fill
     of_row = np.array([[mixture.lengths[list(row)].sum(), mixture.images[list(row)].sum(), len(row)] for row in rows])
     for part, planned in zip(np.array_split(of_row, 8), np.array_split(order, 8), strict=True):
@@ -204,14 +215,15 @@ def test_packed_pieces_are_what_they_are_alone(kinds, P):
         sample([IM if image else 5 + i % 4 for i, image in enumerate(kind)], [i % 2 for i in range(len(kind))])
         for kind in kinds
     ]
-    pieces = [expand(s, P) for s in samples]
+    pieces = [expand(s, slots(2, P)) for s in samples]
     images = [int(s.is_image.sum()) for s in samples]
-    batch = empty_batch(spec(tokens=80, images=30))
-    fill_row(batch, 0, pieces, [pixels(i) for i in range(sum(images))], P)
+    batch = Batch.empty(spec(tokens=80, images=30))
+    fill_row(batch, 0, pieces, [pixels(i) for i in range(sum(images))], slots(2, P))
     for segment in range(1, len(pieces) + 1):
-        alone = empty_batch(spec(tokens=80, images=30))
+        alone = Batch.empty(spec(tokens=80, images=30))
         first = sum(images[: segment - 1])
-        fill_row(alone, 0, [pieces[segment - 1]], [pixels(first + i) for i in range(images[segment - 1])], P)
+        own = [pixels(first + i) for i in range(images[segment - 1])]
+        fill_row(alone, 0, [pieces[segment - 1]], own, slots(2, P))
         here, length = batch.segments[0] == segment, len(pieces[segment - 1].tokens)
         for name in ("tokens", "targets", "loss_weights", "positions"):
             assert (getattr(batch, name)[0, here] == getattr(alone, name)[0, :length]).all()
@@ -219,5 +231,5 @@ def test_packed_pieces_are_what_they_are_alone(kinds, P):
             assert (packed < 0) == (own < 0)
             if own >= 0:
                 assert packed % P == own % P
-                assert (batch.images.pixels[0, packed // P] == alone.images.pixels[0, own // P]).all()
+                assert (batch.media.pixels[0, packed // P] == alone.media.pixels[0, own // P]).all()
     assert jax.tree.all(jax.tree.map(lambda x: isinstance(x, np.ndarray), batch))

@@ -14,15 +14,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxvlm.batch import Batch
 from jaxvlm.data.records import Record, Turn
-from jaxvlm.data.rows.packing import empty_batch, expand, fill_row
-from jaxvlm.data.rows.pipeline import build_pipeline
+from jaxvlm.data.rows.packing import fill_row
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
 from jaxvlm.inspect.token_text import Part, Vocabulary, spell
 from tests.data.conftest import data_config, write_records
+from tests.layouts import empty_batch, expand, make_pipeline, slots
 from tests.parity import pairs
 
 P = 4  # features of an image
@@ -110,23 +109,28 @@ def renderer_of(tokenizer, template):
     return Renderer(tokenizer, template, image_token_id=image_token_id(tokenizer), system="")
 
 
-def make_row(tokenizer, records, *, template="vicuna_v1", tokens=None, slots=2, size=6, change=None):
+def slots_of(size):
+    return slots(size, P)
+
+
+def make_row(tokenizer, records, *, template="vicuna_v1", tokens=None, images=2, size=6, change=None):
     """A row of records; `change` gets the expanded pieces."""
-    pieces = [expand(renderer_of(tokenizer, template).render(one), P) for one in records]
+    layout = slots_of(size)
+    pieces = [expand(renderer_of(tokenizer, template).render(one), layout) for one in records]
     if change:
         pieces = change(pieces)
     length = sum(len(piece.tokens) for piece in pieces)
-    batch = empty_batch(Batch.spec(rows=2, tokens=tokens or length + 5, images=slots, image_size=size))
+    batch = empty_batch(layout, rows=2, tokens=tokens or length + 5, images=images)
     pixels = [
         np.random.default_rng(k).integers(0, 256, (size, size, 3), np.uint8)
         for k in range(sum(len(one.images) for one in records))
     ]
-    fill_row(batch, 1, pieces, pixels, P)
+    fill_row(batch, 1, pieces, pixels, layout)
     described = [
         {"id": r.id, "origin": r.origin, "images": list(r.images), "turns": [[t.role, t.text] for t in r.turns]}
         for r in records
     ]
-    return PageRow(batch, 1, described, P, "batch 7")
+    return PageRow(batch, 1, described, layout.preview(batch.media, 1), "batch 7")
 
 
 @pytest.fixture
@@ -191,7 +195,7 @@ def test_a_packed_row(show, tokenizer):
         kind, _, data = shown.attributes["src"].partition(",")
         assert kind == "data:image/png;base64"
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-        np.testing.assert_array_equal(pixels, batch.images.pixels[1, number])
+        np.testing.assert_array_equal(pixels, batch.media.pixels[1, number])
         assert int(shown.attributes["width"]) % 6 == 0 and int(shown.attributes["width"]) > 300
         assert f"first-{number}.png" in shown.attributes["alt"] and f"first-{number}.png" in figure.text
     assert len(images) == 2 == len(page.tags("img"))
@@ -212,7 +216,7 @@ def test_a_packed_row(show, tokenizer):
 
 
 def test_sums_and_contents(show, tokenizer):
-    rows = [three(tokenizer), three(tokenizer), make_row(tokenizer, [record("x", "a", "big dots")], slots=0)]
+    rows = [three(tokenizer), three(tokenizer), make_row(tokenizer, [record("x", "a", "big dots")], images=0)]
     page = show(iter(rows), tokenizer)
     tiles = {tile.tags("dt")[0].text: tile.tags("dd")[0].children[0] for tile in page.of_class("sum")[0].tags("div")}
     positions = sum(row.batch.tokens.shape[1] for row in rows)
@@ -229,8 +233,8 @@ def test_sums_and_contents(show, tokenizer):
 
 
 def test_an_empty_row_and_no_row(show, tokenizer):
-    batch = empty_batch(Batch.spec(rows=1, tokens=9, images=1, image_size=4))
-    page = show(page_rows(batch, [[]], P), tokenizer)
+    batch = empty_batch(slots_of(4), tokens=9, images=1)
+    page = show(page_rows(batch, [[]], slots_of(4)), tokenizer)
     assert page.tags("h2")[0].text == "row 0" and not chips(page)
     assert [box.text for box in page.of_class("p") if box.tag == "span"] == ["padding: 9 positions, 0–8"]
     assert not show([], tokenizer).tags("article")
@@ -247,9 +251,9 @@ def test_a_caption_right_behind_its_image(show, tokenizer):
 def test_rows_of_a_pipeline(show, tokenizer, tmp_path):
     vision = dataclasses.replace(pairs.tiny_config().vision, image_size=16, patch_size=8)
     source = write_records(tmp_path, 20)
-    made = build_pipeline(data_config(source), tokenizer, vision=vision, rows=4, seed=0)
+    made = make_pipeline(data_config(source), tokenizer, vision=vision, rows=4, seed=0)
     batch, records = made.look_up(1)
-    page = show(page_rows(batch, records, vision.features_per_image, "batch 1"), tokenizer)
+    page = show(page_rows(batch, records, made.layout, "batch 1"), tokenizer)
     cards = page.tags("article")
     assert len(cards) == 4 and not page.of_class("warn")
     for card, members in zip(cards, records, strict=True):
@@ -420,7 +424,7 @@ def test_the_page_asks_for_nothing(show, tokenizer):
             "a loss weight but a target that is not the next text token of the segment: positions",
         ),
         ("positions", 3, 9, "segment 1 has positions that do not count up from 0"),
-        ("image_index", 1, 3, "image 1 stands at 1–4 without all its 4 features in order"),
+        ("image_index", 1, 3, "image 1 is at 1–4 without all its 4 features in order"),
     ],
 )
 def test_what_is_wrong_with_a_row(show, tokenizer, field, at, value, message):
@@ -459,8 +463,8 @@ def test_rows_that_cannot_be_shown(show, tokenizer):
     row = three(tokenizer)
     with pytest.raises(ValueError, match="batch 7 has 3 segments and 2 records"):
         show([dataclasses.replace(row, records=row.records[:2])], tokenizer)
-    with pytest.raises(ValueError, match="image_index 7; 2 images of 3 features end at 5"):
-        show([dataclasses.replace(row, features_per_image=3)], tokenizer)
+    with pytest.raises(ValueError, match="image_index 7; the features of its 2 images end at 5"):
+        show([dataclasses.replace(row, pictures=slots(6, 3).preview(row.batch.media, 1))], tokenizer)
 
 
 def test_the_size_of_a_long_page(tmp_path, smollm2):

@@ -48,7 +48,7 @@ def test_what_a_browser_shows(page, tokenizer):
     is_text = (batch.segments[1] > 0) & (batch.image_index[1] < 0)
     assert results["positions"] == np.flatnonzero(is_text).tolist() and results["chips"] == is_text.sum()
     assert results["learned"] == [" a square</s> two dots</s>", " the circle</s>", ""]
-    height, width = batch.images.pixels.shape[2:4]
+    height, width = batch.media.pixels.shape[2:4]
     assert results["sizes"] == [[True, width, height, 336, 336]] * 2
     assert results["title"] == "Rows" and results["overflow"] <= 0
     learned, read = results["colours"]

@@ -15,11 +15,12 @@ from jaxvlm.data.rows import index as index_module
 from jaxvlm.data.rows import pipeline as pipeline_module
 from jaxvlm.data.rows import samples as samples_module
 from jaxvlm.data.rows.ledger import FATES
-from jaxvlm.data.rows.pipeline import build_pipeline
 from jaxvlm.data.rows.samples import shuffle_turns
 from jaxvlm.data.sources.load import id_hash, load_source
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.layout import ImageSlots
 from tests.data.conftest import conversation, data_config, write_records
+from tests.layouts import make_pipeline
 from tests.parity import pairs
 
 VISION = dataclasses.replace(pairs.tiny_config().vision, image_size=16, patch_size=8)
@@ -36,7 +37,7 @@ def build(tokenizer):
     def build(source, *, rows=4, seed=0, process=(0, 1), **changes):
         sizes = {"vision": VISION, "rows": rows, "seed": seed}
         host = {"process_index": process[0], "process_count": process[1]}
-        return build_pipeline(data_config(source, **changes), tokenizer, **sizes, **host)
+        return make_pipeline(data_config(source, **changes), tokenizer, **sizes, **host)
 
     return build
 
@@ -90,8 +91,8 @@ def test_rows_hold_the_images_of_their_records(build, data):
     for batch in take(made.batches(), made.num_rows(1)):
         used = 1 + max(batch.image_index[0].max() // 4, -1)
         assert (batch.image_index[0] >= 0).sum() == 4 * used
-        found += [batch.images.pixels[0, k].tobytes() for k in range(used)]
-        assert not batch.images.pixels[0, used:].any()
+        found += [batch.media.pixels[0, k].tobytes() for k in range(used)]
+        assert not batch.media.pixels[0, used:].any()
     assert sorted(found) == sorted(known)
 
 
@@ -157,7 +158,7 @@ def test_num_rows(build, data):
 def test_epochs_differ_in_order_rounds_and_pixels(build, data):
     made = build(data, augment=SHAKEN, rows=1, pack=False)
     first, second = (take(made.batches(), 120)[i * 60 : (i + 1) * 60] for i in (0, 1))
-    pixels = [{batch.images.pixels.tobytes() for batch in epoch} for epoch in (first, second)]
+    pixels = [{batch.media.pixels.tobytes() for batch in epoch} for epoch in (first, second)]
     assert len(pixels[0] & pixels[1]) < 10
     texts = [{batch.tokens.tobytes() for batch in epoch} for epoch in (first, second)]
     assert 0 < len(texts[0] & texts[1]) < 60  # those with one round stay
@@ -312,7 +313,7 @@ def test_nothing_left(build, bad):
 def test_settings_that_cannot_work(build, data):
     with pytest.raises(UserError) as caught:
         build(data, on_bad="reject", aspect="stretch", heldout=1.0, tokens=0, workers=-1)
-    for word in ("on_bad", "aspect", "heldout", "tokens = 0", "workers = -1"):
+    for word in ("on_bad", "media.aspect", "heldout", "tokens = 0", "workers = -1"):
         assert f"data.{word}" in str(caught.value)
     with pytest.raises(UserError, match="shift = 16"):
         build(data, augment=AugmentConfig(flip=False, shift=16, shuffle_turns=False))
@@ -352,15 +353,15 @@ def test_or_keeps_its_place_and_is_counted(build, tmp_path, workers, capfd):
     for batch, like in zip(found, sound, strict=True):
         for field in ("tokens", "targets", "positions", "segments", "image_index"):
             assert np.array_equal(getattr(batch, field), getattr(like, field))
-        for row, slot in np.argwhere((batch.images.pixels != like.images.pixels).any(axis=(2, 3, 4))):
-            assert (batch.images.pixels[row, slot] == VISION.pad_colour).all()
+        for row, slot in np.argwhere((batch.media.pixels != like.media.pixels).any(axis=(2, 3, 4))):
+            assert (batch.media.pixels[row, slot] == VISION.pad_colour).all()
             features = np.arange(slot, slot + 1) * VISION.features_per_image
             segment = batch.segments[row, batch.image_index[row] == features][0]
             own = batch.segments[row] == segment
             assert like.loss_weights[row, own].any() and not batch.loss_weights[row, own].any()
             assert np.array_equal(batch.loss_weights[row, ~own], like.loss_weights[row, ~own])
             changed += 1
-        alike = (batch.images.pixels == like.images.pixels).all(axis=(1, 2, 3, 4))
+        alike = (batch.media.pixels == like.media.pixels).all(axis=(1, 2, 3, 4))
         assert np.array_equal(batch.loss_weights[alike], like.loss_weights[alike])
     assert changed >= 1
     rows = made.num_rows(1)
@@ -382,8 +383,8 @@ def test_a_broken_record_is_not_asked_about(build, tmp_path):
 
 def test_images_are_decoded_once_if_they_fit_into_memory(build, data, monkeypatch):
     calls = []
-    load = samples_module.load_image
-    monkeypatch.setattr(samples_module, "load_image", lambda *a, **kw: calls.append(a) or load(*a, **kw))
+    load = ImageSlots.load
+    monkeypatch.setattr(ImageSlots, "load", lambda *a, **kw: calls.append(a) or load(*a, **kw))
     made = build(data, rows=1, augment=SHAKEN)
     kept = take(made.batches(), made.num_rows(2))
     assert len(calls) < 60  # 48 images; two threads may decode the same one at the same time

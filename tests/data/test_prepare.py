@@ -10,15 +10,17 @@ from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.rows import prepare as prepare_module
 from jaxvlm.data.rows.index import load_index
-from jaxvlm.data.rows.pipeline import build_pipeline, open_samples
-from jaxvlm.data.rows.prepare import Images, prepare
+from jaxvlm.data.rows.pipeline import open_samples
+from jaxvlm.data.rows.prepare import prepare
 from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.data.sources.prepared import PreparedSource, read_card
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.layout import ImageSlots
 from tests.data.conftest import data_config, write_records
 from tests.data.test_pipeline import VISION, same, take
+from tests.layouts import make_pipeline
 
-KEPT = Images.of(VISION, "pad", 0)
+KEPT = ImageSlots.of(VISION, "pad")
 
 
 class Inline:
@@ -53,8 +55,9 @@ def records(tmp_path):
     return write_records(tmp_path / "raw", 25)
 
 
-def run(path, out, known=(), *, kept=KEPT, shard_records=10, skip=False):
-    return prepare(load_mix(data_config(path)), dict(known), kept, out, shard_records=shard_records, skip=skip)
+def run(path, out, known=(), *, kept=KEPT, jpeg=0, shard_records=10, skip=False):
+    options = {"jpeg": jpeg, "shard_records": shard_records, "skip": skip}
+    return prepare(load_mix(data_config(path)), dict(known), kept, out, **options)
 
 
 def test_training_sees_the_same(records, tmp_path, tokenizer):
@@ -65,8 +68,8 @@ def test_training_sees_the_same(records, tmp_path, tokenizer):
     assert card["ledger"]["read"] == card["ledger"]["used"]["total"] == 25
     assert not (out / "progress.json").exists()
     options = {"vision": VISION, "rows": 3, "seed": 5}
-    first = build_pipeline(data_config(records, heldout=0.2), tokenizer, **options)
-    second = build_pipeline(data_config(out, heldout=0.2), tokenizer, **options)
+    first = make_pipeline(data_config(records, heldout=0.2), tokenizer, **options)
+    second = make_pipeline(data_config(out, heldout=0.2), tokenizer, **options)
     assert first.num_rows(2) == second.num_rows(2)
     assert all(same(a, b) for a, b in zip(take(first.batches(), 9), take(second.batches(), 9), strict=True))
     held = [list(made.heldout_batches(3)) for made in (first, second)]
@@ -74,12 +77,12 @@ def test_training_sees_the_same(records, tmp_path, tokenizer):
     source = PreparedSource(str(out))
     assert source[12].origin == f"{records}[12]" and source[12].id == "record-12"
     assert source.origin(12) == f"{out}/part-00001-of-00003.array_record[2]"
-    with pytest.raises(UserError, match="images of 16 pixels, aspect pad; the recipe takes 16 pixels, aspect square"):
-        build_pipeline(data_config(out, aspect="square"), tokenizer, **options)
+    with pytest.raises(UserError, match="prepared with aspect pad, .*size 16; the recipe takes aspect square"):
+        make_pipeline(data_config(out, aspect="square"), tokenizer, **options)
 
 
 def test_jpeg_is_nearly_the_same(inline, records, tmp_path):
-    run(records, tmp_path / "out", kept=Images.of(VISION, "pad", 95))
+    run(records, tmp_path / "out", jpeg=95)
     source, original = PreparedSource(str(tmp_path / "out")), load_mix(data_config(records))
     for index in (1, 2, 3):
         (now,), (before,) = source[index].images, original[index].images
@@ -103,7 +106,7 @@ def test_goes_on_where_it_was_stopped(inline, records, tmp_path, monkeypatch):
         run(records, out)
     with pytest.raises(UserError, match="card.json is missing"):
         PreparedSource(str(out))
-    for other, word in (({"shard_records": 5}, "shard_records"), ({"kept": Images.of(VISION, "square", 0)}, "images")):
+    for other, word in (({"shard_records": 5}, "shard_records"), ({"kept": ImageSlots.of(VISION, "square")}, "images")):
         with pytest.raises(UserError, match=f"begun with other {word}; go on with the same"):
             run(records, out, **other)
     names = [f"part-0000{number}-of-00003.array_record" for number in range(3)]
@@ -126,7 +129,7 @@ def test_what_cannot_be_decoded_is_named_or_counted(inline, records, tmp_path, t
     items = json.loads(records.read_text())
     items[7]["conversations"].pop()
     records.write_text(json.dumps(items))
-    known = load_index(open_samples(data_config(records), tokenizer, VISION)).errors
+    known = load_index(open_samples(data_config(records), tokenizer, KEPT)).errors
     assert set(known) == {7}
     with pytest.raises(UserError, match="3 images cannot be decoded") as caught:
         run(records, tmp_path / "out", known)
@@ -145,7 +148,7 @@ def test_an_answer_before_the_first_question_is_still_counted(inline, records, t
     records.write_text(json.dumps(items))
     run(records, tmp_path / "out")
     first, second = (
-        build_pipeline(data_config(path), tokenizer, vision=VISION, rows=1, seed=0).ledger(100)
+        make_pipeline(data_config(path), tokenizer, vision=VISION, rows=1, seed=0).ledger(100)
         for path in (records, tmp_path / "out")
     )
     assert first == second and first.counts["packed"]["without the answer before its first question"] == 1

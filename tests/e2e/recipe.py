@@ -12,7 +12,7 @@ def get_config():
         stage.data.heldout = 0.2
         stage.data.system = ""
         stage.data.tokens = 48
-        stage.data.images = 3
+        stage.data.media.units = 3
         stage.data.augment.update(flip=True, shift=2, shuffle_turns=True)
         stage.global_batch_size = 8
         stage.micro_batches = 4

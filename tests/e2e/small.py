@@ -11,7 +11,7 @@ def get_config():
     stage.data.heldout = 0.1
     stage.data.system = ""
     stage.data.tokens = 48
-    stage.data.images = 3
+    stage.data.media.units = 3
     stage.global_batch_size = 8
     stage.epochs = 100.0
     stage.checkpoint_every = 5

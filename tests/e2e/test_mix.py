@@ -10,8 +10,9 @@ from PIL import Image
 
 from jaxvlm.command import load_config
 from jaxvlm.data.rows.pipeline import build_pipeline
-from jaxvlm.data.rows.prepare import Images, prepare
+from jaxvlm.data.rows.prepare import prepare
 from jaxvlm.data.sources.mix import Mix, load_mix
+from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.run import load_saved_config, saved_tokenizer
 from tests.data.conftest import data_config
 from tests.e2e.conftest import ROOT, write_data
@@ -41,7 +42,7 @@ def folder(tmp_path_factory):
     (folder / "dataset_info.json").write_text(json.dumps({"chats": entry}))
     mix: Mix = load_mix(data_config(folder / "raw" / "data.json"))
     vision = load_config("configs/quickstart.py").model.vision
-    prepare(mix, {}, Images.of(vision, "pad", 0), folder / "prepared", shard_records=16, skip=False)
+    prepare(mix, {}, ImageSlots.of(vision, "pad"), folder / "prepared", jpeg=0, shard_records=16, skip=False)
     return folder
 
 
@@ -64,7 +65,11 @@ def test_stopped_and_gone_on_with_other_workers(command, environment, folder, tm
     stage, tokenizer = config.stage["finetune"], saved_tokenizer(tmp_path / "whole", config)
 
     def batches(first, **options):
-        settings = {"vision": config.model.vision, "rows": stage.global_batch_size, "seed": config.seed}
+        settings = {
+            "layout": ImageSlots.of(config.model.vision, "pad"),
+            "rows": stage.global_batch_size,
+            "seed": config.seed,
+        }
         made = build_pipeline(stage.data, tokenizer, **settings, **options).batches()
         made.set_state(made.get_state() | {"batch": first})
         try:

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvlm.batch import Batch
 from jaxvlm.config import MeshConfig
-from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import Record, Turn
-from jaxvlm.data.rows.packing import empty_batch, expand, fill_row
+from jaxvlm.data.rows.packing import fill_row
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
-from jaxvlm.inference import chat
+from jaxvlm.families.build import build_model
+from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.inference.chat import answer, score
 from jaxvlm.inference.decode import Sampling
-from jaxvlm.models.vlm import VLM, build_model
+from jaxvlm.models.vlm import VLM
 from jaxvlm.sharding import Rules, make_mesh
 from tests import tiny
 from tests.inference import tiny_run
+from tests.layouts import empty_batch, expand
 
 
 @dataclasses.dataclass
@@ -87,12 +87,10 @@ def greedy_by_hand(world, record, count):
     renderer = Renderer(
         world.tokenizer, world.data.template, image_token_id=image_token_id(world.tokenizer), system=world.data.system
     )
-    piece = expand(renderer.render_prompt(record), vision.features_per_image)
-    batch = empty_batch(Batch.spec(rows=1, tokens=80, images=2, image_size=vision.image_size))
-    pixels = [
-        load_image(image, vision.image_size, world.data.aspect, pad_colour=vision.pad_colour) for image in record.images
-    ]
-    fill_row(batch, 0, [piece], pixels, vision.features_per_image)
+    layout = ImageSlots.of(vision, world.data.media.aspect)
+    piece = expand(renderer.render_prompt(record), layout)
+    batch = empty_batch(layout, tokens=80, images=2)
+    fill_row(batch, 0, [piece], [layout.load(image, "", exact=True) for image in record.images], layout)
     length = len(piece.tokens)
     for at in range(length, length + count):
         logits = _forward(world.model, world.params, batch)
@@ -149,7 +147,8 @@ def test_samples_do_not_depend_on_the_batch_size(world):
 
 def test_an_image_is_decoded_once_for_all_its_questions(world, monkeypatch):
     loaded = []
-    monkeypatch.setattr(chat, "load_image", lambda *args, **kw: loaded.append(args[0]) or load_image(*args, **kw))
+    load = ImageSlots.load
+    monkeypatch.setattr(ImageSlots, "load", lambda self, *args, **kw: loaded.append(args[0]) or load(self, *args, **kw))
     questions = [world.record("is it red?", colour) for _ in range(6) for colour in ("red", "green")]
     world.ask(questions)
     assert len(loaded) == 2
@@ -161,7 +160,7 @@ def test_nothing_to_answer(world):
 
 def test_too_long_prompts_are_named_with_their_numbers(world):
     data = dataclasses.replace(world.data, tokens=20)
-    with pytest.raises(UserError, match=r"the prompt has \d\d tokens \(2 images of 9, \d+ of text\)") as raised:
+    with pytest.raises(UserError, match=r"the prompt has \d\d tokens \(18 of 2 images, \d+ of text\)") as raised:
         world.ask([world.record("is it red?", "red", "blue"), world.record("say hello " * 9)], data=data)
     assert all(part in str(raised.value) for part in ("q[is it red?]", "q[say hello", "have 20 (data.tokens)"))
 

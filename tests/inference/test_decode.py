@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvlm.batch import Batch
 from jaxvlm.config import MeshConfig
-from jaxvlm.data.rows.packing import empty_batch, expand, fill_row
+from jaxvlm.data.rows.packing import fill_row
 from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
+from jaxvlm.families.build import build_model
 from jaxvlm.inference.decode import Sampling, bucket, decode, nucleus, sample
-from jaxvlm.models.vlm import VLM, build_model
+from jaxvlm.models.vlm import VLM
 from jaxvlm.sharding import Placement, Rules, make_mesh, named_shardings, to_devices
 from tests import tiny
+from tests.layouts import empty_batch, expand, slots
 
 P, SIZE, VOCAB = 9, 21, 101
 # (tokens of text before each image and after the last one, ...): two images, one, none, a longer one.
@@ -48,14 +49,14 @@ def prompt(random, texts):
 
 def batch_of(rows, length, images=2):
     """A batch of the rows of `ROWS` with these numbers (None: padding), always with the same contents."""
-    spec = Batch.spec(rows=len(rows), tokens=length, images=images, image_size=SIZE)
-    batch = empty_batch(spec)
+    layout = slots(SIZE, P)
+    batch = empty_batch(layout, rows=len(rows), tokens=length, images=images)
     for place, row in enumerate(rows):
         if row is not None:
             random = np.random.default_rng(row)
-            piece = expand(prompt(random, ROWS[row]), P)
+            piece = expand(prompt(random, ROWS[row]), layout)
             pixels = random.integers(0, 256, (len(ROWS[row]) - 1, SIZE, SIZE, 3), dtype=np.uint8)
-            fill_row(batch, place, [piece], list(pixels), P)
+            fill_row(batch, place, [piece], list(pixels), layout)
     return batch
 
 

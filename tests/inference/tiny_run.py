@@ -9,7 +9,7 @@ from PIL import Image
 from jaxvlm.config import TokenizerConfig
 from jaxvlm.data.sources.load import load_source
 from jaxvlm.data.text.tokenizer import load_tokenizer, training_texts
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.run import save_config, stage_folder
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints

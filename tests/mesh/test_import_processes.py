@@ -21,7 +21,8 @@ import jax
 import numpy as np
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from jaxvlm.config import MeshConfig
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
+
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.training.optimizer import paths
 from jaxvlm.weights import rules

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxvlm.config import MeshConfig
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings, to_devices
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.optimizer import paths

@@ -9,10 +9,10 @@ import pytest
 
 from jaxvlm import tuning
 from jaxvlm.config import MeshConfig
+from jaxvlm.families.build import build_model
 from jaxvlm.models import tpu
 from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import rope, rope_table
-from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, placed, to_devices
 from jaxvlm.training.loss import batch_loss
 from jaxvlm.training.optimizer import paths

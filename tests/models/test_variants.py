@@ -5,8 +5,8 @@ import pytest
 
 from jaxvlm.config import DecoderConfig, VisionConfig, build_config
 from jaxvlm.errors import UserError
+from jaxvlm.families.build import build_model
 from jaxvlm.models import variants
-from jaxvlm.models.vlm import build_model
 from tests.parity import pairs
 
 # Parameters in millions as published (model cards; of CLIP and SigLIP those of the image encoder, without CLIP's

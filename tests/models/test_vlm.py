@@ -9,7 +9,7 @@ import pytest
 
 from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.tuning import POLICIES
 from jaxvlm.weights.rules import flatten_tree
@@ -97,7 +97,7 @@ def test_no_position_attends_across_segments(forward, params, samples):
     other = pairs.make_batch(CONFIG, rows, tokens=40, images=2)
     first = len(samples[0].tokens)
     other.tokens[0, first : first + 4] = [9, 8, 9, 8]  # of the second sample
-    other.images.pixels[1, 0] = 0  # the first image of the other row
+    other.media.pixels[1, 0] = 0  # the first image of the other row
     before, after = np.asarray(forward(params, batch)[1]), np.asarray(forward(params, other)[1])
     assert np.array_equal(before[0, :first], after[0, :first])
     assert not np.array_equal(before[0, first:], after[0, first:])
@@ -105,7 +105,7 @@ def test_no_position_attends_across_segments(forward, params, samples):
     assert not np.array_equal(before[1, 1:27], after[1, 1:27])
     other = pairs.make_batch(CONFIG, rows, tokens=40, images=2)
     other.tokens[0, :1] = 9  # of the first sample
-    other.images.pixels[0, 0] = 0
+    other.media.pixels[0, 0] = 0
     after = np.asarray(forward(params, other)[1])
     second = slice(first, first + len(samples[2].tokens))
     assert np.array_equal(before[0, second], after[0, second])

@@ -13,7 +13,9 @@ import transformers
 
 from jaxvlm.batch import Batch, Images
 from jaxvlm.config import DecoderConfig, ModelConfig, ProjectorConfig, RopeScaling, VisionConfig
-from jaxvlm.models.vlm import Model, build_model
+from jaxvlm.families.build import build_model
+from jaxvlm.families.llava.config import LlavaConfig
+from jaxvlm.models.vlm import Model
 from jaxvlm.weights.llava import llava_rules, llava_sizes
 from jaxvlm.weights.rules import import_tensors
 
@@ -43,7 +45,7 @@ def tiny_config(**changes) -> ModelConfig:
     """Every axis of another size; images of 23 pixels leave two over behind patches of 7."""
     vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2, MEAN, STD, "clip", "quick_gelu")
     language = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 10000.0, None, False, False, False)
-    config = ModelConfig(vision, ProjectorConfig("mlp2x_gelu"), language, "float32", "none")
+    config = LlavaConfig("llava", language, "float32", "none", vision, ProjectorConfig("mlp2x_gelu"))
     return dataclasses.replace(config, **changes)
 
 
@@ -182,7 +184,7 @@ def make_batch(config: ModelConfig, rows: list[list[Sample]], *, tokens: int, im
                 pixels[b, used] = image
                 used += 1
             start += n
-    return Batch(images=Images(pixels), image_index=image_index, loss_weights=loss_weights, **ints)
+    return Batch(media=Images(pixels), image_index=image_index, loss_weights=loss_weights, **ints)
 
 
 def hf_batch(config: ModelConfig, samples: list[Sample]) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import pytest
 
 from jaxvlm.batch import Batch
 from jaxvlm.command import load_config
+from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.inference.decode import decode
 from jaxvlm.planning.compiler import compile_step, use_tpu_compiler
 from jaxvlm.planning.estimate import KINDS
@@ -50,7 +51,7 @@ def test_a_step_has_not_grown(name):
     # weight, such as the table of positions.
     vision = config.model.vision
     sizes = {vision.image_size, vision.features_per_image, vision.features_per_image + 1, 640}
-    sizes.add(math.prod((step.rows_per_chip, step.stage.data.images)))
+    sizes.add(math.prod((step.rows_per_chip, step.stage.data.media.units)))
     moved = [
         (x.name, shape)
         for computation in parse(plan.compiled.text).computations.values()
@@ -66,7 +67,7 @@ def test_weights_go_to_the_prompts():
     """Left alone, the compiler sends parts of all prompts to the weights: nine times as long to read 32 on 16 chips."""
     use_tpu_compiler()
     layout = build_step(load_config("configs/llava15_7b_finetune.py"), "finetune", find_slice("v5e-16")).layout
-    spec = Batch.spec(rows=32, tokens=1536, images=2, image_size=layout.model.config.vision.image_size)
+    spec = Batch.spec(rows=32, tokens=1536, media=ImageSlots.of(layout.model.config.vision, "pad").spec(32, 2))
     sharding = batch_sharding(layout.mesh, layout.rules)
     inputs = (spec, jax.ShapeDtypeStruct((32,), np.int32))
     batch, numbers = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), inputs)

@@ -62,7 +62,7 @@ def recipe_file(tmp_path_factory):
         "def get_config():\n"
         "    stage = tiny.stage_recipe()\n"
         "    stage.parts.vision = 'frozen'\n"
-        "    stage.data.update(tokens=128, images=2)\n"
+        "    stage.data.tokens, stage.data.media.units = 128, 2\n"
         "    return tiny.recipe(only=stage)\n"
     )
     return str(path)
@@ -71,7 +71,7 @@ def recipe_file(tmp_path_factory):
 def tiny_step(name="v5e-4", **changes):
     stage = tiny.stage_recipe()
     stage.parts.vision = "frozen"
-    stage.data.update(tokens=128, images=2)
+    stage.data.tokens, stage.data.media.units = 128, 2
     stage.update(changes)
     return build_step(tiny.config(tiny.recipe(only=stage)), "only", find_slice(name))
 

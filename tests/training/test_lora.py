@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxvlm.config import LoraConfig, MeshConfig, PartsConfig
 from jaxvlm.errors import UserError
+from jaxvlm.families.build import build_model
 from jaxvlm.models.layers import keep_mask
-from jaxvlm.models.vlm import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.optimizer import paths
 from jaxvlm.training.state import initial_state, merge, merge_adapters, state_layout, table_of_parts

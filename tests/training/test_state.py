@@ -4,7 +4,7 @@ import pytest
 
 from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.checkpoint import Checkpoints, is_finished
 from jaxvlm.training.optimizer import paths

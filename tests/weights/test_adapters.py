@@ -18,7 +18,7 @@ import transformers
 
 from jaxvlm.config import LoraConfig
 from jaxvlm.errors import UserError
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.weights.adapters import read_adapter, write_adapter
 from jaxvlm.weights.rules import flatten_tree, unflatten_tree
 from tests.parity import pairs

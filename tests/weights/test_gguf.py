@@ -14,15 +14,15 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import DecoderConfig, RopeScaling
-from jaxvlm.data.rows.packing import empty_batch
 from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.errors import UserError
+from jaxvlm.families.build import build_model
 from jaxvlm.inference.decode import decode
-from jaxvlm.models.vlm import build_model
 from jaxvlm.weights import llama
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.rules import import_tensors, prefixed
 from tests import tiny
+from tests.layouts import empty_batch, slots
 from tests.smollm2 import smollm2_file
 
 # Q8_0 wants rows of a multiple of 32 numbers: D, F and N * H.
@@ -348,7 +348,7 @@ def text_model(language: DecoderConfig):
 
 def text_batch(ids: list[int], tokens: int) -> Batch:
     """One row with one text, then padding, and no image slots."""
-    batch = empty_batch(Batch.spec(rows=1, tokens=tokens, images=0, image_size=21))
+    batch = empty_batch(slots(21, 9), tokens=tokens, images=0)
     batch.tokens[0, : len(ids)], batch.positions[0, : len(ids)], batch.segments[0, : len(ids)] = ids, range(len(ids)), 1
     return batch
 

@@ -6,8 +6,9 @@ import json
 import pytest
 import transformers
 
-from jaxvlm.config import DecoderConfig, ModelConfig, ProjectorConfig, RopeScaling, VisionConfig, build_config
+from jaxvlm.config import DecoderConfig, ProjectorConfig, RopeScaling, VisionConfig, build_config
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.models import variants
 from jaxvlm.weights import hf_config
 
@@ -512,7 +513,7 @@ def test_decoders_come_back(name, folder):
 @pytest.mark.parametrize("encoder", ["clip_l14_336", "siglip_so400m_384"])
 @pytest.mark.parametrize("decoder", ["vicuna15_7b", "llama32_1b", "mistral03_7b", "qwen25_0_5b", "qwen3_0_6b"])
 def test_llavas_come_back(encoder, decoder, folder):
-    config = ModelConfig(vision(encoder), ProjectorConfig("mlp2x_gelu"), language(decoder), "bfloat16", "full")
+    config = LlavaConfig("llava", language(decoder), "bfloat16", "full", vision(encoder), ProjectorConfig("mlp2x_gelu"))
     values = hf_config.hf_llava_config(config, Ids, image_token_id=77, dtype="bfloat16", max_positions=2048)
     pixels = {"image_mean": list(config.vision.image_mean), "image_std": list(config.vision.image_std)}
     at = folder(values, preprocessor_config=pixels)
@@ -531,7 +532,7 @@ def test_models_that_transformers_has_not():
     odd = dataclasses.replace(TINY, embed_dim=49)
     with pytest.raises(UserError, match="LlamaConfig of transformers refuses the model"):
         hf_config.hf_language_config(odd, Ids, dtype="float32", max_positions=64)
-    config = ModelConfig(vision("clip_b32"), ProjectorConfig("linear"), TINY, "float32", "none")
+    config = LlavaConfig("llava", TINY, "float32", "none", vision("clip_b32"), ProjectorConfig("linear"))
     with pytest.raises(UserError, match='projector.kind = "linear", LLaVA of transformers has only "mlp2x_gelu"'):
         hf_config.hf_llava_config(config, Ids, image_token_id=7, dtype="float32", max_positions=64)
     config = dataclasses.replace(config, projector=ProjectorConfig("mlp2x_gelu"))

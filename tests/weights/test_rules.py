@@ -10,7 +10,7 @@ import pytest
 
 from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
-from jaxvlm.models.vlm import build_model
+from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.weights import rules as rules_module
 from jaxvlm.weights.folder import DictSource, TensorSource, TensorSpec, open_tensors, write_tensors

@@ -8,7 +8,7 @@ import os
 import random as python_random
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from jaxvlm.data.records import RecordError
+from jaxvlm.media import Size
 
 try:
     import cykooz_resizer as simd
@@ -60,6 +61,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)  # of these, rows are shown as columns
+_EXIF_TEXT = b"Raw profile type exif"  # the keyword of a PNG's text chunk in which ImageMagick writes EXIF
 # An image that is enlarged has few pixels; one that shrinks more than 32 times would, by the SIMD resizer's 16-bit
 # weights, be more than 2 levels off.
 _SIMD_SHRINKS = 32
@@ -121,35 +124,54 @@ def load_image(
     """
     if aspect not in ASPECTS:
         raise ValueError(f"aspect {aspect!r} is not one of {', '.join(ASPECTS)}")
-    try:
-        with _open(source) as image:
-            _check_area(image.size, size, aspect)
-            if isinstance(image, JpegImageFile):
-                _check_passes(image)
-            image.load()
-            rgb = _to_rgb(_upright(image))
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
-        raise _image_error(source, origin, error) from error
+    rgb = decode(source, origin, check=lambda shape: _check_area(shape, size, aspect))
     return _pad(rgb, size, pad_colour, exact=exact) if aspect == "pad" else _crop(rgb, size)
 
 
-def check_header(source: str | bytes, size: int, aspect: str, origin: str = "") -> None:
-    """Checks what can be known of `load_image` with the same arguments from the header and the end of the file.
+def decode(
+    source: str | bytes, origin: str = "", *, check: Callable[[tuple[int, int]], None] = lambda shape: None
+) -> Image.Image:
+    """The image as it is shown, RGB: EXIF orientation applied, transparency over white, 16-bit grey scaled to 8 bits.
 
-    A download that broke off has a good header. So a file that does not end as files of its format do is decoded, to
-    be sure: many of those are whole, with something behind them.
+    Args:
+      source: path of an image file, or its bytes.
+      origin: the record that holds it, for messages.
+      check: called with (width, height) of the header before anything is decoded; may raise.
 
     Raises:
-      RecordError: the image is missing, no image, cut short, too large, or so long that its square would be too large.
+      RecordError: the image is missing, corrupt, cut short, too large, or of floating-point pixels.
     """
     try:
         with _open(source) as image:
-            _check_area(image.size, size, aspect)
+            check(image.size)
+            if isinstance(image, JpegImageFile):
+                _check_passes(image)
+            image.load()
+            return _to_rgb(_upright(image))
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types on corrupt files
+        raise _image_error(source, origin, error) from error
+
+
+def read_size(source: str | bytes, origin: str = "") -> Size:
+    """The size of an image as it is shown, from the header and the end of the file.
+
+    An interrupted download has a good header. So a file that does not end as files of its format do is decoded, to be
+    sure: many of those are whole, with something after the image.
+
+    Raises:
+      RecordError: the image is missing, no image, cut short or too large.
+    """
+    try:
+        with _open(source) as image:
+            width, height = image.size
             whole = _ends_whole(image)
+            if _orientation(image) in _TURNED:
+                width, height = height, width
     except Exception as error:
         raise _image_error(source, origin, error) from error
     if not whole:
-        load_image(source, size, aspect, origin, exact=False)
+        decode(source, origin)
+    return Size(height, width)
 
 
 def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
@@ -257,6 +279,36 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # broken metadata raises as many types as broken pixels
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: ImageFile.ImageFile) -> int | None:
+    """The EXIF orientation of an image that is not decoded, None if there is none or it cannot be read."""
+    try:
+        if isinstance(image, PngImageFile) and not _has_exif(image):
+            return None  # Pillow would decode the whole image to look for it
+        return image.getexif().get(_ORIENTATION)
+    except Exception:
+        return None
+
+
+def _has_exif(image: PngImageFile) -> bool:
+    """Whether a PNG has a chunk that may hold EXIF, before or after its pixels."""
+    assert image.fp is not None
+    position = image.fp.tell()
+    at, kind = 8, b""
+    try:
+        while kind != b"IEND":
+            image.fp.seek(at)
+            header = image.fp.read(8 + len(_EXIF_TEXT))
+            if len(header) < 8:
+                return False
+            kind = header[4:8]
+            if kind == b"eXIf" or header[5:8] in (b"EXt", b"TXt") and header[8:] == _EXIF_TEXT:
+                return True
+            at += 12 + int.from_bytes(header[:4], "big")
+        return False
+    finally:
+        image.fp.seek(position)
 
 
 def _moved(pixels_YXC: np.ndarray, by: int, axis: int) -> np.ndarray:

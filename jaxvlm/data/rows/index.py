@@ -1,7 +1,7 @@
 """The index of a run's data: what is known of every record before the first step, in columns.
 
-It knows nothing of T, I or the held-out share, so it stays valid when these change, and `inspect_data` can say what
-other values would mean.
+It knows nothing of the family's limits, of T, U or the held-out share, so it stays valid when these change, and
+`inspect_data` can say what other values would mean. `measure_index` applies a layout to it.
 """
 
 from __future__ import annotations
@@ -20,42 +20,97 @@ from jaxvlm.data.cache import cached_arrays
 from jaxvlm.data.media.images import IMAGE_REASONS
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.rows.packing import Extent
-from jaxvlm.data.rows.samples import Facts, Samples
+from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
+from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 4  # of what is looked for and what the columns mean; a kept index of another one is not used
+_VERSION = 5  # of what is looked for and what the columns mean; a kept index of another one is not used
 _CHUNK = 1000  # records that a worker process goes through at a time
 PARALLEL = 20_000  # records from which on starting worker processes pays
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What the pass over all records found, for n records."""
+    """What the pass over all records found, for n records with N images; `Facts` explains the columns."""
 
-    length: np.ndarray  # int32[n]; positions in a row, images expanded; 0 if the record breaks a rule
-    images: np.ndarray  # int32[n]
-    image_end: np.ndarray  # int32[n]; the position behind its last image
-    answer_end: np.ndarray  # int32[n]; the position behind its first supervised token
+    text: np.ndarray  # int32[n]; 0 if the record breaks a rule
+    text_to_image: np.ndarray  # int32[n]
+    text_to_answer: np.ndarray  # int32[n]
+    images_to_answer: np.ndarray  # int32[n]
+    images: np.ndarray  # int32[n]; how many it has
     supervised: np.ndarray  # int32[n]; tokens
-    shuffles: np.ndarray  # bool[n]; its rounds have a meaning in another order
-    dropped_answer: np.ndarray  # bool[n]; an assistant turn stood before the first question
+    shuffles: np.ndarray  # bool[n]
+    dropped_answer: np.ndarray  # bool[n]
     id_hash: np.ndarray  # uint64[n]
     text_hash: np.ndarray  # uint64[n]; of the turns
-    image_hash: np.ndarray  # uint64[sum of images]; of what the image files begin with, and of their sizes
+    image_hash: np.ndarray  # uint64[N]; of what the image files begin with, and of their sizes
+    image_size: np.ndarray  # int32[N, 3]; height, width and frames as shown
     errors: dict[int, RecordError]  # record -> the rule that it breaks, whatever the rows are
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def sizes(self) -> ImageSizes:
+        """Sizes of images by record."""
+        return ImageSizes(self.images, self.image_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The room that each of n records takes with one layout."""
+
+    unit: str  # what a media unit is called
+    length: np.ndarray  # int32[n]; positions in a row, images expanded; 0 if the record breaks a rule
+    units: np.ndarray  # int32[n]; media units
+    image_end: np.ndarray  # int32[n]; the position after its last image
+    answer_end: np.ndarray  # int32[n]; the position after its first supervised token
+    supervised: np.ndarray  # int32[n]; tokens
+    errors: dict[int, MediaError]  # record -> why the layout takes an image of it in no row
 
     def __len__(self) -> int:
         return len(self.length)
 
     def extent(self, index: int) -> Extent:
         """The room that record `index` takes."""
-        columns = (self.length, self.images, self.image_end, self.answer_end, self.supervised)
+        columns = (self.length, self.units, self.image_end, self.answer_end, self.supervised)
         return Extent(*(int(column[index]) for column in columns))
 
-    def misfits(self, tokens: int, images: int) -> np.ndarray:
+    def misfits(self, tokens: int, units: int) -> np.ndarray:
         """bool[n]: the records without errors that no row of these sizes can hold (`packing.misfit` says why)."""
-        fits = (self.images <= images) & (self.image_end <= tokens) & (self.answer_end <= tokens)
+        fits = (self.units <= units) & (self.image_end <= tokens) & (self.answer_end <= tokens)
         return (self.length > 0) & ~fits
+
+
+def measure_index(index: Index, layout: MediaLayout) -> Measured:
+    """The room that each record takes; each distinct size of image is measured once."""
+    distinct, inverse = np.unique(index.image_size.reshape(-1, 3), axis=0, return_inverse=True)
+    extents, problems = [], {}
+    for number, size in enumerate(distinct.tolist()):
+        try:
+            extents.append(layout.measure(Size(*size)))
+        except MediaError as error:
+            problems[number] = error
+            extents.append(MediaExtent(0, 0))
+    of_image = np.array(extents, np.int64).reshape(-1, 2)[inverse.reshape(-1)]  # [N, 2]
+    total = np.concatenate([np.zeros((1, 2), np.int64), np.cumsum(of_image, axis=0)])
+    ends = np.cumsum(index.images, dtype=np.int64)
+    starts = ends - index.images
+    positions, units = (total[ends] - total[starts]).T
+    before_answer = total[starts + index.images_to_answer, 0] - total[starts, 0]
+    owner = np.repeat(np.arange(len(index)), index.images)
+    bad = np.isin(inverse.reshape(-1), list(problems))
+    errors = {int(owner[at]): problems[int(inverse.reshape(-1)[at])] for at in np.flatnonzero(bad)[::-1]}
+    length = np.where(index.text > 0, index.text + positions, 0)
+    length[list(errors)] = 0
+    columns = {
+        "length": length,
+        "units": units,
+        "image_end": np.where(index.images > 0, index.text_to_image + positions, 0),
+        "answer_end": np.where(index.supervised > 0, index.text_to_answer + before_answer, 0),
+        "supervised": index.supervised,
+    }
+    return Measured(layout.unit, **{name: column.astype(np.int32) for name, column in columns.items()}, errors=errors)
 
 
 def load_index(samples: Samples, *, quiet: bool = False) -> Index:
@@ -142,41 +197,44 @@ def _go_through(samples: Samples, chunk: Sequence[int]) -> Index:
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(fact, name) for fact in facts], dtype)
 
-    names = [field.name for field in dataclasses.fields(Extent)]
-    extents = np.array([dataclasses.astuple(fact.extent) for fact in facts], np.int32).reshape(-1, len(names))
+    numbers = ("text", "text_to_image", "text_to_answer", "images_to_answer", "supervised")
     return Index(
-        **dict(zip(names, extents.T.copy(), strict=True)),
+        **{name: column(name, np.int32) for name in numbers},
+        images=np.array([len(fact.image_hashes) for fact in facts], np.int32),
         shuffles=column("shuffles", bool),
         dropped_answer=column("dropped_answer", bool),
         id_hash=column("id_hash", np.uint64),
         text_hash=column("text_hash", np.uint64),
         image_hash=np.array([number for fact in facts for number in fact.image_hashes], np.uint64),
+        image_size=np.array([size for fact in facts for size in fact.sizes], np.int32).reshape(-1, 3),
         errors=errors,
     )
 
 
 def _joined(parts: list[Index]) -> Index:
-    parts = parts or [Index(**{name: np.zeros(0, dtype) for name, dtype in _columns().items()}, errors={})]
+    parts = parts or [_go_through_none()]
     starts = np.cumsum([0, *map(len, parts)])
     errors = {int(start) + at: e for start, part in zip(starts, parts, strict=False) for at, e in part.errors.items()}
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _columns()}
-    return Index(**columns, errors=errors)
+    return Index(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}, errors=errors)
 
 
-def _columns() -> dict[str, type]:
-    named: dict[str, type] = {"shuffles": bool, "dropped_answer": bool}
-    named |= dict.fromkeys(("id_hash", "text_hash", "image_hash"), np.uint64)
-    return {f.name: named.get(f.name, np.int32) for f in dataclasses.fields(Index) if f.name != "errors"}
+def _go_through_none() -> Index:
+    columns = {name: np.zeros((0, 3) if name == "image_size" else 0, np.int32) for name in _COLUMNS}
+    columns |= {name: np.zeros(0, bool) for name in ("shuffles", "dropped_answer")}
+    return Index(**columns | {n: np.zeros(0, np.uint64) for n in ("id_hash", "text_hash", "image_hash")}, errors={})
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Index) if field.name != "errors")
 
 
 def _to_arrays(index: Index) -> dict[str, np.ndarray]:
     """Arrays for `np.savez`: errors as the bytes of their JSON."""
     errors = [[at, str(error), error.origin, error.reason] for at, error in index.errors.items()]
     text = json.dumps(errors).encode()  # ASCII: of a path that is no UTF-8 the surrogates are escaped
-    return {name: getattr(index, name) for name in _columns()} | {"errors": np.frombuffer(text, np.uint8)}
+    return {name: getattr(index, name) for name in _COLUMNS} | {"errors": np.frombuffer(text, np.uint8)}
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> Index:
     saved = json.loads(arrays["errors"].tobytes())
     errors = {at: RecordError(message, origin, reason) for at, message, origin, reason in saved}
-    return Index(**{name: arrays[name] for name in _columns()}, errors=errors)
+    return Index(**{name: arrays[name] for name in _COLUMNS}, errors=errors)

@@ -14,18 +14,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 from transformers import PreTrainedTokenizerBase
 
-from jaxvlm.batch import Batch
-from jaxvlm.config import DataConfig, VisionConfig
-from jaxvlm.data.media.images import ASPECTS
+from jaxvlm.batch import Batch, num_bytes
+from jaxvlm.config import DataConfig
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.rows.index import Index, load_index
+from jaxvlm.data.rows.index import Index, Measured, load_index, measure_index
 from jaxvlm.data.rows.ledger import WHOLE, Ledger
-from jaxvlm.data.rows.packing import check_row, empty_batch, misfit
+from jaxvlm.data.rows.packing import check_row, misfit
 from jaxvlm.data.rows.plan import Plan
 from jaxvlm.data.rows.samples import Samples
 from jaxvlm.data.sources.mix import load_mix
@@ -34,6 +31,7 @@ from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.data.workers import end_with_parent
 from jaxvlm.errors import UserError
+from jaxvlm.media import MediaLayout
 
 _CACHE_BYTES = 2**30  # decoded images are kept if all of them fit into this
 _BATCHES_AHEAD = 4  # of training, built by as many threads
@@ -81,7 +79,7 @@ class Batches:
     """
 
     def __init__(self, source: _BatchSource, workers: int, fingerprint: str):
-        self._dataset = grain.MapDataset.source(source)
+        self._source = source
         self._workers, self._fingerprint = workers, fingerprint
         self._next = 0
         self.broken: dict[int, str] = {}
@@ -132,8 +130,11 @@ class Batches:
             self._iterator.close()
             self._iterator = None
 
-    def _start(self) -> grain.IterDataset:
-        rest = self._dataset[self._next :]
+    def _start(self) -> Any:
+        import grain  # it imports JAX, which processes that only read data can do without
+        from absl import flags
+
+        rest = grain.MapDataset.source(self._source)[self._next :]
         if not self._workers:
             ahead = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
             return rest.to_iter_dataset(ahead)
@@ -150,6 +151,7 @@ class Pipeline:
       spec: abstract batch of all hosts; a host gets `rows / process_count` rows of it.
       records: number of records read.
       heldout: number of those that are kept for evaluation.
+      layout: of the media.
       fingerprint: a hash of all on which the plan of rows depends; equal on all hosts that see the same data.
     """
 
@@ -157,17 +159,19 @@ class Pipeline:
         self,
         samples: Samples,
         index: Index,
-        errors: dict[int, RecordError],
+        measured: Measured,
         rows: int,
         seed: int,
         process: tuple[int, int] = (0, 1),
     ):
-        """As `build_pipeline`, from what it opens: the records, their index, and those that are `rejected`."""
+        """As `build_pipeline`, from what it opens: the records, their index, and the room that they take."""
         self._samples, self._index, self._rows, self._process = samples, index, rows, process
+        self._length = measured.length
+        self.layout = samples.layout
         self._seed = seed
         config, mix = samples.config, samples.source
         self.records = len(index)
-        self._errors = errors
+        self._errors = rejected(samples, index, measured)
         good = np.ones(self.records, bool)
         good[list(self._errors)] = False
         held = good & heldout(index, config.heldout)
@@ -183,16 +187,15 @@ class Pipeline:
                 f"{len(self._errors)} rejected, {len(self._heldout)} held out (data.heldout = {config.heldout})"
             )
         self.heldout = len(self._heldout)
-        samples.lengths = samples.planned_lengths(index.length, index.shuffles)
+        samples.lengths = samples.planned_lengths(measured.length, index.shuffles)
+        samples.sizes = index.sizes
         # Each worker process keeps its own.
-        needed = len(index.image_hash) * samples.vision.image_size**2 * 3 * max(1, config.workers)
+        needed = int(measured.units.sum()) * num_bytes(samples.layout.spec(1, 1)) * max(1, config.workers)
         samples.keep_images = needed <= _CACHE_BYTES
         weights = [part.weight for part in mix.parts]
-        self._plan = Plan(samples.lengths, index.images, list(zip(trained, weights, strict=True)), config, seed)
-        self.spec = Batch.spec(
-            rows=rows, tokens=config.tokens, images=config.images, image_size=samples.vision.image_size
-        )
-        self.fingerprint = _fingerprint(samples, index.images, trained, weights, rows, seed)
+        self._plan = Plan(samples.lengths, measured.units, list(zip(trained, weights, strict=True)), config, seed)
+        self.spec = batch_spec(config, samples.layout, rows)
+        self.fingerprint = _fingerprint(samples, measured.units, trained, weights, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
         """Rows of so many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
@@ -252,7 +255,7 @@ class Pipeline:
         truncated are left out: a question far behind may not fit. So are, with `on_bad` "skip", broken ones.
         """
         questions = []
-        whole = self._heldout[self._index.length[self._heldout] <= self._samples.config.tokens]
+        whole = self._heldout[self._length[self._heldout] <= self._samples.config.tokens]
         for number, index in enumerate(whole[:limit]):
             if self._samples.config.on_bad == "skip" and not self._samples.decodes(int(index)):
                 continue
@@ -284,7 +287,7 @@ class Pipeline:
             return "heldout", whole
         if row is None:
             return "unreached", "training ended before"
-        if self._index.length[index] > self._samples.config.tokens:
+        if self._length[index] > self._samples.config.tokens:
             return "truncated", "text after its last image cut at data.tokens"
         return ("used" if len(row) == 1 else "packed"), whole
 
@@ -293,7 +296,7 @@ def build_pipeline(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    vision: VisionConfig,
+    layout: MediaLayout,
     rows: int,
     seed: int,
     process_index: int = 0,
@@ -304,7 +307,7 @@ def build_pipeline(
     Args:
       config: which records, and how they become rows.
       tokenizer: from `load_tokenizer`.
-      vision: the encoder, which says how large images are and how many positions one takes in a row.
+      layout: what images become in a row.
       rows: B, of a global batch.
       seed: of the order of records and of augmentation.
       process_index: this host.
@@ -314,21 +317,28 @@ def build_pipeline(
       UserError: settings that cannot work; with `config.on_bad` "fail", all records that break a rule, in one message.
     """
     _share(rows, process_count)
-    samples = open_samples(config, tokenizer, vision)
+    samples = open_samples(config, tokenizer, layout)
     index = load_index(samples, quiet=process_index > 0)
-    errors = rejected(samples, index)
+    measured = measure_index(index, layout)
+    errors = rejected(samples, index, measured)
     if errors and config.on_bad == "fail":
         raise UserError(summary(list(errors.values()), len(index), 'data.on_bad = "skip"'))
-    return Pipeline(samples, index, errors, rows, seed, (process_index, process_count))
+    return Pipeline(samples, index, measured, rows, seed, (process_index, process_count))
 
 
-def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vision: VisionConfig) -> Samples:
+def batch_spec(config: DataConfig, layout: MediaLayout, rows: int) -> Batch:
+    """The abstract batch of a stage."""
+    media = layout.spec(rows, config.media.units)
+    return Batch.spec(rows=rows, tokens=config.tokens, media=media, position_axes=layout.position_axes)
+
+
+def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, layout: MediaLayout) -> Samples:
     """Opens the sources of a recipe, and the tokenizer that renders them.
 
     Raises:
       UserError: settings or sources that cannot work.
     """
-    _check_config(config, vision.image_size)
+    _check_config(config, layout)
     renderer = Renderer(
         tokenizer,
         config.template,
@@ -339,25 +349,28 @@ def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, vision:
     mix = load_mix(config)
     for part in mix.parts:
         if isinstance(part.source, PreparedSource):
-            part.source.check_images(vision.image_size, config.aspect)
-    return Samples(mix, renderer, config, vision)
+            part.source.check_images(layout.settings())
+    return Samples(mix, renderer, config, layout)
 
 
-def rejected(samples: Samples, index: Index) -> dict[int, RecordError]:
-    """Record -> the rule that it breaks, those that only matter with these rows too; in the order of the records.
+def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, RecordError]:
+    """Record -> the rule that it breaks, those of the layout and of these rows too; in the order of the records.
 
     Raises:
       UserError: rows are too short for any image.
     """
-    tokens, images = samples.config.tokens, samples.config.images
+    tokens, units = samples.config.tokens, samples.config.media.units
     if index.images.any():
-        check_row(tokens, samples.vision.features_per_image)
-    errors = dict(index.errors)
-    for at in map(int, np.flatnonzero(index.misfits(tokens, images))):
-        problem = misfit(index.extent(at), tokens=tokens, images=images)
+        check_row(tokens, samples.layout.least_positions)
+    problems = {at: (error.reason, error.problem) for at, error in measured.errors.items()}
+    for at in map(int, np.flatnonzero(measured.misfits(tokens, units))):
+        problem = misfit(measured.extent(at), tokens=tokens, units=units, unit=measured.unit)
         assert problem is not None  # `misfits` asks the same
+        problems[at] = problem
+    errors = dict(index.errors)
+    for at, (reason, problem_text) in problems.items():
         origin = samples.source.origin(at)
-        errors[at] = RecordError(f"{origin}: {problem[1]}", origin, problem[0])
+        errors[at] = RecordError(f"{origin}: {problem_text}", origin, reason)
     return dict(sorted(errors.items()))
 
 
@@ -366,22 +379,17 @@ def heldout(index: Index, share: float) -> np.ndarray:
     return index.id_hash < np.uint64(share * 2.0**64) if share else np.zeros(len(index), bool)
 
 
-def _check_config(config: DataConfig, image_size: int) -> None:
+def _check_config(config: DataConfig, layout: MediaLayout) -> None:
     problems = []
     if config.on_bad not in ("fail", "skip"):
         problems.append(f'data.on_bad = {config.on_bad!r}, expected "fail" or "skip"')
-    if config.aspect not in ASPECTS:
-        problems.append(f"data.aspect = {config.aspect!r}, expected {' or '.join(ASPECTS)}")
     if not 0 <= config.heldout < 1:
         problems.append(f"data.heldout = {config.heldout}, expected a share from 0 to below 1")
-    least = {"tokens": 2, "images": 0, "workers": 0, "augment.shift": 0}
-    values = {"tokens": config.tokens, "images": config.images, "workers": config.workers}
+    least = {"tokens": 2, "media.units": 0, "workers": 0, "augment.shift": 0}
+    values = {"tokens": config.tokens, "media.units": config.media.units, "workers": config.workers}
     values["augment.shift"] = config.augment.shift
     problems.extend(f"data.{k} = {v}, expected {least[k]} or more" for k, v in values.items() if v < least[k])
-    if config.augment.shift >= image_size:
-        problems.append(
-            f"data.augment.shift = {config.augment.shift}, expected less than the {image_size} pixels there are"
-        )
+    problems.extend(layout.problems(config.augment.shift))
     if problems:
         raise UserError("; ".join(problems))
 
@@ -395,20 +403,17 @@ def _share(rows: int, process_count: int) -> int:
 
 
 def _empty(samples: Samples, rows: int) -> Batch:
-    config = samples.config
-    return empty_batch(
-        Batch.spec(rows=rows, tokens=config.tokens, images=config.images, image_size=samples.vision.image_size)
-    )
+    return Batch.empty(batch_spec(samples.config, samples.layout, rows))
 
 
 def _fingerprint(
-    samples: Samples, images: np.ndarray, trained: list[np.ndarray], weights: list[float], rows: int, seed: int
+    samples: Samples, units: np.ndarray, trained: list[np.ndarray], weights: list[float], rows: int, seed: int
 ) -> str:
     """A hash of all on which the plan of rows depends."""
     config = samples.config
-    settings = json.dumps([rows, seed, config.tokens, config.images, config.pack, weights])
+    settings = json.dumps([rows, seed, config.tokens, config.media.units, config.pack, weights])
     digest = hashlib.blake2b(settings.encode(), digest_size=8)
-    for array in (samples.lengths, images, *trained):
+    for array in (samples.lengths, units, *trained):
         digest.update(array.tobytes())
     return digest.hexdigest()
 

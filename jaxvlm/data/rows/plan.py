@@ -18,7 +18,7 @@ class Plan:
     def __init__(
         self,
         lengths: np.ndarray,
-        images: np.ndarray,
+        units: np.ndarray,
         trained: list[tuple[np.ndarray, float]],
         config: DataConfig,
         seed: int,
@@ -27,20 +27,20 @@ class Plan:
 
         Args:
           lengths: int32[n]; positions to plan for each sample.
-          images: int32[n]; images of each.
+          units: int32[n]; media units of each.
           trained: for each source its samples that are trained on, int64[m], and how often an epoch holds each.
-          config: T and I of rows, and whether samples share them.
+          config: T and U of rows, and whether samples share them.
           seed: of the order.
         """
-        self._lengths, self._images, self._trained = lengths, images, trained
-        self._tokens, self._slots, self._pack = config.tokens, config.images, config.pack
+        self._lengths, self._units, self._trained = lengths, units, trained
+        self._tokens, self._budget, self._pack = config.tokens, config.media.units, config.pack
         self._seed = seed
         self._ends: list[int] = []  # the row after the last one of each epoch
         self._epochs: dict[int, list[tuple[int, ...]]] = {}
 
     def rows(self, samples: np.ndarray) -> list[tuple[int, ...]]:
         """Rows of the given samples in the given order."""
-        return plan_rows(self._lengths, self._images, samples, tokens=self._tokens, images=self._slots, pack=self._pack)
+        return plan_rows(self._lengths, self._units, samples, tokens=self._tokens, budget=self._budget, pack=self._pack)
 
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
         """The rows of an epoch, a function of the seed and the epoch."""

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
-from jaxvlm.config import VisionConfig
-from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.rows.ledger import WHOLE, Ledger
 from jaxvlm.data.sources.mix import Mix
@@ -28,45 +24,29 @@ from jaxvlm.data.sources.prepared import CARD, shard_name, write_card, write_sha
 from jaxvlm.data.workers import worker_pool
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
+from jaxvlm.media import MediaLayout
 
 PROGRESS = "progress.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """How images are kept."""
-
-    size: int  # pixels along each side
-    aspect: str  # "pad" or "square"
-    pad_colour: tuple[int, int, int]
-    jpeg: int  # quality from 1 to 95; 0: PNG, which keeps every pixel as it is
-
-    @classmethod
-    def of(cls, vision: VisionConfig, aspect: str, jpeg: int) -> Images:
-        """As a recipe's encoder wants them."""
-        return cls(vision.image_size, aspect, vision.pad_colour, jpeg)
-
-    def keep(self, source: str | bytes, origin: str) -> bytes:
-        """The bytes of the image file to keep; raises `RecordError` if the image cannot be decoded."""
-        pixels = load_image(source, self.size, self.aspect, origin, pad_colour=self.pad_colour, exact=False)
-        kept = io.BytesIO()
-        if self.jpeg:
-            Image.fromarray(pixels).save(kept, "JPEG", quality=self.jpeg, subsampling=0)
-        else:
-            Image.fromarray(pixels).save(kept, "PNG", compress_level=1)  # 6, the default: a tenth smaller, 4x slower
-        return kept.getvalue()
-
-
 def prepare(
-    mix: Mix, known: dict[int, RecordError], images: Images, out: Path, *, shard_records: int, skip: bool
+    mix: Mix,
+    known: dict[int, RecordError],
+    layout: MediaLayout,
+    out: Path,
+    *,
+    jpeg: int,
+    shard_records: int,
+    skip: bool,
 ) -> dict[str, Any]:
     """Writes all records of a mix into a folder.
 
     Args:
       mix: the records.
       known: those that break a rule, by their number in the mix; they are left out.
-      images: how images are kept.
+      layout: how images are kept.
       out: the folder; new, empty, or one that was begun with the same records and settings.
+      jpeg: quality from 1 to 95 of the images; 0: PNG, which keeps every pixel.
       shard_records: records of a shard, the last may have fewer.
       skip: whether a record whose image cannot be decoded is left out and counted, like those of `known`.
 
@@ -81,7 +61,7 @@ def prepare(
     settings = {
         "records": mix.fingerprint(),
         "shard_records": shard_records,
-        "images": dataclasses.asdict(images) | {"pad_colour": list(images.pad_colour)},
+        "images": layout.settings() | {"jpeg": jpeg},
         "left_out": sorted(known),
     }
     done: dict[str, dict[str, Any]] = _begun(out, settings)
@@ -93,7 +73,7 @@ def prepare(
     failed: list[list[str]] = []
     with (
         tqdm(total=count, initial=count - len(missing), desc="preparing", unit="shard", disable=None) as bar,
-        worker_pool(_set, mix, set(known), images) as pool,
+        worker_pool(_set, mix, set(known), layout, jpeg) as pool,
     ):
         for running in concurrent.futures.as_completed([pool.submit(_write, *job) for job in jobs]):
             entry, broken = running.result()
@@ -152,18 +132,18 @@ def _begun(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {n: e for n, e in shards.items() if (out / n).is_file() and (out / n).stat().st_size == e["bytes"]}
 
 
-_work: tuple[Mix, set[int], Images] | None = None  # of a worker process
+_work: tuple[Mix, set[int], MediaLayout, int] | None = None  # of a worker process
 
 
-def _set(mix: Mix, left_out: set[int], images: Images) -> None:
+def _set(mix: Mix, left_out: set[int], layout: MediaLayout, jpeg: int) -> None:
     global _work
-    _work = mix, left_out, images
+    _work = mix, left_out, layout, jpeg
 
 
 def _write(path: Path, chunk: range) -> tuple[dict[str, Any], list[list[str]]]:
     """Writes a shard; returns its entry of the card, and (message, origin, reason) of what could not be decoded."""
     assert _work is not None
-    mix, left_out, images = _work
+    mix, left_out, layout, jpeg = _work
     broken: list[list[str]] = []
 
     def records() -> Iterator[Record]:
@@ -172,7 +152,7 @@ def _write(path: Path, chunk: range) -> tuple[dict[str, Any], list[list[str]]]:
                 continue
             try:
                 record = mix[index]
-                kept = tuple(images.keep(image, record.origin) for image in record.images)
+                kept = tuple(layout.store(image, record.origin, jpeg) for image in record.images)
             except RecordError as error:
                 broken.append([str(error), error.origin, error.reason])
                 continue

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from jaxvlm.batch import Batch
-from jaxvlm.config import DataConfig, VisionConfig
-from jaxvlm.data.media.images import augment, check_header, load_image
+from jaxvlm.config import DataConfig
+from jaxvlm.data.media.images import read_size
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
-from jaxvlm.data.rows.packing import Extent, FitError, expand, expanded_length, fill_row, fit, measure
+from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
 from jaxvlm.data.text.conversation import Renderer, Sample, drop_leading_answer
+from jaxvlm.media import MediaLayout, Size
 
 # A conversation in another order of its rounds has other words next to the image and to its start, which may cost a
 # token. So many are planned for on top; an order that takes more is not used.
@@ -31,22 +32,33 @@ _DIGESTED_BYTES = 2**14  # of an image file: with its size they tell files apart
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the index pass finds out about a record."""
+    """What the index pass finds out about a record; nothing of it depends on the family or on the rows."""
 
-    extent: Extent = Extent(0, 0, 0, 0, 0)
+    text: int = 0  # tokens but for placeholders
+    text_to_image: int = 0  # of them, those before the last placeholder
+    text_to_answer: int = 0  # of them, those up to the first supervised one
+    images_to_answer: int = 0  # placeholders before the first supervised token
+    supervised: int = 0  # tokens
     shuffles: bool = False  # its rounds have a meaning in another order
     dropped_answer: bool = False  # an assistant turn stood before the first question
     id_hash: int = 0  # 64 bits, as those below
     text_hash: int = 0
     image_hashes: tuple[int, ...] = ()
+    sizes: tuple[Size, ...] = ()  # of its images
 
 
 class Samples:
-    """Turns records into what stands in a row, by index. Small and picklable: worker processes get a copy."""
+    """Turns records into what stands in a row, by index. Small and picklable: worker processes get a copy.
 
-    def __init__(self, source: Mix, renderer: Renderer, config: DataConfig, vision: VisionConfig):
-        self.source, self.renderer, self.config, self.vision = source, renderer, config, vision
-        self.lengths = np.zeros(0, np.int32)  # positions that are planned for each record
+    Attributes:
+      lengths: int32[n]; positions that are planned for each record.
+      sizes: for each record the sizes of its images, as the index has them; None: read from the files.
+    """
+
+    def __init__(self, source: Mix, renderer: Renderer, config: DataConfig, layout: MediaLayout):
+        self.source, self.renderer, self.config, self.layout = source, renderer, config, layout
+        self.lengths = np.zeros(0, np.int32)
+        self.sizes: ImageSizes | None = None
         self.keep_images = False
         self._images: dict[tuple[int, int, bool], np.ndarray] = {}
 
@@ -65,26 +77,32 @@ class Samples:
         """
         original = self.source[index]
         record = drop_leading_answer(original)
-        for image in record.images:
-            check_header(image, self.vision.image_size, self.config.aspect, record.origin)
-        extent = measure(self.renderer.render(record), self.vision.features_per_image)
-        if not extent.supervised:
+        sizes = tuple(read_size(image, record.origin) for image in record.images)
+        sample = self.renderer.render(record)
+        supervised = 1 + np.flatnonzero(sample.loss_weights[1:])
+        if not len(supervised):
             problem = "no token of it is supervised: it has no answer"
             raise RecordError(f"{record.origin}: {problem}", record.origin, "nothing_supervised")
+        places = np.flatnonzero(sample.is_image)
+        before_answer = int(np.count_nonzero(sample.is_image[: supervised[0]]))
         text = json.dumps([[turn.role, turn.text] for turn in record.turns])
         return Facts(
-            extent,
+            text=len(sample.tokens) - len(places),
+            text_to_image=int(places[-1]) + 1 - len(places) if len(places) else 0,
+            text_to_answer=int(supervised[0]) + 1 - before_answer,
+            images_to_answer=before_answer,
+            supervised=len(supervised),
             shuffles=_shuffles(record),
             dropped_answer=record is not original,
             id_hash=id_hash(record.id),
             text_hash=_hash(text.encode()),
             image_hashes=tuple(_image_hash(image) for image in record.images),
+            sizes=sizes,
         )
 
     def fingerprint(self) -> str:
-        """A hash of everything on which `inspect` depends but the image files."""
-        sizes = [self.vision.features_per_image, self.vision.image_size, self.config.aspect]
-        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), sizes])
+        """A hash of everything on which `inspect` depends except the image files."""
+        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint()])
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
@@ -104,12 +122,13 @@ class Samples:
         Raises:
           RecordError: with "fail", the first of them.
         """
-        pieces, pixels = [], []
+        pieces: list[Piece] = []
+        loaded: list[np.ndarray] = []
         broken: dict[int, RecordError] = {}
         for index in members:
-            record = self.record(index)
+            record, sizes = self.record(index), self.sizes_of(index)
             random = None if seed is None else python_random.Random(f"{seed}/{index}")
-            piece = expand(self._sample(record, index, random), self.vision.features_per_image)
+            piece = expand(self._sample(record, index, random), sizes, self.layout)
             try:
                 images = self._images_of(record, index, random)
             except RecordError as error:
@@ -118,12 +137,22 @@ class Samples:
                     raise RecordError(f"{error}{remedy}", error.origin, error.reason) from error
                 broken[index] = error
                 piece = dataclasses.replace(piece, loss_weights=np.zeros_like(piece.loss_weights))
-                size = self.vision.image_size
-                images = [np.full((size, size, 3), self.vision.pad_colour, np.uint8)] * len(record.images)
+                images = [self.layout.blank(size) for size in sizes]
             pieces.append(piece)
-            pixels += images
-        fill_row(batch, row, pieces, pixels, self.vision.features_per_image)
+            loaded += images
+        fill_row(batch, row, pieces, loaded, self.layout)
         return broken
+
+    def sizes_of(self, index: int) -> list[Size]:
+        """Sizes of the images of record `index`.
+
+        Raises:
+          RecordError: a file that cannot be read.
+        """
+        if self.sizes is not None:
+            return self.sizes[index]
+        record = self.record(index)
+        return [read_size(image, record.origin) for image in record.images]
 
     def decodes(self, index: int) -> bool:
         """Whether all images of a record can be decoded."""
@@ -136,43 +165,56 @@ class Samples:
     def _images_of(self, record: Record, index: int, random: python_random.Random | None) -> list[np.ndarray]:
         # Answers are compared with those of others; training takes what is fast.
         images = [self._image(record, index, number, exact=random is None) for number in range(len(record.images))]
+        for image, size in zip(images, self.sizes_of(index), strict=True):
+            if self.layout.units_of(image) != self.layout.measure(size).units:
+                problem = f"an image of it is no longer {size.width} x {size.height} pixels, as when it was indexed"
+                raise RecordError(f"{record.origin}: {problem}; start again", record.origin, "image_changed")
         if random is None:
             return images
         options = self.config.augment
-        return [augment(image, random, flip=options.flip, shift=options.shift) for image in images]
+        return [self.layout.augment(image, random, flip=options.flip, shift=options.shift) for image in images]
 
     def _sample(self, record: Record, index: int, random: python_random.Random | None) -> Sample:
+        extents = [self.layout.measure(size) for size in self.sizes_of(index)]
         if random is not None and self.config.augment.shuffle_turns and _shuffles(record):
             sample = self.renderer.render(shuffle_turns(record, random))
-            if expanded_length(sample, self.vision.features_per_image) <= self.lengths[index]:
+            if len(sample.tokens) + sum(image.positions - 1 for image in extents) <= self.lengths[index]:
                 return sample
-        return self._fitted(self.renderer.render(record), record.origin)
-
-    def _fitted(self, sample: Sample, origin: str) -> Sample:
         try:
             return fit(
-                sample,
-                features_per_image=self.vision.features_per_image,
+                self.renderer.render(record),
+                extents,
                 tokens=self.config.tokens,
-                images=self.config.images,
+                units=self.config.media.units,
+                unit=self.layout.unit,
             )
         except FitError as error:
-            raise RecordError(f"{origin}: {error.problem}", origin, error.reason) from error
+            raise RecordError(f"{record.origin}: {error.problem}", record.origin, error.reason) from error
 
     def _image(self, record: Record, index: int, number: int, *, exact: bool) -> np.ndarray:
         image = self._images.get((index, number, exact))
         if image is None:
-            image = load_image(
-                record.images[number],
-                self.vision.image_size,
-                self.config.aspect,
-                record.origin,
-                pad_colour=self.vision.pad_colour,
-                exact=exact,
-            )
+            image = self.layout.load(record.images[number], record.origin, exact=exact)
             if self.keep_images:
                 self._images[index, number, exact] = image
         return image
+
+
+class ImageSizes:
+    """Sizes of all records' images, by record."""
+
+    def __init__(self, counts: np.ndarray, sizes: np.ndarray):
+        """Stores its arguments.
+
+        Args:
+          counts: int[n], images of each record.
+          sizes: int32[sum of counts, 3], height, width and frames.
+        """
+        self._ends, self._sizes = np.cumsum(counts), sizes
+
+    def __getitem__(self, record: int) -> list[Size]:
+        start = int(self._ends[record - 1]) if record else 0
+        return [Size(*map(int, size)) for size in self._sizes[start : int(self._ends[record])]]
 
 
 def shuffle_turns(record: Record, random: python_random.Random) -> Record:

@@ -141,13 +141,16 @@ class PreparedSource:
             origin = self.origin(index)
             raise RecordError(f"{origin} is damaged ({error}); {_REMEDY}", origin, "damaged") from error
 
-    def check_images(self, size: int, aspect: str) -> None:
-        """Raises `UserError` unless images were prepared for an encoder of `size` pixels and for this aspect."""
+    def check_images(self, wanted: dict[str, Any]) -> None:
+        """Raises `UserError` unless images were prepared with these `MediaLayout.settings`."""
         images = self._settings.get("images") if isinstance(self._settings, dict) else None
-        if isinstance(images, dict) and (images.get("size"), images.get("aspect")) != (size, aspect):
+        if not isinstance(images, dict):
+            return
+        kept = {key: value for key, value in images.items() if key != "jpeg"}
+        if kept != wanted:
             raise UserError(
-                f"{self._folder} holds images of {images.get('size')} pixels, aspect {images.get('aspect')}; "
-                f"the recipe takes {size} pixels, aspect {aspect}; prepare the data for it, or change the recipe"
+                f"{self._folder} holds images prepared with {_listed(kept)}; the recipe takes {_listed(wanted)}; "
+                "prepare the data for it, or change the recipe"
             )
 
     def questions(self, record: Record) -> list[Record]:
@@ -157,6 +160,10 @@ class PreparedSource:
     def fingerprint(self) -> str:
         """Hash of the shards' content, which the card holds."""
         return self._fingerprint
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(settings.items()))
 
 
 def _write(path: Path, records: Iterable[Record]) -> int:

@@ -1,0 +1,21 @@
+"""From a config to the model of its family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxvlm.config import LoraConfig, ModelConfig
+from jaxvlm.families.registry import family_file
+from jaxvlm.models.vlm import Model, make_model
+
+
+def build_model(config: ModelConfig, adapters: Mapping[str, LoraConfig] | None = None) -> Model:
+    """The model of a config; only shapes are computed. Equal configs give the same model, so programs are reused.
+
+    Args:
+      adapters: part -> its adapters.
+
+    Raises:
+      UserError: the config has a value that no model can be built with, or adapters fit no projection.
+    """
+    return make_model(family_file(config.family, "model").MODULE, config, tuple((adapters or {}).items()))

@@ -1,0 +1,26 @@
+"""What a recipe says of a LLaVA, beside what all families share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxvlm.config import MediaConfig, ModelConfig, ProjectorConfig, VisionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaConfig(ModelConfig):
+    """`config.model` of the family "llava"."""
+
+    vision: VisionConfig
+    projector: ProjectorConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaMedia(MediaConfig):
+    """`config.stage.NAME.data.media` of the family "llava"; a unit is an image slot."""
+
+    aspect: str  # "pad" or "square", see `jaxvlm.data.media.images.load_image`
+
+
+MODEL = LlavaConfig
+MEDIA = LlavaMedia

@@ -1,0 +1,61 @@
+"""Families by name. A family is a module with the files `config`, `layout`, `model`, `hf` and `flops`; see `family.py`.
+
+A name that is not in the table is a module of yours, such as "my_package.my_family".
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from jaxvlm.config import Config, DataConfig, MediaConfig, ModelConfig, build_config
+from jaxvlm.errors import UserError
+from jaxvlm.media import MediaLayout
+
+FAMILIES = {"llava": "jaxvlm.families.llava"}
+
+
+def family_file(family: str, name: str) -> types.ModuleType:
+    """The file `name` of a family's folder; only what is asked for is imported, so data workers import no JAX.
+
+    Raises:
+      UserError: there is no such family.
+    """
+    package = FAMILIES.get(family, family)
+    try:
+        importlib.import_module(package)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f'config.model.family = "{family}" is no family; known: {", ".join(FAMILIES)}, or a module that can be '
+            f"imported ({error})"
+        ) from error
+    return importlib.import_module(f"{package}.{name}")
+
+
+def resolve(values: Mapping[str, Any], where: str = "config") -> Config:
+    """The recipe as frozen dataclasses, those of its family among them.
+
+    Args:
+      values: `ConfigDict.to_dict()` of a recipe, or what `json` read of a saved one.
+      where: the path of `values`, for messages.
+
+    Raises:
+      UserError: every unknown, missing and mistyped key, in one message; or no such family.
+    """
+    model = values.get("model")
+    family = model.get("family") if isinstance(model, Mapping) else None
+    if not isinstance(family, str):
+        raise UserError(f"{where}.model.family is missing; set it to one of {', '.join(FAMILIES)}")
+    file = family_file(family, "config")
+    return build_config(Config, values, where, classes={ModelConfig: file.MODEL, MediaConfig: file.MEDIA})
+
+
+def media_layout(model: ModelConfig, data: DataConfig) -> MediaLayout:
+    """The layout of a stage's media.
+
+    Raises:
+      UserError: settings of `data.media` that cannot work.
+    """
+    return family_file(model.family, "layout").make_layout(model, data.media)

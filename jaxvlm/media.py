@@ -1,0 +1,160 @@
+"""The contract between data and a family: what an image or a video becomes, on the NumPy side.
+
+A row has a budget of T tokens and of U media units. What a unit is, the family says: an image slot, a tile, a patch.
+Data code knows media only through `MediaLayout`, and never what family it is of.
+
+Axis letters:
+  B rows   L tokens of a sample   T token positions of a row   U media units of a row   K features of an image
+"""
+
+from __future__ import annotations
+
+import abc
+import random as python_random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Size(NamedTuple):
+    """The size of an image or a video as it is shown (EXIF orientation applied), in pixels."""
+
+    height: int
+    width: int
+    frames: int = 1
+
+
+class MediaExtent(NamedTuple):
+    """How much of a row an image takes."""
+
+    positions: int  # of the T token positions
+    units: int  # of the U media units
+
+
+class Picture(NamedTuple):
+    """An image as the model sees it, for pages that show batches."""
+
+    pixels: np.ndarray  # uint8[Y, X, 3]
+    features: np.ndarray  # int32[K]; which of the row's features are its own, in the order of their positions
+
+
+class MediaError(Exception):
+    """An image that no row of this layout can hold.
+
+    Attributes:
+      reason: the short name under which the ledger counts it.
+      problem: one clause that says what is wrong, with the value found.
+    """
+
+    def __init__(self, reason: str, problem: str):
+        super().__init__(problem)
+        self.reason, self.problem = reason, problem
+
+
+class MediaLayout(abc.ABC):
+    """What media become in a row: measured, loaded, written, placed and shown. Small and picklable.
+
+    Attributes:
+      unit: what a media unit is called, in the plural: "images", "tiles", "patches".
+      position_axes: numbers that the decoder needs for a position: 1, or 3 for time, row and column.
+      least_positions: the fewest token positions that any image takes.
+      least_units: the media units of that image.
+    """
+
+    unit: str
+    position_axes: int = 1
+    least_positions: int
+    least_units: int = 1
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything on which `load` depends, ready for JSON: equal settings give equal arrays."""
+
+    @abc.abstractmethod
+    def measure(self, size: Size) -> MediaExtent:
+        """The room that an image takes.
+
+        Raises:
+          MediaError: no row can hold an image of this size.
+        """
+
+    @abc.abstractmethod
+    def spec(self, rows: int, units: int) -> Any:
+        """The struct `Batch.media`: a NamedTuple of `ArraySpec`s, each with `rows` first."""
+
+    @abc.abstractmethod
+    def load(self, source: str | bytes, origin: str, *, exact: bool) -> np.ndarray:
+        """Decodes and preprocesses a file into the array that `write` takes.
+
+        Args:
+          source: path of a file, or its bytes.
+          origin: the record that holds it, for messages.
+          exact: bit-equal to the family's original processor; otherwise a faster resize within 2 levels may be used.
+
+        Raises:
+          RecordError: the file is missing, corrupt or too large.
+        """
+
+    @abc.abstractmethod
+    def blank(self, size: Size) -> np.ndarray:
+        """What stands in a row in place of an image of this size that turned out to be corrupt."""
+
+    def augment(self, loaded: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
+        """A random variant of a loaded image (see `DataConfig.augment`); the same by default."""
+        return loaded
+
+    def expand(self, placeholder: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens that stand for an image in the sequence.
+
+        Args:
+          placeholder: the id of the image placeholder.
+
+        Returns:
+          int32[L] ids, and bool[L], which of them are features; the others are text that is never supervised.
+        """
+        positions = self.measure(size).positions
+        return np.full(positions, placeholder, np.int32), np.ones(positions, bool)
+
+    @abc.abstractmethod
+    def units_of(self, loaded: np.ndarray) -> int:
+        """The media units that a loaded image fills; those of `measure` for its size."""
+
+    @abc.abstractmethod
+    def write(self, media: Any, row: int, at: int, loaded: np.ndarray) -> np.ndarray:
+        """Writes a loaded image into a row of NumPy media, after the `at` units that are already written.
+
+        Returns:
+          int32[K], which of the row's features belong to the image's feature positions, in their order.
+        """
+
+    def positions(self, image_index: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:
+        """Position ids of a sample.
+
+        Args:
+          image_index: int32[L]; k at the sample's k-th feature, -1 at text.
+          sizes: of the sample's images.
+
+        Returns:
+          int32[L], or int32[L, 3] where `position_axes` is 3.
+        """
+        return np.arange(len(image_index), dtype=np.int32)
+
+    @abc.abstractmethod
+    def preview(self, media: Any, row: int) -> list[Picture]:
+        """The pictures in a row, in their order; empty slots may be among them."""
+
+    @abc.abstractmethod
+    def store(self, source: str | bytes, origin: str, jpeg: int) -> bytes:
+        """The image file that `inspect_data prepare` keeps: `load` of it gives what `load` of the source gives.
+
+        Args:
+          jpeg: quality from 1 to 95; 0: PNG, which keeps every pixel.
+
+        Raises:
+          RecordError: as `load`.
+        """
+
+    def problems(self, shift: int) -> list[str]:
+        """What of a recipe's data settings cannot work with this layout; `shift` is `data.augment.shift`."""
+        return []
