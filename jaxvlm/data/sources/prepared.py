@@ -23,7 +23,6 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
-from grain.sources import ArrayRecordDataSource
 from tqdm import tqdm
 
 from jaxvlm.data.records import Record, RecordError, Turn, answer_by_answer
@@ -118,6 +117,8 @@ class PreparedSource:
         local = _fetch(folder, shards, self._fingerprint) if "://" in folder else Path(folder)
         _check(local, shards)
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards))
+        from grain.sources import ArrayRecordDataSource  # it imports JAX, which reading data can do without
+
         # With its range behind it, a shard is not opened to be counted again.
         self._records = ArrayRecordDataSource([f"{local / shard['name']}[0:{shard['records']}]" for shard in shards])
 

@@ -33,7 +33,6 @@ import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
-from jaxvlm.data.text.chat_template import fills_in
 from jaxvlm.errors import UserError
 
 MAX_CHARACTERS = 2**22  # of a record: a tokenizer takes 200 bytes of memory and a microsecond for each
@@ -469,9 +468,10 @@ class _TemplateScript:
 class _ChatScript:
     """Writes records by the tokenizer's own chat template (Jinja).
 
-    The template is rendered once up to each answer and once up to its end. What the second adds to the first is
-    supervised, but for white space after the control token that ends the turn. Where the template's syntax shows that
-    it treats all contents alike, that is done once for all conversations of the same roles, and filled in.
+    The template is rendered up to each answer and again up to its end. What the second adds to the first is supervised,
+    except white space after the control token that ends the turn. That takes a render for each turn, so it is done once
+    for all conversations of the same roles, with slots for their contents. A record is rendered once, as a whole: where
+    that is the filled-in form, it is used; otherwise the record is rendered turn by turn itself.
     """
 
     def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str):
@@ -488,13 +488,12 @@ class _ChatScript:
         longest_first = sorted(marks, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         try:
-            source = tokenizer.get_chat_template()
+            tokenizer.get_chat_template()
         except ValueError as error:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path!r} has chat templates {', '.join(sorted(tokenizer.chat_template))} "
                 'and none of them is the "default"; keep one of them in its files, as chat_template.jinja'
             ) from error
-        self._fills_in_any, self._fills_in_stripped = (fills_in(source, stripped=x) for x in (False, True))
         self._forms: dict[tuple[str, ...], list[str]] = {}  # by roles: what each turn adds, contents as in `str.format`
 
     def probe(self) -> list[str]:
@@ -520,11 +519,8 @@ class _ChatScript:
 
     def write(self, draft: _Draft, record: Record) -> None:
         contents = [self._content(turn) for turn in record.turns]
-        if all(contents) and (
-            self._fills_in_any or self._fills_in_stripped and all(text == text.strip() for text in contents)
-        ):
-            texts = [form.format(*contents) for form in self._forms_for(record)]
-        else:
+        texts = self._filled_in(record, contents)
+        if texts is None:
             texts = [self._marked(text) for text in self._by_steps(record, [*map(self._escaped, contents)])]
         answers = [text for turn, text in zip(record.turns, contents, strict=True) if turn.role == "assistant"]
         for index, text in enumerate(texts):
@@ -548,6 +544,16 @@ class _ChatScript:
         # Stripped, as many templates do: the text before an answer may end in a newline, which could merge.
         return turn.text.strip() if turn.role == "assistant" else turn.text
 
+    def _filled_in(self, record: Record, contents: Sequence[str]) -> list[str] | None:
+        """What each turn adds, from the form of the record's roles; None if the template writes something else."""
+        messages = self._messages(record, [*map(self._escaped, contents)])
+        try:
+            texts = [form.format(*contents) for form in self._forms_for(record)]
+            whole = self._rendered(messages, "", record, add_generation_prompt=messages[-1]["role"] == "user")
+        except RecordError:
+            return None  # turn by turn it is seen which one the template refuses
+        return texts if "".join(texts) == self._marked(whole) else None
+
     def _forms_for(self, record: Record) -> list[str]:
         roles = tuple(turn.role for turn in record.turns)
         if roles not in self._forms:
@@ -559,10 +565,7 @@ class _ChatScript:
 
     def _by_steps(self, record: Record, contents: Sequence[str]) -> list[str]:
         """What each turn adds to the text before it, the prompt of an answer with the user's turn."""
-        messages = [{"role": turn.role, "content": text} for turn, text in zip(record.turns, contents, strict=True)]
-        if self._system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self._escaped(self._system)})
-        texts, done = [], ""
+        messages, texts, done = self._messages(record, contents), [], ""
         for count in range(1, len(messages) + 1):
             role = messages[count - 1]["role"]
             if role != "system":
@@ -570,6 +573,12 @@ class _ChatScript:
                 texts.append(text[len(done) :])
                 done = text
         return texts
+
+    def _messages(self, record: Record, contents: Sequence[str]) -> list[dict[str, str]]:
+        messages = [{"role": turn.role, "content": text} for turn, text in zip(record.turns, contents, strict=True)]
+        if self._system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self._escaped(self._system)})
+        return messages
 
     def _escaped(self, text: str) -> str:
         """Breaks up every control token spelled in `text`, also one that would begin with the last character."""
