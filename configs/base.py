@@ -55,7 +55,6 @@ def get_config() -> ConfigDict:
     c.mesh.data = 1  # copies of the weights, between slices
     c.mesh.fsdp = -1  # weights split, rows split
     c.mesh.tensor = 1  # heads and mlp split
-    c.mesh.sequence = 1
 
     # What the weights start from; "": random. A source is a folder of Hugging Face (LLaVA in either form, CLIP, SigLIP,
     # a decoder), a GGUF file, or a name on the hub, "owner/name" or "owner/name@revision".

@@ -12,7 +12,7 @@ and vg/VG_100K_2; LLaVA's README says where each is. Records whose image is miss
 with --config.stage.finetune.data.on_bad=skip it counts them and goes on.
 
 Add --config.model.remat=query_key on v5e-16, as docs/performance.md has it: 14.7 of 15.75 GiB, and 64 % MFU by the
-compiler's estimate.
+compiler's estimate, which counts attention at the chip's peak; its kernels really take 1.8 times that, so expect less.
 
 LLaVA took about 10 hours on 8 A100 of 40 GB. We have measured neither hours nor scores on TPUs yet.
 Published, with greedy decoding:

@@ -111,7 +111,6 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
-    sequence: int
 
 
 @dataclasses.dataclass(frozen=True)

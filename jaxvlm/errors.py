@@ -17,7 +17,13 @@ class SharedError(UserError):
     """One that all processes of a run meet at the same place, so that none has to tell the others."""
 
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+def missing_extra(what: str, package: str, extra: str) -> UserError:
+    """What to say where an optional package is missing; nothing is published, so it is installed from a checkout."""
+    return UserError(f"{what} needs the package {package}; in a checkout of jaxvlm: pip install -e '.[{extra}]'")
+
+
+_DISK = {errno.ENOSPC, errno.EDQUOT}
+_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def explained(error: BaseException) -> UserError | None:
@@ -27,7 +33,12 @@ def explained(error: BaseException) -> UserError | None:
     if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and error.filename:
         return UserError(f"{error.filename}: {error.strerror}; choose another path, or make way there")
     if isinstance(error, OSError) and error.errno in _DISK:
-        return UserError(f"{error}; make room or mend it, and give the command again (train goes on with --resume)")
+        return UserError(f"{error}; make room, and give the command again (train continues with --resume)")
+    if isinstance(error, OSError) and error.errno in _PERMISSION and error.filename:
+        return UserError(
+            f"{error.filename}: {error.strerror}; give this user the right to read and write there, or choose another "
+            "path"
+        )
     return out_of_memory(error) or unknown_option(error)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,12 @@ from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints, whole_steps
 from jaxvlm.training.state import merge, state_layout
 
-# What a resumed run may change without becoming another run.
-_FREE_KEYS = {"mesh", "evaluation", "workers", "log_every", "eval_every", "eval_records"}
-# What other devices may ask for.
-_FREE_KEYS |= {"frozen_dtype", "compute_dtype", "remat", "micro_batches", "compiler_options"}
-_FREE_KEYS |= {"checkpoint_every", "keep_checkpoints", "on_bad", "on_nonfinite", "nonfinite_limit", "profile"}
+# Options that may change on resume, as patterns of whole paths: a stage may have any name, "mesh" too.
+_FREE = re.compile(
+    r"config\.(mesh\..+|evaluation\..+|profile|model\.(compute_dtype|remat)|stage\.[^.]+\.("
+    r"frozen_dtype|micro_batches|compiler_options|log_every|eval_every|eval_records|checkpoint_every|keep_checkpoints|"
+    r"on_nonfinite|nonfinite_limit|data\.(workers|on_bad)))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,7 @@ def differing_keys(saved: Config, now: Config) -> list[str]:
     return [
         f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
         for name in names
-        if old.get(name) != new.get(name) and not _FREE_KEYS & set(name.split("."))
+        if old.get(name) != new.get(name) and not _FREE.fullmatch(name)
     ]
 
 
@@ -238,7 +240,7 @@ def _saved_steps(folder: Path, stage: str) -> list[int]:
 def open_run(folder: Path, *, stage: str = "", step: int = 0, keep_dtypes: bool = False) -> Run:
     """Opens the weights that `load_params` finds, on all devices that are here, however many the run was trained on."""
     config = load_saved_config(folder)
-    mesh, rules = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1, sequence=1)), Rules()
+    mesh, rules = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1)), Rules()
     params, name, found = load_params(folder, config, mesh, rules, stage, step, keep_dtypes=keep_dtypes)
     tokenizer = saved_tokenizer(folder, config)
     settings = config.stage[name]

@@ -19,7 +19,7 @@ from jaxvlm.errors import UserError
 
 Tree = TypeVar("Tree")
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+MESH_AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ _AXES = tuple(field.name for field in dataclasses.fields(Rules))
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh over `devices` (default: all) with axes data, fsdp, tensor, sequence.
+    """Mesh over `devices` (default: all) with axes data, fsdp, tensor.
 
     Of several TPU slices `data` goes between them, over the slow network, and within each if it is larger.
 
@@ -79,7 +79,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         inner = dataclasses.replace(config, data=config.data if config.data == -1 else config.data // len(slices))
         each = [make_mesh(inner, part) for part in slices]
         return Mesh(np.concatenate([mesh.devices for mesh in each]), MESH_AXES, axis_types=each[0].axis_types)
-    sizes = [config.data, config.fsdp, config.tensor, config.sequence]
+    sizes = [config.data, config.fsdp, config.tensor]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
         raise UserError(f"config.mesh = {sizes}: axes are positive, at most one of them -1 (all devices that are left)")

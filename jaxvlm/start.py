@@ -11,6 +11,7 @@ import jax
 from jaxvlm.config import Config, LoraConfig
 from jaxvlm.errors import UserError
 from jaxvlm.run import has_begun, load_params, load_saved_config, stage_folder
+from jaxvlm.training.checkpoint import is_finished, whole_steps
 from jaxvlm.training.state import Layout, merge, merge_adapters, without_adapters
 from jaxvlm.weights.source import PARTS, Source, check_fit, load_weights, open_source
 
@@ -35,12 +36,25 @@ def find_origins(workdir: Path, config: Config, name: str) -> list[Origin]:
     earlier = config.stages[: config.stages.index(name)]
     done = [stage for stage in earlier if stage_folder(workdir, stage).exists()]
     if done:
+        _check_finished(workdir, done[-1], name)
         return [Origin(PARTS, done[-1], run=workdir, stage=done[-1])]
     init = config.init
     own = {part: spec for part in PARTS if (spec := getattr(init, part))}
     rest = tuple(part for part in PARTS if part not in own)
     origins = [_find(init.model, rest, config, whole=True)] if init.model and rest else []
     return origins + [_find(spec, (part,), config) for part, spec in own.items()]
+
+
+def _check_finished(workdir: Path, before: str, name: str) -> None:
+    """Raises `UserError` if stage `name` would start from a stage that has not reached its last step."""
+    if whole_steps(stage_folder(workdir, name)) or is_finished(stage_folder(workdir, before)):
+        return
+    steps = whole_steps(stage_folder(workdir, before))
+    reached = f"its newest checkpoint is of step {steps[-1]}" if steps else "it has no checkpoint"
+    raise UserError(
+        f"stage {name} starts from the result of stage {before}, which is not finished in {workdir}: {reached}; finish "
+        f"it with --resume, or start from that checkpoint in another --workdir with --config.init.model={workdir}"
+    )
 
 
 def _find(spec: str, parts: tuple[str, ...], config: Config, *, whole: bool = False) -> Origin:

@@ -38,7 +38,7 @@ from jaxvlm.data.rows.pipeline import Pipeline, build_pipeline
 from jaxvlm.errors import UserError
 from jaxvlm.evaluate import evaluate_run
 from jaxvlm.families.registry import media_layout
-from jaxvlm.files import Lock, Unfailing, replace_text
+from jaxvlm.files import Lock, replace_text, unfailing_streams
 from jaxvlm.inference.chat import answer, score
 from jaxvlm.processes import say
 from jaxvlm.run import (
@@ -89,23 +89,26 @@ def main(argv: list[str]) -> dict[str, Any] | None:
             "pass the folder"
         )
     workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
-    # A run does not end because its log cannot be written.
-    sys.stdout, sys.stderr = Unfailing(sys.stdout), Unfailing(sys.stderr)
     how = "resume or start" if args.resume_or_start else "resume" if args.resume else "start"
+    with unfailing_streams():
+        processes.connect(args)
+        with processes.together():
+            return run_together(workdir, config, stages, how)
 
-    processes.connect(args)
-    with processes.together():
-        processes.check_same(all_keys(config) | {"--stage": stages, "--workdir": str(workdir), "--resume": how})
-        lock = Lock(workdir / "lock")
-        try:
-            processes.from_first(lambda: start_run(workdir, config, stages, how, lock))
-            with Watch(workdir) as watch, Preemption() as preemption:
-                return run_stages(workdir, config, stages, watch, preemption)
-        except StartAgain:
-            say("", "told to stop: --resume or --resume-or-start goes on from the newest checkpoint")
-            raise
-        finally:
-            lock.release()
+
+def run_together(workdir: Path, config: Config, stages: tuple[str, ...], how: str) -> dict[str, Any]:
+    """Runs the stages in a workdir that is locked, on all processes; returns what `--json` prints."""
+    processes.check_same(all_keys(config) | {"--stage": stages, "--workdir": str(workdir), "--resume": how})
+    lock = Lock(workdir / "lock")
+    try:
+        processes.from_first(lambda: start_run(workdir, config, stages, how, lock))
+        with Watch(workdir) as watch, Preemption() as preemption:
+            return run_stages(workdir, config, stages, watch, preemption)
+    except StartAgain:
+        say("", "preempted: --resume or --resume-or-start continues from the newest checkpoint")
+        raise
+    finally:
+        lock.release()
 
 
 def run_stages(
@@ -272,7 +275,7 @@ def share_of_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
     if len(own) * len(shares) != rows or any(len(mine) != len(own) for mine in held.values()):
         raise UserError(
             f"config.mesh = {dict(mesh.shape)} gives the {len(held)} processes unequal shares of the rows; let tensor "
-            "and sequence divide the devices of a process, or be a multiple of them"
+            "divide the devices of a process, or be a multiple of them"
         )
     return shares.index(min(own)), len(shares)
 

@@ -23,6 +23,26 @@ def test_a_run_may_go_on_with_other_dtypes_and_less_memory():
     assert differing_keys(tiny.config(saved), tiny.config(now)) == ["config.seed: 42 -> 1"]
 
 
+@pytest.mark.parametrize("name", ["mesh", "profile", "workers", "evaluation", "model"])
+def test_the_guard_of_a_resume_looks_at_whole_paths(name):
+    """A stage that is called as a free option is guarded like any other."""
+    saved, now = (tiny.recipe(**{name: tiny.stage_recipe()}) for _ in range(2))
+    now.stage[name].optimizer.learning_rate = 1.0
+    now.stage[name].data.source = "other.json"
+    differing = differing_keys(tiny.config(saved), tiny.config(now))
+    assert [line.split(":")[0] for line in differing] == [
+        f"config.stage.{name}.data.source",
+        f"config.stage.{name}.optimizer.learning_rate",
+    ]
+
+
+def test_no_mesh_axis_does_nothing():
+    values = tiny.recipe(one=tiny.stage_recipe()).to_dict()
+    values["mesh"]["sequence"] = 4
+    with pytest.raises(UserError, match=r"unknown key config.mesh.sequence \(known: data, fsdp, tensor\)"):
+        resolve(values)
+
+
 def test_saved_config_reads_back_equal():
     import json
 

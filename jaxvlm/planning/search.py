@@ -27,12 +27,12 @@ class Candidate:
     rows_per_chip: int  # of all micro-batches, on each device that has rows of its own
     micro_batches: int
     remat: str
-    mesh: tuple[int, int, int, int]  # data, fsdp, tensor, sequence
+    mesh: tuple[int, int, int]  # data, fsdp, tensor
     options: str  # of the compiler, as in a recipe
 
     def apply(self, config: Config, stage: str) -> Config:
         """The recipe with this candidate's values."""
-        data, fsdp, tensor, sequence = self.mesh
+        data, fsdp, tensor = self.mesh
         changed = dataclasses.replace(
             config.stage[stage],
             global_batch_size=self.rows_per_chip * data * fsdp,
@@ -42,7 +42,7 @@ class Candidate:
         return dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, remat=self.remat),
-            mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor, sequence=sequence),
+            mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
             stage=config.stage | {stage: changed},
         )
 
@@ -77,12 +77,12 @@ class Candidate:
             yield change(self, micro_batches=2 * self.micro_batches)
         if self.micro_batches % 2 == 0:
             yield change(self, micro_batches=self.micro_batches // 2)
-        data, fsdp, tensor, sequence = self.mesh
+        data, fsdp, tensor = self.mesh
         if fsdp % 2 == 0 and kv_heads % (2 * tensor) == 0:
-            mesh = (data, fsdp // 2, 2 * tensor, sequence)
+            mesh = (data, fsdp // 2, 2 * tensor)
             yield change(self, mesh=mesh, rows_per_chip=2 * self.rows_per_chip)
         if tensor % 2 == 0 and self.rows_per_chip % (2 * self.micro_batches) == 0:
-            mesh = (data, 2 * fsdp, tensor // 2, sequence)
+            mesh = (data, 2 * fsdp, tensor // 2)
             yield change(self, mesh=mesh, rows_per_chip=self.rows_per_chip // 2)
         yield from self._with_options(TRIED_OF_EACH)
 
@@ -171,7 +171,7 @@ def search(
             start.rows_per_chip,
             config.stage[stage].micro_batches,
             config.model.remat,
-            (mesh["data"], mesh["fsdp"], mesh["tensor"], mesh["sequence"]),
+            (mesh["data"], mesh["fsdp"], mesh["tensor"]),
             config.stage[stage].compiler_options,
         )
     ]

@@ -65,7 +65,7 @@ class Slice:
         except Exception as error:  # jax raises whatever the plugin does
             raise UserError(
                 f"the TPU compiler does not describe {self.name}: {error}; "
-                "plans need libtpu, which `pip install 'jaxvlm[tpu]'` brings on x86-64 Linux"
+                "plans need libtpu, which `pip install -e '.[tpu]'` brings on x86-64 Linux"
             ) from error
         return list(described.devices)
 

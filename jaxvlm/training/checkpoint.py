@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Checkpoints:
         self._keep = keep
         self._saving = 0  # the step that is being written
         self._manager: _Manager | None = self._open()
-        logging.getLogger("asyncio").addFilter(_is_not_of_a_save)
+        logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
 
     def newest(self) -> int | None:
         """The newest whole checkpoint's step, or None."""
@@ -316,9 +317,22 @@ class Checkpoints:
             )
 
 
-def _is_not_of_a_save(message: logging.LogRecord) -> bool:
-    """Of a save that fails every array that was not written would be reported once more, with a traceback."""
-    return "orbax/checkpoint" not in message.getMessage()
+def _is_not_of_orbax(message: logging.LogRecord) -> bool:
+    """Drops what asyncio logs of tasks of orbax that failed.
+
+    Of a save or a read that fails each other array would be logged with a traceback; the failure itself is raised.
+    """
+    error = message.exc_info[1] if message.exc_info else None
+    return "orbax/checkpoint" not in message.getMessage() and not _raised_by_orbax(error)
+
+
+def _raised_by_orbax(error: BaseException | None) -> bool:
+    while error is not None:
+        modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+        if any(name.partition(".")[0] in ("orbax", "tensorstore") for name in modules):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _training(state: State) -> dict[str, Any]:

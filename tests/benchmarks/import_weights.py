@@ -35,8 +35,9 @@ import ml_dtypes
 import numpy as np
 
 from configs import base
-from jaxvlm.config import Config, MeshConfig, ModelConfig, build_config
+from jaxvlm.config import MeshConfig, ModelConfig
 from jaxvlm.families.build import build_model
+from jaxvlm.families.registry import resolve
 from jaxvlm.models import variants
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.weights.folder import TensorSource, open_tensors, write_tensors
@@ -74,7 +75,7 @@ def make_config(gib: float) -> ModelConfig:
     c = base.get_config()
     c.model.vision.update(variants.vision("clip_l14_336") if gib else TINY_VISION)
     c.model.language.update(variants.language("llama2_7b") if gib else TINY_LANGUAGE)
-    layers = [c.model.language.update(num_layers=n) or build_config(Config, c.to_dict()).model for n in (1, 2)]
+    layers = [c.model.language.update(num_layers=n) or resolve(c.to_dict()).model for n in (1, 2)]
     one, two = (sum(2 * leaf.size for leaf in jax.tree.leaves(build_model(config).abstract)) for config in layers)
     num_layers = max(1, round(1 + (gib * 2**30 - one) / (two - one))) if gib else 3
     return dataclasses.replace(layers[0], language=dataclasses.replace(layers[0].language, num_layers=num_layers))
@@ -98,7 +99,7 @@ def make_checkpoint(config: ModelConfig, folder: Path) -> None:
 def placed(config: ModelConfig) -> Any:
     """The abstract model in bfloat16 on one device."""
     model = build_model(config)
-    mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     shardings = flatten_tree(named_shardings(mesh, Rules(), model.abstract, model.axes))
     return unflatten_tree(
         {

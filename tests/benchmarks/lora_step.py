@@ -73,7 +73,7 @@ class Variant:
         model_config = dataclasses.replace(config.model, remat=remat)
         parts = PartsConfig(vision="frozen", projector="full", language=VARIANTS[name])
         stage = dataclasses.replace(config.stage["only"], parts=parts, frozen_dtype="bfloat16")
-        mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         self.batch = pack(model_config, size, make_samples(model_config, size, "full"))
         self.layout = state_layout(build_model(model_config, parts.adapters()), stage, 1, mesh, Rules())
         self.state = initial_state(self.layout, config.seed)

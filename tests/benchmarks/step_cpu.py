@@ -195,7 +195,7 @@ class Ours:
     def __init__(self, size: Size, kind: str, params: dict | None = None):
         config = make_config(size)
         stage, self.batch = config.stage["only"], pack(config.model, size, make_samples(config.model, size, kind))
-        mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         self.layout = state_layout(build_model(config.model), stage, 1, mesh, Rules())
         self.state = initial_state(self.layout, config.seed, params)
         self.compiled = compile_train_step(self.layout, stage.micro_batches)

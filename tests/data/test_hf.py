@@ -100,5 +100,5 @@ def test_without_a_network_there_is_one_message(monkeypatch):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install jaxvlm\[hf\]"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[hf\]'"):
         load_source("hf:x")

@@ -193,7 +193,7 @@ def test_easy_vqa_of_some_kinds():
 
 def test_easy_vqa_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(UserError, match=r"pip install jaxvlm\[quickstart\]"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[quickstart\]'"):
         load_source("easy_vqa:train")
 
 

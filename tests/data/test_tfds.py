@@ -130,5 +130,5 @@ def test_a_damaged_file(folder, tmp_path, monkeypatch):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match=r"pip install jaxvlm\[tfds\]"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[tfds\]'"):
         load_source("tfds:x")

@@ -72,7 +72,7 @@ class Child:
         if self._code is None:
             os.kill(self.pid, number)
 
-    def wait(self, timeout=90):
+    def wait(self, timeout=400):
         """Exit code and what was printed; it is killed when the time is over."""
         timer = threading.Timer(timeout, self.send, (signal.SIGKILL,))
         timer.start()
@@ -89,7 +89,7 @@ class Child:
             self.send(signal.SIGKILL)
             self.wait()
 
-    def wait_for(self, condition, timeout=60):
+    def wait_for(self, condition, timeout=300):
         """Waits until `condition()` and returns what it gave."""
         end = time.monotonic() + timeout
         while not (found := condition()):
@@ -325,6 +325,17 @@ def test_a_log_on_a_full_disk_does_not_stop_a_run(undisturbed, start, tmp_path, 
     assert (tmp_path / "evaluation.json").is_file()
 
 
+def test_after_ctrl_c_it_resumes_bit_equal(undisturbed, start, tmp_path):
+    code = f"{HOOK}hook(lambda step, batch: time.sleep(60 if step == 8 else 0.0))\n"
+    child = start(tmp_path, code=code)
+    child.wait_for(lambda: last_step(tmp_path) >= 6)
+    child.send(signal.SIGINT)
+    code, log = child.wait()
+    assert code == 130 and "Traceback" not in log
+    finish(start(tmp_path, "--resume"))
+    assert losses(tmp_path) == losses(undisturbed[0])
+
+
 def test_told_to_stop_it_saves_and_goes_on_later(undisturbed, start, tmp_path):
     told = tmp_path / "told"
     code = f"""{HOOK}
@@ -339,7 +350,7 @@ hook(before)
     child.send(signal.SIGTERM)
     told.touch()
     code, log = child.wait()
-    assert code == 75 and "told to stop: --resume" in log, log[-3000:]
+    assert code == 75 and "preempted: --resume" in log, log[-3000:]
     assert "heldout_loss" not in log  # there is no time for an evaluation
     stopped = len(losses(tmp_path))
     assert stopped == 7 and max(whole_steps(checkpoints(tmp_path))) == stopped
@@ -364,7 +375,7 @@ NAN = (
 def before(step, batch):
     if step in STEPS:
         np.save(f"{job['arguments'][3]}/tokens-{step}.npy", batch.tokens)
-        return dataclasses.replace(batch, loss_weights=np.full_like(batch.loss_weights, np.nan))
+        return batch._replace(loss_weights=np.full_like(batch.loss_weights, np.nan))
 hook(before)
 """
 )
@@ -406,7 +417,7 @@ def test_an_update_that_is_not_finite_can_be_left_out(undisturbed, start, tmp_pa
 
 
 def params(folder, step):
-    mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     return jax.tree.leaves(load_params(folder, load_saved_config(folder), mesh, Rules(), step=step)[0])
 
 

@@ -39,7 +39,7 @@ class World:
         return self.config.stage["finetune"].data
 
     def ask(self, records, *, data=None, params=None, devices=1, count=5, batch_size=4, **options):
-        mesh = make_mesh(MeshConfig(data=1, fsdp=devices, tensor=1, sequence=1), jax.devices()[:devices])
+        mesh = make_mesh(MeshConfig(data=1, fsdp=devices, tensor=1), jax.devices()[:devices])
         return answer(
             self.model,
             self.params if params is None else params,

@@ -151,7 +151,7 @@ def test_one_program_for_each_shape(model, params, monkeypatch):
 @pytest.mark.parametrize("target", ["none", "cpu", "tpu"])
 def test_sharded_rows_and_weights_give_the_same_answers(model, params, target):
     rows = [0, 1, 2, 3, None, 3, 2, 1]
-    mesh, rules = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2, sequence=1)), Rules()
+    mesh, rules = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)), Rules()
     sharded = jax.device_put(params, named_shardings(mesh, rules, model.abstract, model.axes))
     batch = to_devices((batch_of(rows, 48), numbers(rows)), mesh, rules)
     place = None if target == "none" else Placement(mesh, rules, target)

@@ -35,7 +35,7 @@ def counting(into, view):
     copy(into, view)
 rules._copy = counting
 model, source = build_model(MODEL), open_source(sys.argv[3])
-mesh = make_mesh(MeshConfig(1, 4, 1, 1))
+mesh = make_mesh(MeshConfig(1, 4, 1))
 shardings = named_shardings(mesh, Rules(), model.abstract, model.axes)
 abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract, shardings)
 params = load_weights(source, MODEL, abstract)

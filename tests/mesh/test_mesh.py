@@ -15,11 +15,11 @@ from tests import tiny
 
 # name -> (mesh, devices, micro-batches)
 SETUPS = {
-    "1": (MeshConfig(1, 1, 1, 1), 1, 1),
-    "1, eight micro-batches": (MeshConfig(1, 1, 1, 1), 1, 8),
-    "8 fsdp": (MeshConfig(1, 8, 1, 1), 8, 1),
-    "2 fsdp x 4 tensor, two micro-batches": (MeshConfig(1, 2, 4, 1), 8, 2),
-    "2 data x 4 fsdp": (MeshConfig(2, 4, 1, 1), 8, 1),
+    "1": (MeshConfig(1, 1, 1), 1, 1),
+    "1, eight micro-batches": (MeshConfig(1, 1, 1), 1, 8),
+    "8 fsdp": (MeshConfig(1, 8, 1), 8, 1),
+    "2 fsdp x 4 tensor, two micro-batches": (MeshConfig(1, 2, 4), 8, 2),
+    "2 data x 4 fsdp": (MeshConfig(2, 4, 1), 8, 1),
 }
 
 
@@ -83,7 +83,7 @@ def test_checkpoint_moves_to_another_mesh(reference, tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(state, {"next": 1}, steps=3)
     checkpoints.wait()
-    layout = layout_of(MeshConfig(1, 2, 4, 1), 8)
+    layout = layout_of(MeshConfig(1, 2, 4), 8)
     restored, _ = checkpoints.restore(layout.state, 1)
     checkpoints.close()
     q = paths(restored.trained)["language/blocks/attention/q/w"]
@@ -93,7 +93,7 @@ def test_checkpoint_moves_to_another_mesh(reference, tmp_path):
 
 
 def test_unknown_or_colliding_axes_raise_with_the_path():
-    mesh = make_mesh(MeshConfig(1, 8, 1, 1))
+    mesh = make_mesh(MeshConfig(1, 8, 1))
     leaf = {"moe": {"w": jax.ShapeDtypeStruct((8, 8), np.float32)}}
     with pytest.raises(ValueError, match=r'no rule for logical axis "expert" \(param moe/w\)'):
         named_shardings(mesh, Rules(), leaf, {"moe": {"w": ("embed", "expert")}})
@@ -103,6 +103,6 @@ def test_unknown_or_colliding_axes_raise_with_the_path():
 
 def test_every_weight_has_a_rule():
     model = build_model(tiny.config(tiny.recipe()).model)
-    mesh = make_mesh(MeshConfig(1, 2, 4, 1))
+    mesh = make_mesh(MeshConfig(1, 2, 4))
     shardings = named_shardings(mesh, Rules(), model.abstract, model.axes)
     assert jax.tree.structure(shardings) == jax.tree.structure(model.abstract)

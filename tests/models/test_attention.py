@@ -73,7 +73,7 @@ def test_the_program_for_nvidia_gpus(monkeypatch, T, N, K, H):
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
     causal = K < N
-    mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
     def loss(q, k, v, segments):
         with placed(mesh, Rules(), "gpu"):

@@ -24,7 +24,7 @@ MESHES = {"1": (1, 1, 1), "8 fsdp": (1, 8, 1), "2 data x 2 fsdp x 2 tensor": (2,
 
 def make(name):
     data, fsdp, tensor = MESHES[name]
-    return make_mesh(MeshConfig(data, fsdp, tensor, 1), jax.devices()[: data * fsdp * tensor])
+    return make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
 
 
 def attention_inputs(T, *, N=6, K=2, H=64, B=8):

@@ -65,7 +65,7 @@ def test_paths(model):
 
 
 def test_init_fills_the_abstract_tree_on_a_mesh(model):
-    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2, sequence=1))
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     shardings = named_shardings(mesh, Rules(), model.abstract, model.axes)
     with jax.set_mesh(mesh):
         made = jax.jit(model.init, out_shardings=shardings)(jax.random.key(3))

@@ -10,7 +10,7 @@ from jaxvlm.planning.slices import V5E
 
 # A cycle is a microsecond; a link carries 1 kB in one; memory and peak are as round.
 CHIP = dataclasses.replace(V5E, clock=1e6, link_bandwidth=1e9, network_bandwidth=1e8, hbm_bandwidth=1e9, flops=1e9)
-MESH = {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
+MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 US = 1e-6
 
 

@@ -198,7 +198,7 @@ def test_between_slices_goes_data():
     recipe = tiny.recipe(only=tiny.stage_recipe())
     recipe.mesh.data = 2
     mesh = build_step(tiny.config(recipe), "only", find_slice("2xv5e-4")).layout.mesh
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
     assert [len({d.slice_index for d in row.flat}) for row in mesh.devices] == [1, 1]
 
 

@@ -85,9 +85,9 @@ def test_nothing_fits(config):
 
 
 def test_overrides_are_only_what_differs(config):
-    same = Candidate(2, 1, config.model.remat, (1, 4, 1, 1), "")
+    same = Candidate(2, 1, config.model.remat, (1, 4, 1), "")
     assert same.overrides(config, "only") == "(the recipe)"
-    other = Candidate(6, 2, "dots", (1, 2, 2, 1), "a=1 b=2")
+    other = Candidate(6, 2, "dots", (1, 2, 2), "a=1 b=2")
     assert shlex.split(other.overrides(config, "only")) == [
         "--config.model.remat=dots",
         "--config.mesh.fsdp=2",
@@ -99,11 +99,11 @@ def test_overrides_are_only_what_differs(config):
 
 
 def test_neighbours_are_others_and_keep_the_batch_whole():
-    candidate = Candidate(6, 2, "full", (1, 4, 1, 1), "")
+    candidate = Candidate(6, 2, "full", (1, 4, 1), "")
     near = list(candidate.neighbours(kv_heads=4))
     assert candidate not in near and len(set(near)) == len(near)
     assert all(c.rows_per_chip % c.micro_batches == 0 and math.prod(c.mesh) == 4 for c in near)
-    assert Candidate(6, 6, "dots", (1, 4, 1, 1), "") in near  # a row at a time
+    assert Candidate(6, 6, "dots", (1, 4, 1), "") in near  # a row at a time
 
 
 def test_a_found_plan_can_be_empty(config):

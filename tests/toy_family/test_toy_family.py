@@ -135,7 +135,7 @@ def test_its_step_can_be_planned(data):
     from jaxvlm.planning.report import Assumptions, work_of
     from jaxvlm.planning.slices import find_slice
 
-    step = build_step(load_config(RECIPE), "only", find_slice("v5e-4"))
+    step = build_step(load_config(RECIPE), "only", find_slice("v5e-8"))
     work = work_of(step, Assumptions())
     assert (work.units, step.batch.positions.shape) == (40, (16, 64, 3))
 

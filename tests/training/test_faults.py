@@ -107,7 +107,7 @@ def abstract(state):
 @pytest.fixture
 def three(tmp_path):
     """A folder with checkpoints of steps 1 to 3, on one device, in float32."""
-    mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     checkpoints = Checkpoints(tmp_path / "c")
     for step in (1, 2, 3):
         checkpoints.save(small_state(step, mesh, PartitionSpec()), {"next": step}, 9)
@@ -118,7 +118,7 @@ def three(tmp_path):
 def test_the_newest_whole_one_is_restored_on_other_devices_and_dtypes(three, capsys):
     os.truncate(three / "3" / "params" / "_METADATA", 10)
     (three / "2" / "training" / "manifest.ocdbt").unlink()
-    mesh = make_mesh(MeshConfig(1, 4, 2, 1))
+    mesh = make_mesh(MeshConfig(1, 4, 2))
     wanted = small_state(1, mesh, PartitionSpec("fsdp", "tensor"), jnp.bfloat16)
     checkpoints = Checkpoints(three)
     state, position, step = checkpoints.restore_newest(abstract(wanted))
@@ -138,7 +138,7 @@ def test_the_newest_whole_one_is_restored_on_other_devices_and_dtypes(three, cap
 def test_without_a_whole_one_the_stage_starts_anew(three, capsys):
     for step in (1, 2, 3):
         (three / str(step) / "params" / "_METADATA").unlink()
-    wanted = small_state(1, make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1]), PartitionSpec())
+    wanted = small_state(1, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), PartitionSpec())
     checkpoints = Checkpoints(three)
     assert checkpoints.restore_newest(abstract(wanted)) is None
     assert "there is none before it: the stage starts anew" in capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_a_device_that_is_too_small_damages_no_checkpoint(three, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(Checkpoints, "restore", restore)
-    wanted = small_state(1, make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1]), PartitionSpec())
+    wanted = small_state(1, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), PartitionSpec())
     checkpoints = Checkpoints(three)
     with pytest.raises(jax.errors.JaxRuntimeError):
         checkpoints.restore_newest(abstract(wanted))
@@ -161,7 +161,7 @@ def test_a_device_that_is_too_small_damages_no_checkpoint(three, monkeypatch):
 
 
 def test_a_save_that_fails_is_said_and_the_next_one_is_tried(tmp_path, monkeypatch, capsys):
-    state = small_state(4, make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1]), PartitionSpec())
+    state = small_state(4, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), PartitionSpec())
     tries = []
 
     def full(*_, **__):
@@ -189,7 +189,7 @@ def test_a_save_that_fails_is_said_and_the_next_one_is_tried(tmp_path, monkeypat
 def test_reading_leaves_the_save_of_a_running_process_alone(three):
     half = three / "4.orbax-checkpoint-tmp" / "params"
     half.mkdir(parents=True)
-    wanted = abstract(small_state(1, make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1]), PartitionSpec()))
+    wanted = abstract(small_state(1, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), PartitionSpec()))
     checkpoints = Checkpoints(three)
     checkpoints.restore_params(wanted.trained, wanted.frozen, 3)
     checkpoints.close()

@@ -26,7 +26,7 @@ ADAPTERS = PartsConfig(**PARTS).adapters()
 
 def one_device_layout(parts, **values):
     stage = tiny.stage(parts=parts, frozen_dtype="bfloat16", **values)
-    mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     return stage, state_layout(build_model(CONFIG, stage.parts.adapters()), stage, 4, mesh, Rules())
 
 
@@ -167,7 +167,7 @@ def test_a_mask_keeps_its_share():
 @pytest.mark.parametrize("spec", [("fsdp", None, "tensor"), ("tensor", "fsdp", None)])
 def test_a_mask_does_not_depend_on_who_makes_it(spec):
     shape = (8, 12, 16)
-    placed = NamedSharding(make_mesh(MeshConfig(1, 4, 2, 1), jax.devices()), PartitionSpec(*spec))
+    placed = NamedSharding(make_mesh(MeshConfig(1, 4, 2), jax.devices()), PartitionSpec(*spec))
     make = functools.partial(keep_mask, share=0.5, shape=shape)
     np.testing.assert_array_equal(jax.jit(make, out_shardings=placed)(jax.random.key(1)), make(jax.random.key(1)))
 

@@ -12,7 +12,7 @@ from jaxvlm.training.state import initial_state, merge, split, state_layout, tab
 from jaxvlm.training.step import compile_train_step
 from tests import tiny
 
-ONE_DEVICE = MeshConfig(1, 1, 1, 1)
+ONE_DEVICE = MeshConfig(1, 1, 1)
 
 
 def layout(stage, recipe=None):

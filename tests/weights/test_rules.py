@@ -144,7 +144,7 @@ def placed(model, mesh, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("mesh", [(1, 1, 1, 1), (1, 8, 1, 1), (1, 4, 2, 1), (2, 2, 2, 1)], ids=str)
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)], ids=str)
 def test_files_onto_a_mesh(tmp_path, monkeypatch, mesh, dtype):
     monkeypatch.setattr(rules_module, "_JOB_BYTES", 700)
     monkeypatch.setattr(rules_module, "_TILE", 5)
@@ -199,7 +199,7 @@ class OneHost:
     ],
 )
 def test_a_host_reads_only_what_it_holds(monkeypatch, axes, bytes_read):
-    mesh = make_mesh(MeshConfig(1, 2, 2, 1), jax.devices()[:4])
+    mesh = make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])
     sharding = OneHost(jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)), set(jax.devices()[:2]))
     copied, copy = [], rules_module._copy
 
@@ -223,7 +223,7 @@ def test_a_host_reads_only_what_it_holds(monkeypatch, axes, bytes_read):
 
 
 def test_a_host_opens_no_layer_that_it_does_not_hold():
-    mesh = make_mesh(MeshConfig(1, 2, 1, 1), jax.devices()[:2])
+    mesh = make_mesh(MeshConfig(1, 2, 1), jax.devices()[:2])
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     source = Counted({f"h.{i}.w": np.ones((3, 5), np.float32) for i in range(4)})
     abstract = jax.ShapeDtypeStruct((4, 5, 3), np.float32, sharding=sharding)
@@ -247,7 +247,7 @@ class Computed(TensorSource):
 
 def test_a_computed_tensor_is_made_once(monkeypatch):
     monkeypatch.setattr(rules_module, "_JOB_BYTES", 20)
-    mesh = make_mesh(MeshConfig(1, 4, 2, 1))
+    mesh = make_mesh(MeshConfig(1, 4, 2))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "fsdp", "tensor"))
     source = Computed({f"h.{i}.w": np.arange(48.0, dtype=np.float32).reshape(6, 8) + i for i in range(3)})
     abstract = {"w": jax.ShapeDtypeStruct((3, 8, 6), np.float32, sharding=sharding)}

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from jaxvlm.data.records import IMAGE, Record, Turn, part
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, missing_extra
 
 _KINDS = ("shape", "color", "yes/no")  # of easy-VQA's questions
 
@@ -27,9 +27,7 @@ class EasyVqa:
         try:
             import easy_vqa
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"data.source = {spec!r} needs the easy-vqa package; pip install jaxvlm[quickstart]"
-            ) from error
+            raise missing_extra(f"data.source = {spec!r}", "easy-vqa", "quickstart") from error
         self._spec, self._split = spec, split
         train = split == "train"
         self._paths = easy_vqa.get_train_image_paths() if train else easy_vqa.get_test_image_paths()

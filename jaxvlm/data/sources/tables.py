@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxvlm.data.sources.formats import Format, ImageRule, recognise
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, missing_extra
 
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}  # files, and what `datasets` calls them
 
@@ -102,7 +102,7 @@ def import_datasets(spec: str) -> ModuleType:
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise UserError(f"{spec!r} needs the datasets package; pip install jaxvlm[hf]") from error
+        raise missing_extra(f"data.source = {spec!r}", "datasets", "hf") from error
     return datasets
 
 

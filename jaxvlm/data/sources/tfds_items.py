@@ -11,7 +11,7 @@ import numpy as np
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.sources.formats import ImageRule, recognise
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, missing_extra
 
 _SPEC = re.compile(r"tfds:(?P<name>[^:]+(:\d+\.[\d.*]+)?)(:(?P<split>.+))?")
 
@@ -59,7 +59,7 @@ def load_tfds(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSourc
     try:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError as error:
-        raise UserError(f"{spec!r} needs the tensorflow-datasets package; pip install jaxvlm[tfds]") from error
+        raise missing_extra(f"data.source = {spec!r}", "tensorflow-datasets", "tfds") from error
     try:
         builder = tfds.builder(name)
         features = builder.info.features

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, missing_extra
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -58,7 +58,7 @@ def read_metadata(path: Path) -> Metadata:
     try:
         import gguf
     except ImportError as error:
-        raise UserError(f"to read {path} the package gguf is needed: pip install 'jaxvlm[gguf]'") from error
+        raise missing_extra(f"reading {path}", "gguf", "gguf") from error
     if not path.is_file():
         raise UserError(f"{path} is no file; expected a .gguf")
     try:
