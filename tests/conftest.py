@@ -1,5 +1,8 @@
 """Set before jax is imported: the tests run on eight fake CPU devices. What they cache is theirs alone.
 
+Most of their time would be XLA's. So it optimises little (JAXVLM_TEST_XLA=3 in the environment: as for a run), and what
+it compiled is kept for the next session in .pytest_cache/xla, which may be deleted at any time.
+
 hypothesis draws the same examples each time, so that a change fails for what it changes; it looks further with
 `pytest --hypothesis-profile=search`, and `--hypothesis-seed=N` for another part of it.
 """
@@ -8,11 +11,16 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 from hypothesis import settings
 
+from tests.xla import LEVEL
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL} --xla_force_host_platform_device_count=8"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAXVLM_CACHE"] = tempfile.mkdtemp(prefix="jaxvlm-tests-")
 atexit.register(shutil.rmtree, os.environ["JAXVLM_CACHE"], ignore_errors=True)
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.xla import LEVEL
+
 ROOT = Path(__file__).parents[2]
 RECIPE = str(Path(__file__).with_name("recipe.py"))
 COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (30, 30, 230)}
@@ -38,14 +40,12 @@ def write_data(folder: Path, count: int = 90) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """Variables of a command's process: the data, one device, and a cache, so that a program is compiled once."""
+    """Variables of a command's process: the data, and one device."""
     folder = tmp_path_factory.mktemp("data")
     variables = {
         "JAXVLM_TEST_DATA": str(write_data(folder)),
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": LEVEL,
         "PYTHONPATH": str(ROOT),
     }
     return os.environ | variables
@@ -77,7 +77,7 @@ class Processes:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         variables = {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{LEVEL} --xla_force_host_platform_device_count={devices}",
             "JAXVLM_NUM_PROCESSES": str(count),
         }
         variables |= {"JAXVLM_COORDINATOR": address} if count > 1 else {}

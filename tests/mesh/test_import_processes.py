@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests import hf_folders
 from tests.parity import pairs
+from tests.xla import LEVEL
 
 # Widths that two processes of two devices split evenly.
 MODEL = pairs.tiny_config()
@@ -59,7 +60,7 @@ def test_each_process_reads_what_it_holds(tmp_path):
     root = Path(__file__).parents[2]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{LEVEL} --xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(root),
     }
     arguments = [(sys.executable, "-c", CHILD, address, str(i), str(tmp_path / "llava")) for i in range(2)]

@@ -1,0 +1,18 @@
+"""The parity tests once more in a process whose XLA optimises as it does for a run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_parity_holds_as_a_run_is_optimised():
+    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "optimization_level" not in flag)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/parity/test_llava.py"],
+        env=os.environ | {"JAXVLM_TEST_XLA": "3", "XLA_FLAGS": flags},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
