@@ -96,6 +96,12 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def check_stage(config: Config, name: str, recipe: str) -> None:
+    """Raises `UserError` unless the recipe, a file, has a stage called `name`."""
+    if name not in config.stages:
+        raise UserError(f"--stage {name}: {recipe} has the stages {', '.join(config.stages)}")
+
+
 def _leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
     for key, value in config.items():
         yield f"{prefix}{key}"

@@ -380,6 +380,8 @@ def check_values(config: Config) -> None:
                 problems.append(f"{where}.{key} = {getattr(stage, key)}, expected {least} or more")
         if not stage.epochs > 0:
             problems.append(f"{where}.epochs = {stage.epochs}, expected more than 0")
+        if stage.frozen_dtype not in ("bfloat16", "float16", "float32"):
+            problems.append(f'{where}.frozen_dtype = {stage.frozen_dtype!r}, expected "bfloat16" or "float32"')
         if stage.on_nonfinite not in ("stop", "skip"):
             problems.append(f'{where}.on_nonfinite = {stage.on_nonfinite!r}, expected "stop" or "skip"')
     if problems:

@@ -18,11 +18,13 @@ from configs import base
 from jaxvlm.config import Config, TokenizerConfig
 from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
+from jaxvlm.families.build import stage_model
 from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.families.registry import resolve
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import say
-from jaxvlm.run import Run, has_begun, open_run, save_config, stage_folder, stage_model
+from jaxvlm.restore import Run, open_run
+from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.optimizer import map_paths, paths
@@ -53,8 +55,9 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         stage = dataclasses.replace(config.stage[STAGE], parts=parts)
         config = dataclasses.replace(config, stage={STAGE: stage})
     with new_folder(args.to, overwrite=False) as folder:
-        save_config(folder, config)
-        tokenizer.save_pretrained(folder / "tokenizer")
+        made = RunFolder(folder)
+        made.save_config(config)
+        tokenizer.save_pretrained(made.tokenizer)
         spellings = [dataclasses.asdict(piece.spelling) for source in sources for piece in source.pieces]
         (folder / SOURCE_FILE).write_text(json.dumps({"from": args.sources, "spellings": spellings}, indent=1) + "\n")
 
@@ -68,7 +71,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         kept = map_paths(_with_dtype_of(params), layout.state.frozen)
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
         state = initial_state(layout, args.seed, params)
-        checkpoints = Checkpoints(stage_folder(folder, STAGE))
+        checkpoints = Checkpoints(made.checkpoints(STAGE))
         checkpoints.save(state, {}, 0, wait=True)
         checkpoints.close()
     random = sorted(set(PARTS) - set(owners))
@@ -269,7 +272,7 @@ def verify_pair(args: argparse.Namespace) -> dict[str, Any]:
 
 def _tensors(path: Path) -> TensorSource:
     """A checkpoint's tensors under the hub's names, whatever it calls them."""
-    if has_begun(path):
+    if RunFolder(path).has_begun:
         opened = open_run(path, keep_dtypes=True)
         config, params = opened.config.model, merge_adapters(opened.params, dict(opened.model.adapters))
         return export_tensors(llava_rules(config, HUB), params, llava_sizes(config))
@@ -281,7 +284,7 @@ def _verify_logits(args: argparse.Namespace) -> float:
     images = [Path(image) for image in args.image]
     a, b = (
         logits_of_run(open_run(path), images, args.prompt)
-        if has_begun(path)
+        if RunFolder(path).has_begun
         else logits_of_folder(path, images, args.prompt)
         for path in (args.a, args.b)
     )

@@ -35,7 +35,8 @@ from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
 from jaxvlm.inference.chat import answer, is_right, question, score, truth
 from jaxvlm.inference.sheet import draw_sheet, sample
-from jaxvlm.run import Run, load_saved_config, open_run
+from jaxvlm.restore import Run, open_run
+from jaxvlm.runs import RunFolder
 
 _NAMED_PROBLEMS = 10
 _PRINTED = 6  # questions
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     if args.step < 0 or args.limit < 0:
         raise UserError(f"--step {args.step} --limit {args.limit}: numbers from 1 on, or 0 for the newest and for all")
 
-    evaluation = load_saved_config(Path(args.run)).evaluation
+    evaluation = RunFolder(args.run).load_config().evaluation
     if args.data:
         evaluation = dataclasses.replace(evaluation, source=args.data, image_folder=args.image_folder)
     elif args.image_folder:

@@ -29,7 +29,8 @@ from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
 from jaxvlm.inference.chat import answer
 from jaxvlm.inference.decode import Sampling
-from jaxvlm.run import Run, load_saved_config, open_run
+from jaxvlm.restore import Run, open_run
+from jaxvlm.runs import RunFolder
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     args = parser.parse_args(argv)
     # What can be wrong is found before the weights are read, which takes a while.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
-    load_saved_config(Path(args.run))
+    RunFolder(args.run).load_config()
     for image in args.image:
         _check_image(image)
     opened = open_run(Path(args.run), stage=args.stage, step=args.step)

@@ -35,8 +35,9 @@ from typing import Any
 import numpy as np
 
 from jaxvlm.batch import Batch
-from jaxvlm.command import Answer, Parser, Subparser, load_config, run
+from jaxvlm.command import Answer, Parser, Subparser, check_stage, load_config, run
 from jaxvlm.config import Config, StageConfig
+from jaxvlm.data.recipe_tokenizer import build_tokenizer, saved_tokenizer
 from jaxvlm.data.rows.index import load_index, measure_index
 from jaxvlm.data.rows.pipeline import Pipeline, batch_spec, open_samples, summary
 from jaxvlm.data.rows.prepare import prepare
@@ -46,7 +47,7 @@ from jaxvlm.families.registry import media_layout
 from jaxvlm.files import replace_text
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
 from jaxvlm.inspect.report import make_report, plot_lengths, table, to_json, write_problems
-from jaxvlm.run import build_tokenizer, check_stage, load_saved_config, saved_tokenizer
+from jaxvlm.runs import RunFolder
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -166,7 +167,8 @@ def show_batch(folder: Path, out: Path) -> dict[str, Any]:
     workdir = folder.parent.parent
     if not files or folder.parent.name != "nonfinite":
         raise UserError(f"--batch {folder} holds no batch; give a folder WORKDIR/nonfinite/STAGE-STEP")
-    config = load_saved_config(workdir)
+    run = RunFolder(workdir)
+    config = run.load_config()
     stage = config.stage.get(folder.name.rpartition("-")[0])
     if stage is None:
         raise UserError(f"--batch {folder}: {workdir} has no stage of that name; it has {', '.join(config.stages)}")
@@ -181,7 +183,7 @@ def show_batch(folder: Path, out: Path) -> dict[str, Any]:
             yield from page_rows(batch, records, layout, file.stem)
 
     title = f"Batch of {folder.name} in {workdir}"
-    return _write(out / "rows.html", rows(), saved_tokenizer(workdir, config), title, [])
+    return _write(out / "rows.html", rows(), saved_tokenizer(run.tokenizer, config), title, [])
 
 
 def prepare_stage_data(

@@ -17,13 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxvlm.command import Answer, Parser, load_config, run
+from jaxvlm.command import Answer, Parser, check_stage, load_config, run
 from jaxvlm.files import cache_folder
 from jaxvlm.planning.compiler import use_tpu_compiler
 from jaxvlm.planning.report import Assumptions, table, to_json
 from jaxvlm.planning.search import plan_once, search
 from jaxvlm.planning.slices import find_slice
-from jaxvlm.run import check_stage
 
 DOES_NOT_FIT = 3  # exit code
 

@@ -59,6 +59,11 @@ class Rules:
 _AXES = tuple(field.name for field in dataclasses.fields(Rules))
 
 
+def available_devices() -> list[jax.Device]:
+    """The devices of a run, those of all its processes."""
+    return jax.devices()
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Mesh over `devices` (default: all) with axes data, fsdp, tensor.
 
@@ -68,7 +73,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
       UserError: the axes do not multiply to the number of devices, more than one is -1, or `data` is no multiple of the
         number of slices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = available_devices() if devices is None else devices
     slices = _slices(devices)
     if len(slices) > 1:
         if config.data != -1 and config.data % len(slices):
@@ -181,6 +186,29 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
 def batch_devices(mesh: Mesh, rules: Rules) -> int:
     """Over how many devices the rows of a batch are split."""
     return _devices_along(mesh, rules.batch)
+
+
+def own_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
+    """Which share of a batch's rows this process reads, of how many.
+
+    There are as many shares as processes, or fewer if a row is split over the devices of several, which then read the
+    same.
+
+    Raises:
+      UserError: the processes would have unequal shares.
+    """
+    held: dict[int, set[int]] = {}  # process -> rows
+    places: dict[Any, Any] = dict(batch_sharding(mesh, rules).devices_indices_map((rows,)))
+    for device, where in places.items():
+        held.setdefault(device.process_index, set()).update(range(*where[0].indices(rows)))
+    shares = sorted({min(mine) for mine in held.values()})
+    own = held[jax.process_index()]
+    if len(own) * len(shares) != rows or any(len(mine) != len(own) for mine in held.values()):
+        raise UserError(
+            f"config.mesh = {dict(mesh.shape)} gives the {len(held)} processes unequal shares of the rows; let tensor "
+            "divide the devices of a process, or be a multiple of them"
+        )
+    return shares.index(min(own)), len(shares)
 
 
 def to_devices(rows: Tree, mesh: Mesh, rules: Rules) -> Tree:

@@ -6,7 +6,7 @@ from jaxvlm.command import load_config, load_recipe
 from jaxvlm.config import StageConfig, to_dict
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import resolve
-from jaxvlm.run import differing_keys
+from jaxvlm.runs import differing_keys
 from tests import tiny
 
 

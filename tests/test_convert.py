@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from jaxvlm import conversion, convert, evaluate, generate
 from jaxvlm.command import run
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
-from jaxvlm.run import load_saved_config, open_run
+from jaxvlm.restore import open_run
+from jaxvlm.runs import RunFolder
 from jaxvlm.weights.folder import open_tensors
 from jaxvlm.weights.source import open_source
 from tests import hf_folders
@@ -37,11 +38,7 @@ CONFIG = with_vocab(pairs.tiny_config())
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """The commands see one device, whatever the suite has."""
-    from jaxvlm import run as run_module
-    from jaxvlm.sharding import make_mesh
-
-    for module in (conversion, run_module):
-        monkeypatch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +231,7 @@ def test_the_original_layout(llava, tmp_path):
     ).model.vision_tower.save_pretrained(tower)
     folder = original_llava(tmp_path / "original", llava, tower)
     call("import", "--from", folder, "--to", tmp_path / "run")
-    assert load_saved_config(tmp_path / "run").stage["imported"].data.media.aspect == "pad"
+    assert RunFolder(tmp_path / "run").load_config().stage["imported"].data.media.aspect == "pad"
     call("export", "--run", tmp_path / "run", "--out", tmp_path / "out", "--dtype", "bfloat16")
     call("verify", llava, tmp_path / "out")
 

@@ -9,12 +9,13 @@ import pytest
 
 from jaxvlm.command import load_config
 from jaxvlm.config import StageConfig
+from jaxvlm.data.recipe_tokenizer import build_tokenizer
 from jaxvlm.data.rows.packing import plan_rows
 from jaxvlm.data.rows.plan import Plan
 from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.data.text.conversation import TEMPLATES
 from jaxvlm.errors import UserError
-from jaxvlm.run import build_tokenizer, stage_model
+from jaxvlm.families.build import stage_model
 from jaxvlm.training.optimizer import group_of, paths, schedule
 from jaxvlm.training.state import split
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxvlm.config import LoraConfig, ModelConfig
+from jaxvlm.config import Config, LoraConfig, ModelConfig, StageConfig
 from jaxvlm.families.registry import family_file
 from jaxvlm.models.vlm import Model, make_model
 
@@ -19,3 +19,8 @@ def build_model(config: ModelConfig, adapters: Mapping[str, LoraConfig] | None =
       UserError: the config has a value that no model can be built with, or adapters fit no projection.
     """
     return make_model(family_file(config.family, "model").MODULE, config, tuple((adapters or {}).items()))
+
+
+def stage_model(config: Config, stage: StageConfig) -> Model:
+    """The model of a stage: the recipe's, with the adapters that the stage trains."""
+    return build_model(config.model, stage.parts.adapters())

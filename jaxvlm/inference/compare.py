@@ -14,7 +14,7 @@ from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.inference.chat import prompt_logits
-from jaxvlm.run import Run
+from jaxvlm.restore import Run
 
 
 def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:

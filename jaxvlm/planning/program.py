@@ -9,10 +9,11 @@ import jax
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, StageConfig
 from jaxvlm.data.rows.pipeline import batch_spec
+from jaxvlm.families.build import stage_model
 from jaxvlm.families.registry import media_layout
 from jaxvlm.media import MediaLayout
 from jaxvlm.planning.slices import Slice
-from jaxvlm.run import check_batch_size, check_trains, stage_model
+from jaxvlm.preflight import check_batch_size, check_trains
 from jaxvlm.sharding import Rules, batch_devices, batch_sharding, make_mesh
 from jaxvlm.training.state import Layout, state_layout
 

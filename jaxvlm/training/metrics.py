@@ -30,10 +30,10 @@ class Writer:
     has its next step before anybody waits for the last.
     """
 
-    def __init__(self, workdir: Path, stage: str, *, first_step: int, steps: int):
+    def __init__(self, metrics: Path, tensorboard: Path, stage: str, *, first_step: int, steps: int):
         """Opens the files; lines of `stage` after `first_step`, left by a run that was killed, are dropped."""
         self._stage = stage
-        self._path = workdir / "metrics.jsonl"
+        self._path = metrics
         kept = [line for line in read_metrics(self._path) if line["stage"] != stage or line["step"] <= first_step]
         self._writes = processes.index() == 0
         self._full = False  # the disk, when something was written last
@@ -41,7 +41,7 @@ class Writer:
         if self._writes:
             replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = self._path.open("a")
-            self._board_folder = workdir / "tensorboard" / stage
+            self._board_folder = tensorboard / stage
             self._board = self._open_board(first_step + 1)
         self._bar = tqdm(
             total=steps,

@@ -38,8 +38,8 @@ class Watch:
     many seconds it has been in that phase, and the time. On several processes it also notices one that is gone.
     """
 
-    def __init__(self, workdir: Path):
-        self._path = workdir / "heartbeats" / f"{processes.index()}.json"
+    def __init__(self, heartbeat: Path):
+        self._path = heartbeat
         self._lock = threading.Lock()
         self._phase, self._step, self._since = "start", 0, time.monotonic()
         self._spent: dict[str, float] = defaultdict(float)  # seconds in each phase

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from jaxvlm.config import MeshConfig
-from jaxvlm.run import load_params, load_saved_config
+from jaxvlm.restore import load_params
+from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import whole_steps
 from jaxvlm.training.metrics import read_metrics
@@ -418,7 +419,7 @@ def test_an_update_that_is_not_finite_can_be_left_out(undisturbed, start, tmp_pa
 
 def params(folder, step):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    return jax.tree.leaves(load_params(folder, load_saved_config(folder), mesh, Rules(), step=step)[0])
+    return jax.tree.leaves(load_params(RunFolder(folder), RunFolder(folder).load_config(), mesh, Rules(), step=step)[0])
 
 
 def test_a_slow_step_is_reported_and_the_heartbeat_names_it(start, tmp_path):

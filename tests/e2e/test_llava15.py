@@ -12,11 +12,11 @@ import torch
 import transformers
 from PIL import Image
 
-from jaxvlm import conversion, convert, generate, train
+from jaxvlm import convert, generate, train
 from jaxvlm.command import run
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
-from jaxvlm.run import load_saved_config, open_run
-from jaxvlm.sharding import make_mesh
+from jaxvlm.restore import open_run
+from jaxvlm.runs import RunFolder
 from jaxvlm.training.optimizer import paths
 from jaxvlm.weights.folder import open_tensors
 from tests import hf_folders
@@ -34,11 +34,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
     """The commands see one device, whatever the suite has."""
-    from jaxvlm import run as run_module
-
     with pytest.MonkeyPatch.context() as patch:
-        for module in (train, conversion, run_module):
-            patch.setattr(module, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        patch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
         yield
 
 
@@ -174,7 +171,7 @@ def test_lora_keeps_the_base_and_all_that_was_trained(finetune, lora):
     assert {after[path].shape[-1] for path in adapters if path.endswith("/a")} == {128}
     for path, leaf in before.items():
         assert np.array_equal(leaf, after[path]) != path.startswith("projector/"), path
-    saved = load_saved_config(lora).stage["finetune"]
+    saved = RunFolder(lora).load_config().stage["finetune"]
     assert saved.parts.adapters()["language"].scale == 2.0 and saved.parts.vision == "frozen"
 
 

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from jaxvlm.command import load_config
+from jaxvlm.data.recipe_tokenizer import saved_tokenizer
 from jaxvlm.data.rows.pipeline import build_pipeline
 from jaxvlm.data.rows.prepare import prepare
 from jaxvlm.data.sources.mix import Mix, load_mix
 from jaxvlm.families.llava.layout import ImageSlots
-from jaxvlm.run import load_saved_config, saved_tokenizer
+from jaxvlm.runs import RunFolder
 from tests.data.conftest import data_config
 from tests.e2e.conftest import ROOT, write_data
 from tests.e2e.test_train import KILLED, losses
@@ -61,8 +62,8 @@ def test_stopped_and_gone_on_with_other_workers(command, environment, folder, tm
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
     # What the losses come from: every array of every batch, from the middle on, on one host and on two.
-    config = load_saved_config(tmp_path / "whole")
-    stage, tokenizer = config.stage["finetune"], saved_tokenizer(tmp_path / "whole", config)
+    config = RunFolder(tmp_path / "whole").load_config()
+    stage, tokenizer = config.stage["finetune"], saved_tokenizer(tmp_path / "whole" / "tokenizer", config)
 
     def batches(first, **options):
         settings = {

@@ -11,8 +11,8 @@ import pytest
 from jaxvlm import train
 from jaxvlm.command import run
 from jaxvlm.errors import UserError
-from jaxvlm.run import load_saved_config, open_run
-from jaxvlm.sharding import make_mesh
+from jaxvlm.restore import open_run
+from jaxvlm.runs import RunFolder
 from jaxvlm.training.metrics import read_metrics
 from jaxvlm.training.optimizer import paths
 from jaxvlm.weights.source import PARTS
@@ -133,7 +133,7 @@ def test_mistakes_are_one_message_and_exit_code_2(
     whole, environment, monkeypatch, capsys, tmp_path, arguments, message
 ):
     monkeypatch.setenv("JAXVLM_TEST_DATA", environment["JAXVLM_TEST_DATA"])
-    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
     before = (whole[0] / "metrics.jsonl").read_bytes()
     arguments = [argument.format(new=tmp_path / "new") for argument in arguments]
     assert run(train.main, ["--config", RECIPE, "--workdir", str(whole[0]), *arguments]) == 2
@@ -178,7 +178,7 @@ def test_bad_records_are_all_named_before_the_first_step(environment, monkeypatc
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(records))
     monkeypatch.setenv("JAXVLM_TEST_DATA", str(path))
-    monkeypatch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
     outside = [f"--config.stage.{stage}.data.allow_outside=True" for stage in ("align", "finetune")]
     assert run(train.main, ["--config", RECIPE, "--workdir", str(tmp_path / "run"), *outside]) == 2
     errors = capsys.readouterr().err
@@ -190,7 +190,7 @@ def test_bad_records_are_all_named_before_the_first_step(environment, monkeypatc
 
 def test_frozen_leaves_are_saved_as_they_were(whole):
     folder, _ = whole
-    config = load_saved_config(folder)
+    config = RunFolder(folder).load_config()
     assert config.stage["finetune"].parts.vision == "frozen"
     before, after = (open_run(folder, stage=stage).params for stage in ("align", "finetune"))
     for path, leaf in _flat(before["vision"]).items():

@@ -10,7 +10,7 @@ from jaxvlm.config import TokenizerConfig
 from jaxvlm.data.sources.load import load_source
 from jaxvlm.data.text.tokenizer import load_tokenizer, training_texts
 from jaxvlm.families.build import build_model
-from jaxvlm.run import save_config, stage_folder
+from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, state_layout
@@ -57,13 +57,13 @@ def make_run(folder, config):
     (name,) = config.stages
     stage = config.stage[name]
     folder.mkdir(parents=True)
-    save_config(folder, config)
+    RunFolder(folder).save_config(config)
     tokenizer(config).save_pretrained(folder / "tokenizer")
     layout = state_layout(build_model(config.model), stage, 1, make_mesh(config.mesh), Rules())
     state = initial_state(layout, 0)
     # Larger weights than those of a new model, whose answers would all be the same.
     state = jax.tree.map(lambda x: x * 2 if x.ndim > 1 and x.dtype == np.float32 else x, state)
-    checkpoints = Checkpoints(stage_folder(folder, name))
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints(name))
     checkpoints.save(state, {}, 1)
     checkpoints.close()
     return folder

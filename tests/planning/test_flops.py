@@ -1,9 +1,9 @@
 import pytest
 
 from jaxvlm.command import load_config
+from jaxvlm.families.build import stage_model
 from jaxvlm.flops import Work
 from jaxvlm.planning.flops import decoder_block_weights, model_flops, total_flops
-from jaxvlm.run import stage_model
 from jaxvlm.training.state import split
 from tests import tiny
 

@@ -11,11 +11,12 @@ from PIL import Image
 from jaxvlm import evaluate, generate, inspect_data, train
 from jaxvlm.batch import Batch
 from jaxvlm.command import load_config
+from jaxvlm.data.recipe_tokenizer import saved_tokenizer
 from jaxvlm.data.rows.pipeline import batch_spec, build_pipeline
 from jaxvlm.families.registry import media_layout
 from jaxvlm.media import MediaError, Size
 from jaxvlm.planning.program import build_step
-from jaxvlm.run import load_saved_config, saved_tokenizer
+from jaxvlm.runs import RunFolder
 from tests.toy_family.layout import ToyLayout, grid
 
 RECIPE = __file__.replace("test_toy_family.py", "recipe.py")
@@ -59,10 +60,10 @@ def losses(folder):
 
 
 def test_rows_are_packed_under_both_budgets(data, run):
-    config = load_saved_config(run)
+    config = RunFolder(run).load_config()
     stage = config.stage["only"]
     layout = media_layout(config.model, stage.data)
-    made = build_pipeline(stage.data, saved_tokenizer(run, config), layout=layout, rows=16, seed=0)
+    made = build_pipeline(stage.data, saved_tokenizer(run / "tokenizer", config), layout=layout, rows=16, seed=0)
     batches = made.batches()
     try:
         batch = next(batches)

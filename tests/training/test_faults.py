@@ -287,7 +287,7 @@ def watched(tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(watch, "time", clock)
     monkeypatch.setattr(watch, "_BEAT_SECONDS", 1000.0)  # beats are called for
-    with Watch(tmp_path) as watching:
+    with Watch(tmp_path / "heartbeats" / "0.json") as watching:
 
         def spend(seconds, phase, step):
             with watching.phase(phase, step):
@@ -392,7 +392,7 @@ def test_lines_of_steps_that_are_done_again_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"stage": stage, "step": step} for stage in ("align", "finetune") for step in (1, 2, 3)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "finetune", "st')
-    writer = Writer(tmp_path, "finetune", first_step=2, steps=9)
+    writer = Writer(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", "finetune", first_step=2, steps=9)
     assert read_metrics(path) == lines[:-1]
     writer.close()
 
@@ -403,7 +403,7 @@ def test_memory_of_a_device_is_told_where_it_is_known(tmp_path, monkeypatch, cap
             return {"bytes_in_use": 2**30, "peak_bytes_in_use": 3 * 2**30, "bytes_limit": 4 * 2**30}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    writer = Writer(tmp_path, "only", first_step=0, steps=9)
+    writer = Writer(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", "only", first_step=0, steps=9)
     for step in (1, 2, 3):
         writer.log(step, VALUES)
     writer.close()
@@ -412,7 +412,7 @@ def test_memory_of_a_device_is_told_where_it_is_known(tmp_path, monkeypatch, cap
 
 
 def test_lines_wait_for_room_on_a_full_disk(tmp_path, capsys):
-    writer = Writer(tmp_path, "only", first_step=0, steps=9)
+    writer = Writer(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", "only", first_step=0, steps=9)
     writer.write(1, VALUES)
     device, fd = os.open("/dev/full", os.O_WRONLY), writer._file.fileno()
     kept = os.dup(fd)
@@ -434,7 +434,7 @@ def test_lines_wait_for_room_on_a_full_disk(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_files_on_a_full_disk_do_not_block(tmp_path, monkeypatch):
     """The thread that writes them ends when it fails; its queue would fill and block the run."""
-    writer = Writer(tmp_path, "only", first_step=0, steps=99)
+    writer = Writer(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", "only", first_step=0, steps=99)
     events = writer._board.file_writer.event_writer
 
     def full(_):

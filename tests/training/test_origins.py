@@ -5,9 +5,9 @@ import pytest
 
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
-from jaxvlm.run import save_config, stage_folder
+from jaxvlm.initial_weights import find_origins
+from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
-from jaxvlm.start import find_origins
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, state_layout
 from tests import tiny
@@ -21,31 +21,31 @@ def recipe():
 def save(folder, config, stage, *, step, steps):
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     layout = state_layout(build_model(config.model), config.stage[stage], steps, mesh, Rules())
-    checkpoints = Checkpoints(stage_folder(folder, stage))
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints(stage))
     state = initial_state(layout, 0)
     checkpoints.save(state.__class__(state.step + step, *list(vars(state).values())[1:]), {}, steps, wait=True)
     checkpoints.close()
 
 
 def test_a_stage_starts_only_from_a_finished_one(recipe, tmp_path):
-    save_config(tmp_path, recipe)
+    RunFolder(tmp_path).save_config(recipe)
     save(tmp_path, recipe, "align", step=1, steps=2)
     with pytest.raises(UserError) as caught:
-        find_origins(tmp_path, recipe, "finetune")
+        find_origins(RunFolder(tmp_path), recipe, "finetune")
     said = str(caught.value)
     assert "stage align, which is not finished" in said and "its newest checkpoint is of step 1" in said
     assert "--resume" in said and f"--config.init.model={tmp_path}" in said
     save(tmp_path, recipe, "align", step=2, steps=2)
-    (origin,) = find_origins(tmp_path, recipe, "finetune")
-    assert (origin.run, origin.stage) == (tmp_path, "align")
+    (origin,) = find_origins(RunFolder(tmp_path), recipe, "finetune")
+    assert (origin.run.path, origin.stage) == (tmp_path, "align")
 
 
 def test_a_stage_that_was_killed_before_its_first_save_is_not_finished(recipe, tmp_path):
-    save_config(tmp_path, recipe)
-    stage_folder(tmp_path, "align").mkdir(parents=True)
+    RunFolder(tmp_path).save_config(recipe)
+    RunFolder(tmp_path).checkpoints("align").mkdir(parents=True)
     with pytest.raises(UserError, match="it has no checkpoint"):
-        find_origins(tmp_path, recipe, "finetune")
+        find_origins(RunFolder(tmp_path), recipe, "finetune")
 
 
 def test_the_first_stage_starts_from_nothing(recipe, tmp_path):
-    assert find_origins(tmp_path, recipe, "align") == []
+    assert find_origins(RunFolder(tmp_path), recipe, "align") == []

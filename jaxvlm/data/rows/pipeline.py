@@ -25,7 +25,7 @@ from jaxvlm.data.rows.ledger import WHOLE, Ledger
 from jaxvlm.data.rows.packing import check_row, misfit
 from jaxvlm.data.rows.plan import Plan
 from jaxvlm.data.rows.samples import Samples
-from jaxvlm.data.sources.mix import load_mix
+from jaxvlm.data.sources.mix import Mix, load_mix
 from jaxvlm.data.sources.prepared import PreparedSource
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
@@ -302,28 +302,30 @@ def build_pipeline(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Pipeline:
+    """`open_samples` and `index_rows` in one; the arguments are theirs."""
+    samples = open_samples(config, tokenizer, layout)
+    return index_rows(samples, rows=rows, seed=seed, process=(process_index, process_count))
+
+
+def index_rows(samples: Samples, *, rows: int, seed: int, process: tuple[int, int] = (0, 1)) -> Pipeline:
     """Reads and checks every record, and plans the rows.
 
     Args:
-      config: which records, and how they become rows.
-      tokenizer: from `load_tokenizer`.
-      layout: what images become in a row.
+      samples: of `open_samples`.
       rows: B, of a global batch.
       seed: of the order of records and of augmentation.
-      process_index: this host.
-      process_count: number of hosts.
+      process: which share of a batch this host reads, of how many.
 
     Raises:
-      UserError: settings that cannot work; with `config.on_bad` "fail", all records that break a rule, in one message.
+      UserError: the rows do not divide; with `config.on_bad` "fail", all records that break a rule, in one message.
     """
-    _share(rows, process_count)
-    samples = open_samples(config, tokenizer, layout)
-    index = load_index(samples, quiet=process_index > 0)
-    measured = measure_index(index, layout)
+    _share(rows, process[1])
+    index = load_index(samples, quiet=process[0] > 0)
+    measured = measure_index(index, samples.layout)
     errors = rejected(samples, index, measured)
-    if errors and config.on_bad == "fail":
+    if errors and samples.config.on_bad == "fail":
         raise UserError(summary(list(errors.values()), len(index), 'data.on_bad = "skip"'))
-    return Pipeline(samples, index, measured, rows, seed, (process_index, process_count))
+    return Pipeline(samples, index, measured, rows, seed, process)
 
 
 def batch_spec(config: DataConfig, layout: MediaLayout, rows: int) -> Batch:
@@ -332,13 +334,18 @@ def batch_spec(config: DataConfig, layout: MediaLayout, rows: int) -> Batch:
     return Batch.spec(rows=rows, tokens=config.tokens, media=media, position_axes=layout.position_axes)
 
 
-def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, layout: MediaLayout) -> Samples:
-    """Opens the sources of a recipe, and the tokenizer that renders them.
+def open_samples(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, layout: MediaLayout, mix: Mix | None = None
+) -> Samples:
+    """Opens the sources of a stage, and the renderer of its template.
+
+    Args:
+      mix: the sources, if they are open.
 
     Raises:
       UserError: settings or sources that cannot work.
     """
-    _check_config(config, layout)
+    check_settings(config, layout)
     renderer = Renderer(
         tokenizer,
         config.template,
@@ -346,7 +353,7 @@ def open_samples(config: DataConfig, tokenizer: PreTrainedTokenizerBase, layout:
         system=config.system,
         answers=config.answers,
     )
-    mix = load_mix(config)
+    mix = load_mix(config) if mix is None else mix
     for part in mix.parts:
         if isinstance(part.source, PreparedSource):
             part.source.check_images(layout.settings())
@@ -379,7 +386,8 @@ def heldout(index: Index, share: float) -> np.ndarray:
     return index.id_hash < np.uint64(share * 2.0**64) if share else np.zeros(len(index), bool)
 
 
-def _check_config(config: DataConfig, layout: MediaLayout) -> None:
+def check_settings(config: DataConfig, layout: MediaLayout) -> None:
+    """Raises `UserError` with every data setting of a stage that cannot work."""
     problems = []
     if config.on_bad not in ("fail", "skip"):
         problems.append(f'data.on_bad = {config.on_bad!r}, expected "fail" or "skip"')

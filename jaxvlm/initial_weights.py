@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 
 from jaxvlm.config import Config, LoraConfig
 from jaxvlm.errors import UserError
-from jaxvlm.run import has_begun, load_params, load_saved_config, stage_folder
+from jaxvlm.restore import load_params
+from jaxvlm.runs import RunFolder
 from jaxvlm.training.checkpoint import is_finished, whole_steps
 from jaxvlm.training.state import Layout, merge, merge_adapters, without_adapters
 from jaxvlm.weights.source import PARTS, Source, check_fit, load_weights, open_source
@@ -22,22 +22,20 @@ class Origin:
 
     parts: tuple[str, ...]
     name: str  # for messages
-    run: Path | None = None
+    run: RunFolder | None = None
     stage: str = ""  # of the run; "": its last
     source: Source | None = None
 
 
-def find_origins(workdir: Path, config: Config, name: str) -> list[Origin]:
+def find_origins(folder: RunFolder, config: Config, name: str) -> list[Origin]:
     """Where the weights of stage `name` come from; opened, but not read.
 
     Raises:
       UserError: a source that is absent, cannot be read, or does not fit the recipe.
     """
-    earlier = config.stages[: config.stages.index(name)]
-    done = [stage for stage in earlier if stage_folder(workdir, stage).exists()]
-    if done:
-        _check_finished(workdir, done[-1], name)
-        return [Origin(PARTS, done[-1], run=workdir, stage=done[-1])]
+    if done := folder.started(config.stages[: config.stages.index(name)]):
+        _check_finished(folder, done[-1], name)
+        return [Origin(PARTS, done[-1], run=folder, stage=done[-1])]
     init = config.init
     own = {part: spec for part in PARTS if (spec := getattr(init, part))}
     rest = tuple(part for part in PARTS if part not in own)
@@ -45,22 +43,23 @@ def find_origins(workdir: Path, config: Config, name: str) -> list[Origin]:
     return origins + [_find(spec, (part,), config) for part, spec in own.items()]
 
 
-def _check_finished(workdir: Path, before: str, name: str) -> None:
+def _check_finished(folder: RunFolder, before: str, name: str) -> None:
     """Raises `UserError` if stage `name` would start from a stage that has not reached its last step."""
-    if whole_steps(stage_folder(workdir, name)) or is_finished(stage_folder(workdir, before)):
+    if whole_steps(folder.checkpoints(name)) or is_finished(folder.checkpoints(before)):
         return
-    steps = whole_steps(stage_folder(workdir, before))
+    steps = whole_steps(folder.checkpoints(before))
     reached = f"its newest checkpoint is of step {steps[-1]}" if steps else "it has no checkpoint"
     raise UserError(
-        f"stage {name} starts from the result of stage {before}, which is not finished in {workdir}: {reached}; finish "
-        f"it with --resume, or start from that checkpoint in another --workdir with --config.init.model={workdir}"
+        f"stage {name} starts from the result of stage {before}, which is not finished in {folder}: {reached}; finish "
+        f"it with --resume, or start from that checkpoint in another --workdir with --config.init.model={folder}"
     )
 
 
 def _find(spec: str, parts: tuple[str, ...], config: Config, *, whole: bool = False) -> Origin:
-    if has_begun(Path(spec)):
-        load_saved_config(Path(spec))
-        return Origin(parts, spec, run=Path(spec))
+    run = RunFolder(spec)
+    if run.has_begun:
+        run.load_config()
+        return Origin(parts, spec, run=run)
     source = open_source(spec)
     if whole and set(source.configs) != set(PARTS):
         have = list(source.configs)
@@ -108,7 +107,7 @@ def _of_run(origin: Origin, config: Config, layout: Layout) -> tuple[dict, str, 
     assert origin.run is not None
     mesh, rules, parts = layout.mesh, layout.rules, origin.parts
     params, stage, step = load_params(origin.run, config, mesh, rules, origin.stage, parts=parts)
-    saved = _of_parts(load_saved_config(origin.run).stage[stage].parts.adapters(), parts)
+    saved = _of_parts(origin.run.load_config().stage[stage].parts.adapters(), parts)
     if saved and saved != _of_parts(dict(layout.model.adapters), parts):
         shardings = jax.tree.map(lambda x: x.sharding, without_adapters(params))
         fold = functools.partial(merge_adapters, adapters=saved)

@@ -1,0 +1,158 @@
+"""Checks a whole recipe before its first stage starts: what each stage needs is opened or built, and nothing is read.
+
+A mistake in the last stage so costs seconds and not the training of the stages before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from jax.sharding import Mesh
+
+from jaxvlm.config import Config, DataConfig, StageConfig
+from jaxvlm.data.rows.pipeline import check_settings, open_samples
+from jaxvlm.data.rows.samples import Samples
+from jaxvlm.data.sources.load import load_source
+from jaxvlm.data.sources.mix import Mix, load_mix
+from jaxvlm.errors import UserError
+from jaxvlm.families.build import stage_model
+from jaxvlm.families.registry import media_layout
+from jaxvlm.media import MediaLayout
+from jaxvlm.models.vlm import Model
+from jaxvlm.sharding import Rules, batch_devices, make_mesh, own_rows
+from jaxvlm.training.state import state_layout
+
+T = TypeVar("T")
+
+_STEPS = 1000  # of a schedule whose length is not known before the data is indexed
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a stage needs, checked: all that is known before its data is indexed."""
+
+    name: str
+    stage: StageConfig
+    mesh: Mesh
+    rules: Rules
+    model: Model
+    media: MediaLayout
+    mix: Mix
+    share: tuple[int, int]  # which share of a batch's rows this process reads, of how many
+
+
+def set_up(config: Config, stages: Sequence[str], *, test: bool) -> list[Setup]:
+    """Builds and opens what each of `stages` needs, and the data of the test.
+
+    Args:
+      stages: names of those to run.
+      test: whether the recipe's test follows.
+
+    Raises:
+      UserError: everything that is wrong with any of them, in one message.
+    """
+    problems = _Problems()
+    mesh = problems.collect("config.mesh", lambda: make_mesh(config.mesh))
+    made = [_set_up_stage(config, name, mesh, problems) for name in stages]
+    if test:
+        problems.collect("config.evaluation", lambda: _open_test(config, config.stage[stages[-1]].data))
+    problems.finish()
+    return [setup for setup in made if setup is not None]
+
+
+def open_data(setups: Sequence[Setup], tokenizer: Any) -> dict[str, Samples]:
+    """The records of each stage, ready to be rendered.
+
+    Raises:
+      UserError: every stage whose template cannot be written with the tokenizer, in one message.
+    """
+    problems = _Problems()
+    opened = {
+        s.name: problems.collect(
+            f"config.stage.{s.name}", functools.partial(open_samples, s.stage.data, tokenizer, s.media, s.mix)
+        )
+        for s in setups
+    }
+    problems.finish()
+    return {name: samples for name, samples in opened.items() if samples is not None}
+
+
+def check_trains(stage: StageConfig, name: str) -> None:
+    """Raises `UserError` if every part of a stage is frozen, or a policy is unknown."""
+    stage.parts.adapters()
+    if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
+        raise UserError(
+            f"every part is frozen; set one of config.stage.{name}.parts.vision, parts.projector, parts.language "
+            'to "full"'
+        )
+
+
+def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
+    """Raises `UserError` unless the rows of a micro-batch divide over the devices that share them."""
+    pieces = stage.micro_batches * devices
+    if stage.global_batch_size % pieces:
+        nearest = -(-stage.global_batch_size // pieces) * pieces
+        raise UserError(
+            f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches "
+            f"and {devices} data devices; use a multiple of {pieces} (--config.stage.{name}.global_batch_size="
+            f"{nearest}), or give devices to config.mesh.tensor"
+        )
+
+
+def _check_heldout(stage: StageConfig) -> None:
+    if stage.eval_every and not stage.data.heldout:
+        raise UserError(
+            "eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0"
+        )
+
+
+def _set_up_stage(config: Config, name: str, mesh: Mesh | None, problems: _Problems) -> Setup | None:
+    stage, rules, where = config.stage[name], Rules(), f"config.stage.{name}"
+    for check in (
+        lambda: check_trains(stage, name),
+        lambda: _check_heldout(stage),
+        lambda: check_settings(stage.data, media_layout(config.model, stage.data)),
+    ):
+        problems.collect(where, check)
+    mix = problems.collect(where, lambda: load_mix(stage.data))
+    model = problems.collect(where, lambda: stage_model(config, stage))
+    if mesh is None or model is None:
+        return None
+    problems.collect(where, lambda: state_layout(model, stage, _STEPS, mesh, rules))
+    share = problems.collect(where, lambda: _own_rows(stage, name, mesh, rules))
+    if mix is None or share is None:
+        return None
+    return Setup(name, stage, mesh, rules, model, media_layout(config.model, stage.data), mix, share)
+
+
+def _own_rows(stage: StageConfig, name: str, mesh: Mesh, rules: Rules) -> tuple[int, int]:
+    check_batch_size(stage, name, batch_devices(mesh, rules))
+    return own_rows(mesh, rules, stage.global_batch_size)
+
+
+def _open_test(config: Config, data: DataConfig) -> None:
+    test = config.evaluation
+    load_source(test.source, test.image_folder, allow_outside=data.allow_outside)
+
+
+class _Problems:
+    """Collects the mistakes of several checks, each with the part of the recipe that it is in."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[str, None]] = {}  # message -> where, in order
+
+    def collect(self, where: str, make: Callable[[], T]) -> T | None:
+        """What `make` returns, or None if it raises a `UserError`, which is kept."""
+        try:
+            return make()
+        except UserError as error:
+            self._found.setdefault(str(error), {})[where] = None
+            return None
+
+    def finish(self) -> None:
+        """Raises one `UserError` if there are any."""
+        if self._found:
+            raise UserError("; ".join(f"{', '.join(where)}: {told}" for told, where in self._found.items()))

@@ -1,0 +1,195 @@
+"""Runs the stages of a recipe, one after another, in the folder of a run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxvlm import processes
+from jaxvlm.config import Config, EvaluationConfig, StageConfig
+from jaxvlm.data.recipe_tokenizer import build_tokenizer, saved_tokenizer
+from jaxvlm.data.rows.pipeline import Pipeline, index_rows
+from jaxvlm.data.rows.samples import Samples
+from jaxvlm.errors import UserError
+from jaxvlm.evaluate import evaluate_run
+from jaxvlm.inference.chat import answer, score
+from jaxvlm.initial_weights import find_origins, starting_params
+from jaxvlm.preflight import Setup, open_data, set_up
+from jaxvlm.processes import say
+from jaxvlm.restore import open_run
+from jaxvlm.runs import RunFolder, all_keys
+from jaxvlm.sharding import to_devices
+from jaxvlm.training.checkpoint import Checkpoints, is_finished, whole_steps
+from jaxvlm.training.loop import Keepers, train
+from jaxvlm.training.metrics import Writer, plot_metrics
+from jaxvlm.training.nonfinite import NonFinite
+from jaxvlm.training.preemption import Preemption, StartAgain
+from jaxvlm.training.profile import Profile
+from jaxvlm.training.state import Layout, State, initial_state, merge, state_layout, table_of_parts
+from jaxvlm.training.step import compile_eval_step
+from jaxvlm.training.watch import Watch
+
+
+def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: str) -> dict[str, Any]:
+    """Runs the stages of a recipe and its test, on all processes.
+
+    Args:
+      stages: names of those to run.
+      how: "start", "resume" or "resume or start".
+
+    Returns:
+      what `--json` prints.
+
+    Raises:
+      UserError: what `RunFolder.check` and `preflight` say, before anything is written.
+      StartAgain: the run was preempted; its state is saved.
+    """
+    began = time.perf_counter()
+    processes.check_same(all_keys(config) | {"--stage": stages, "--workdir": str(folder), "--resume": how})
+    try:
+        processes.from_first(lambda: folder.check(config, stages, how))
+        left = [name for name in stages if not is_over(folder, name)]
+        test = bool(config.evaluation.source) and stages[-1] == config.stages[-1]
+        setups = set_up(config, left, test=test)
+        processes.from_first(lambda: folder.create(config))
+        with Watch(folder.heartbeat(processes.index())) as watch, Preemption() as preemption:
+            processes.from_first(lambda: _save_tokenizer(folder, config))
+            tokenizer = saved_tokenizer(folder.tokenizer, config)
+            samples = open_data(setups, tokenizer)
+            say(*(f"stage {name} is finished already" for name in stages if name not in left))
+            for setup in setups:
+                stage_run = StageRun(folder, config, setup, samples.pop(setup.name), tokenizer)
+                stage_run.train(watch, preemption)
+                if test or setup.name != stages[-1]:
+                    preemption.check()
+            result: dict[str, Any] = {"workdir": str(folder)}
+            if test:
+                with watch.phase("evaluate", 0):
+                    result |= evaluate_run(open_run(folder.path, stage=stages[-1]), config.evaluation)
+            if processes.index() == 0:
+                say(_what_is_left(folder, stages[-1]))
+            say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; of the time: {watch.summary()}")
+            return result | {"shares": watch.shares()}
+    except StartAgain:
+        say("", "preempted: --resume or --resume-or-start continues from the newest checkpoint")
+        raise
+    finally:
+        folder.lock.release()
+
+
+def is_over(folder: RunFolder, name: str) -> bool:
+    """Whether a stage has reached its last step, and has its ledger, which is written last."""
+    return processes.from_first(lambda: is_finished(folder.checkpoints(name)) and name in folder.ledgers())
+
+
+def _save_tokenizer(folder: RunFolder, config: Config) -> None:
+    """Saves the recipe's tokenizer in the run; one that has begun keeps the tokenizer that it has."""
+    if not folder.has_begun:
+        build_tokenizer(config).save_pretrained(folder.tokenizer)
+
+
+def _what_is_left(folder: RunFolder, stage: str) -> str:
+    """Where everything is, and what to do next."""
+    step = max(whole_steps(folder.checkpoints(stage)), default=0)
+    ask = f'python -m jaxvlm.generate --run {folder} --image FILE --prompt "..."'
+    return "\n".join(["", "left for you:", *folder.describe(stage, step), f"ask it yourself: {ask}"])
+
+
+class StageRun:
+    """One stage of a run: its data indexed, its state made or restored, then trained to its end."""
+
+    def __init__(self, folder: RunFolder, config: Config, setup: Setup, samples: Samples, tokenizer: Any):
+        """Indexes the data.
+
+        Raises:
+          UserError: weights to start from that do not fit; data without a record to train on, or with corrupt ones.
+        """
+        self.folder, self.name, self.stage, self.tokenizer = folder, setup.name, setup.stage, tokenizer
+        self.config = config
+        self.origins = find_origins(folder, config, setup.name)  # before the data is indexed, which may take long
+        rows = setup.stage.global_batch_size
+        self.pipeline = index_rows(samples, rows=rows, seed=config.seed, process=setup.share)
+        processes.check_same({f"the data of stage {self.name}": self.pipeline.fingerprint})
+        self.steps = min(-(-self.pipeline.num_rows(self.stage.epochs) // rows), config.steps or sys.maxsize)
+        self.layout = state_layout(setup.model, self.stage, self.steps, setup.mesh, setup.rules)
+        say(f"stage {self.name}: {self.steps} steps of {rows} rows", table_of_parts(self.layout, self.stage))
+
+    def train(self, watch: Watch, preemption: Preemption) -> None:
+        """Trains from where the stage stands to its end, and writes curves and ledger."""
+        folder, name, stage, pipeline = self.folder, self.name, self.stage, self.pipeline
+        nonfinite = NonFinite(
+            folder.nonfinite,
+            name,
+            policy=stage.on_nonfinite,
+            limit=stage.nonfinite_limit,
+            look_up=pipeline.look_up,
+            draw=pipeline.layout.preview,
+        )
+        profile = Profile(folder.profile(name), self.config.profile)
+        checkpoints = Checkpoints(folder.checkpoints(name), keep=stage.keep_checkpoints)
+        batches = pipeline.batches()
+        state = self._state(checkpoints, batches)
+        writer = Writer(folder.metrics, folder.tensorboard, name, first_step=int(state.step), steps=self.steps)
+        keepers = Keepers(checkpoints, writer, watch, nonfinite, preemption, profile)
+        watch.begin_stage()
+        try:
+            evaluate = make_evaluate(self.config.evaluation, stage, self.layout, pipeline, self.tokenizer)
+            with processes.together():
+                train(self.layout, stage, self.steps, state, batches, evaluate, keepers)
+        finally:
+            profile.close()
+            batches.close()
+            writer.close()
+            if not processes.failing():  # else the others end too, and do not answer
+                checkpoints.close()
+        if processes.index() == 0:
+            ledger = pipeline.ledger(self.steps * stage.global_batch_size, batches.broken)
+            say(ledger.table())
+            plot_metrics(folder.metrics, folder.curves)
+            folder.save_ledger(name, ledger.to_dict())
+
+    def _state(self, checkpoints: Checkpoints, batches: Any) -> State:
+        """The state of the newest checkpoint, with `batches` at its position; without one, that of step 0."""
+        restored = checkpoints.restore_newest(self.layout.state)
+        if restored is None:
+            params, notes = starting_params(self.origins, self.config, self.layout)
+            say(*notes)
+            return initial_state(self.layout, self.config.seed, params)
+        state, position, newest = restored
+        batches.set_state(position)
+        say(f"resumed at step {newest} of {self.steps}")
+        return state
+
+
+def make_evaluate(
+    test: EvaluationConfig, stage: StageConfig, layout: Layout, pipeline: Pipeline, tokenizer: Any
+) -> Callable[[State], dict[str, float]]:
+    """The function that says what the held-out records say of a state: loss, and exact match of generated answers."""
+    eval_step = compile_eval_step(layout)
+    questions = pipeline.heldout_questions(stage.eval_records)
+    if stage.eval_every and not questions:
+        raise UserError(
+            "eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0"
+        )
+
+    def evaluate(state: State) -> dict[str, float]:
+        loss = weight = 0.0
+        for batch in pipeline.heldout_batches(stage.global_batch_size, stage.eval_records):
+            sums = eval_step(state, to_devices(batch, layout.mesh, layout.rules))
+            loss, weight = loss + float(sums.loss), weight + float(sums.weight)
+        answers = answer(
+            layout.model,
+            merge(state.trained, state.frozen),
+            tokenizer,
+            stage.data,
+            questions,
+            mesh=layout.mesh,
+            rules=layout.rules,
+            max_new_tokens=test.max_new_tokens,
+            batch_size=test.batch_size,
+        )
+        return {"heldout_loss": loss / weight, "heldout_exact_match": score(questions, answers)["exact_match"]}
+
+    return evaluate
