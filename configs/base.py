@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
 def stage() -> ConfigDict:
     """One stage: everything trains, LLaVA-1.5's optimizer."""
     c = ConfigDict()
+    c.objective = "sft"  # jaxvlm/objectives/registry.py has the others, and what one of your own takes
     # "frozen", "full", or for vision and language "lora(rank=128, alpha=256, dropout=0.05, targets='blocks/.*')"
     c.parts = ConfigDict()
     c.parts.vision = "full"
@@ -98,7 +99,7 @@ def stage() -> ConfigDict:
     c.data.mix = ()
     c.data.image_folder = ""  # what relative image paths are relative to; "": the folder of the file that names them
     c.data.allow_outside = False  # whether an image path may lead out of that folder
-    c.data.answers = "all"  # which answers of a conversation are trained on: "all", or the "last" only
+    c.data.answers = "all"  # which answers of a conversation are trained on: "all", or the "last" (of pairs always)
     c.data.heldout = 0.0  # share of the records (by a hash of their id) that is not trained on but evaluated
     c.data.template = "vicuna_v1"  # plain, vicuna_v1, llama2, chatml, or tokenizer: its own chat template
     c.data.system = placeholder(str)  # None: the template's own system message; "": no message

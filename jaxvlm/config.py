@@ -271,6 +271,7 @@ class OptimizerConfig:
 class StageConfig:
     """One training run over one data set; the next stage starts from its result."""
 
+    objective: str  # a name of `objectives/registry.py`, or a module
     parts: PartsConfig
     frozen_dtype: str
     data: DataConfig

@@ -15,31 +15,16 @@ RUN/evaluation/DATA-STAGE-STEP, with -firstN behind it after --limit N; so resul
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import re
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxvlm.command import Parser, run
-from jaxvlm.config import EvaluationConfig
-from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.sources.load import load_source
-from jaxvlm.data.text.conversation import drop_leading_answer
 from jaxvlm.errors import UserError
-from jaxvlm.files import replace_text
-from jaxvlm.inference.chat import answer, is_right, question, score, truth
-from jaxvlm.inference.sheet import draw_sheet, sample
-from jaxvlm.restore import Run, open_run
+from jaxvlm.evaluation.evaluate import evaluate_run, result_name
+from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
-
-_NAMED_PROBLEMS = 10
-_PRINTED = 6  # questions
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -71,149 +56,12 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     opened = open_run(Path(args.run), stage=args.stage, step=args.step)
     out = args.out
     if out is None and (args.data or args.stage or args.step or args.limit):
-        out = opened.folder / "evaluation" / _name(opened, evaluation.source, args.limit)
-    return evaluate_run(opened, evaluation, out=out, limit=args.limit)
-
-
-def evaluate_run(
-    opened: Run, evaluation: EvaluationConfig, *, out: Path | None = None, limit: int = 0
-) -> dict[str, Any]:
-    """Evaluates a run, prints a table and a few answers, and writes evaluation.json and samples.png.
-
-    Args:
-      opened: the run.
-      evaluation: which data, and how it is asked.
-      out: folder of the results; None: the run's.
-      limit: how many questions; 0: all.
-
-    Returns:
-      What `jaxvlm.inference.chat.score` does.
-
-    Raises:
-      UserError: records that break a rule or images that cannot be read; nothing is left out.
-    """
-    allow_outside = opened.stage.data.allow_outside
-    questions = load_questions(evaluation.source, evaluation.image_folder, limit, allow_outside=allow_outside)
-    answers = answer(
-        opened.model,
-        opened.params,
-        opened.tokenizer,
-        opened.stage.data,
-        questions,
-        mesh=opened.mesh,
-        rules=opened.rules,
-        max_new_tokens=evaluation.max_new_tokens,
-        batch_size=evaluation.batch_size,
-        progress=True,
-    )
-    result = score(questions, answers)
-    if jax.process_index() > 0:  # all hosts have all answers, one of them writes
-        return result
-    out = opened.folder if out is None else out
-    print(f"{evaluation.source}, answered by {opened.folder} ({_weights(opened)})\n\n{_table(result)}\n")
-    for number in sample(len(questions), _PRINTED):
-        print(_line(questions[number], answers[number]))
-    _save(out, opened, evaluation.source, limit, questions, answers, result)
-    return result
-
-
-def load_questions(spec: str, image_folder: str = "", limit: int = 0, *, allow_outside: bool = False) -> list[Record]:
-    """The questions of a data set, each a record that ends in the true answer.
-
-    Args:
-      spec: as `data.source` of a recipe.
-      image_folder: as `data.image_folder`.
-      limit: only the first so many; 0: all.
-      allow_outside: as `data.allow_outside`.
-
-    Raises:
-      UserError: no such data, records that break a rule (ten at most are named), or no question.
-    """
-    source = load_source(spec, image_folder, allow_outside=allow_outside)
-    questions: list[Record] = []
-    problems = []
-    for index in range(len(source)):
-        if limit and len(questions) >= limit:
-            break
-        try:
-            record = source[index]
-        except RecordError as error:
-            problems.append(str(error))
-            continue
-        asked = drop_leading_answer(record)
-        if asked is not record:
-            print(f"{record.origin}: the answer before the first question is left out", file=sys.stderr)
-        questions.extend(source.questions(asked))
-    if problems:
-        more = f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
-        raise UserError("; ".join(problems[:_NAMED_PROBLEMS]) + more)
-    if not questions:
-        raise UserError(f"{spec} holds no question: none of its {len(source)} records has an answer to compare with")
-    return questions[:limit] if limit else questions
-
-
-def _save(
-    out: Path,
-    opened: Run,
-    data: str,
-    limit: int,
-    questions: list[Record],
-    answers: list[str],
-    result: dict[str, Any],
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "evaluation.json"
-    before = _data_of(path)
-    if before not in (None, data):
-        print(f"{path} held the result for {before}; it is replaced", file=sys.stderr)
-    about = {"data": data, "stage": opened.stage_name, "step": opened.step, "limit": limit or None}
-    rows = [
-        {
-            "id": q.id,
-            "origin": q.origin,
-            "group": q.group,
-            "question": question(q),
-            "answer": a,
-            "truth": truth(q),
-            "right": is_right(q, a),
-        }
-        for q, a in zip(questions, answers, strict=True)
-    ]
-    replace_text(path, json.dumps(about | result | {"answers": rows}, indent=1, ensure_ascii=False) + "\n")
-    title = f"{data}   {_weights(opened)}   exact match {result['exact_match']:.1%} of {result['count']:,}"
-    draw_sheet(out / "samples.png", questions, answers, title)
-    print(f"\nall answers are in {path}, a sheet of them in {out / 'samples.png'}")
-
-
-def _data_of(result: Path) -> str | None:
-    """The data that a result is of; None if there is none that can be read."""
-    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-        return json.loads(result.read_text())["data"]
-    return None
-
-
-def _weights(opened: Run) -> str:
-    return f"{opened.stage_name}, step {opened.step:,}"
-
-
-def _name(opened: Run, data: str, limit: int) -> str:
-    """Name of a result's folder: `easy_vqa-test-finetune-1000-first500`."""
-    stem = Path(data).stem if data.endswith((".json", ".jsonl")) else data
-    first = f"-first{limit}" if limit else ""
-    return re.sub(r"[^\w.-]+", "-", f"{stem}-{opened.stage_name}-{opened.step}{first}")
-
-
-def _table(result: dict[str, Any]) -> str:
-    rows = [("all", result), *result["by_group"].items()]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{'group':<{width}}  exact match  questions"]
-    return "\n".join(lines + [f"{name:<{width}}  {r['exact_match']:>11.2%}  {r['count']:>9,}" for name, r in rows])
-
-
-def _line(record: Record, text: str) -> str:
-    asked, said, true = (textwrap.shorten(t, 100, placeholder=" ...") for t in (question(record), text, truth(record)))
-    verdict = "right" if is_right(record, text) else f"wrong, truth: {true}"
-    return f"  {asked}  ->  {said or '(nothing)'}   [{verdict}]"
+        out = opened.folder / "evaluation" / result_name(opened, evaluation.source, args.limit)
+    result = evaluate_run(opened, evaluation, out=out, limit=args.limit, progress=True)
+    for note in result.notes:
+        print(note, file=sys.stderr)
+    print(result.summary())
+    return result.score
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ Without --prompt each line of standard input is a turn of one conversation, answ
   /image FILE   adds an image to the next turn
   /reset        begins anew, without the images so far
   /quit         ends, as does the end of the input
+  Ctrl-C        on a terminal, during an answer: cancels it, and the conversation goes on without the turn
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import re
 import sys
 from collections.abc import Iterator
@@ -24,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.command import Parser, run
-from jaxvlm.data.media.images import decode
-from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
-from jaxvlm.inference.chat import answer
-from jaxvlm.inference.decode import Sampling
-from jaxvlm.restore import Run, open_run
+from jaxvlm.inference.conversation import Conversation, check_image
+from jaxvlm.inference.engine import Engine
+from jaxvlm.inference.sampling import Sampling
+from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 
 
@@ -50,77 +50,30 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     RunFolder(args.run).load_config()
     for image in args.image:
-        _check_image(image)
+        check_image(image)
     opened = open_run(Path(args.run), stage=args.stage, step=args.step)
 
-    conversation = Conversation(opened, sampling, args.max_new_tokens)
+    conversation = Conversation(Engine.of(opened), sampling, args.max_new_tokens)
     conversation.add_images(args.image)
     if args.prompt is None:
         return {"turns": list(_converse(conversation))}
-    text = conversation.ask(args.prompt)
-    print(text)
-    return {"answer": text}
+    return {"answer": _print_answer(conversation, args.prompt)}
 
 
-class Conversation:
-    """A conversation with a run's model; remembers its turns and images."""
-
-    def __init__(self, opened: Run, sampling: Sampling, max_new_tokens: int):
-        self._run, self._sampling, self._max_new_tokens = opened, sampling, max_new_tokens
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self._turns: tuple[Turn, ...] = ()
-        self._images: tuple[str, ...] = ()
-        self._waiting: tuple[str, ...] = ()  # images of the next turn
-
-    def add_images(self, images: list[str]) -> None:
-        """Adds images to the next turn.
-
-        Raises:
-          UserError: one is missing or broken; none is added.
-        """
-        for image in images:
-            _check_image(image)
-        self._waiting += tuple(images)
-
-    def ask(self, text: str) -> str:
-        """The answer to a user turn; both are remembered.
-
-        Raises:
-          UserError: the conversation is too long for the model, or `<image>` does not stand once for each image; the
-            turn is forgotten, its images are not.
-        """
-        placed = text.count(IMAGE)
-        if placed and placed != len(self._waiting):
-            raise UserError(
-                f"the text has {placed} {IMAGE} for {len(self._waiting)} images; write one for each, or none at all"
-            )
-        if not placed:
-            text = "".join(f"{IMAGE}\n" for _ in self._waiting) + text
-        turns = (*self._turns, Turn("user", text))
-        images = self._images + self._waiting
-        reply = self._answer(Record("conversation", turns, images, f"turn {len(turns) // 2 + 1}"))
-        if reply:  # templates take no empty turn: a question without an answer counts as not asked
-            self._turns, self._images, self._waiting = (*turns, Turn("assistant", reply)), images, ()
-        return reply
-
-    def _answer(self, record: Record) -> str:
-        # A seed for each turn, or a question asked twice would draw the same numbers twice.
-        seed = (self._sampling.seed + len(self._turns)) % 2**32
-        return answer(
-            self._run.model,
-            self._run.params,
-            self._run.tokenizer,
-            self._run.stage.data,
-            [record],
-            mesh=self._run.mesh,
-            rules=self._run.rules,
-            max_new_tokens=self._max_new_tokens,
-            batch_size=1,
-            sampling=dataclasses.replace(self._sampling, seed=seed),
-        )[0]
+def _print_answer(conversation: Conversation, text: str) -> str:
+    """Prints the answer to a turn as it is written."""
+    answer = ""
+    try:
+        with contextlib.closing(conversation.stream(text)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+                answer += piece
+    except BaseException:
+        if answer:
+            print(flush=True)  # ends the line that was begun
+        raise
+    print(flush=True)
+    return answer
 
 
 def _converse(conversation: Conversation) -> Iterator[dict[str, str]]:
@@ -134,13 +87,15 @@ def _converse(conversation: Conversation) -> Iterator[dict[str, str]]:
             return
         try:
             if text and not _obey(conversation, text):
-                reply = conversation.ask(text)
-                print(reply, flush=True)
-                yield {"question": text, "answer": reply}
+                yield {"question": text, "answer": _print_answer(conversation, text)}
         except UserError as error:
             if not is_terminal:
                 raise
             print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print("the answer was cancelled, and its question forgotten", file=sys.stderr)
 
 
 def _lines(is_terminal: bool) -> Iterator[str]:
@@ -164,10 +119,6 @@ def _obey(conversation: Conversation, text: str) -> bool:
     else:
         raise UserError(f'"{text}" is no command; commands: /image FILE, /reset, /quit')
     return True
-
-
-def _check_image(image: str) -> None:
-    decode(image, "--image")
 
 
 if __name__ == "__main__":

@@ -41,12 +41,14 @@ from jaxvlm.data.recipe_tokenizer import build_tokenizer, saved_tokenizer
 from jaxvlm.data.rows.index import load_index, measure_index
 from jaxvlm.data.rows.pipeline import Pipeline, batch_spec, open_samples, summary
 from jaxvlm.data.rows.prepare import prepare
+from jaxvlm.data.rows.samples import Samples
 from jaxvlm.data.sources.mix import Mix
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import media_layout
 from jaxvlm.files import replace_text
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
 from jaxvlm.inspect.report import make_report, plot_lengths, table, to_json, write_problems
+from jaxvlm.objectives.registry import find_objective
 from jaxvlm.runs import RunFolder
 
 
@@ -120,7 +122,7 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> dict[str,
     Raises:
       Answer: exit code 2, if anything would be lost.
     """
-    samples = open_samples(stage.data, build_tokenizer(config), media_layout(config.model, stage.data))
+    samples, _ = _open(config, stage)
     index = load_index(samples)
     measured = measure_index(index, samples.layout)
     report = make_report(samples, index, measured, rows=stage.global_batch_size, epochs=stage.epochs, seed=config.seed)
@@ -139,8 +141,8 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> dict[str,
 
 def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, out: Path) -> dict[str, Any]:
     """Writes a page of `count` rows of a stage's first epoch."""
-    tokenizer, layout = build_tokenizer(config), media_layout(config.model, stage.data)
-    samples = open_samples(stage.data, tokenizer, layout)
+    samples, tokenizer = _open(config, stage)
+    layout = samples.layout
     index = load_index(samples)
     pipeline = Pipeline(samples, index, measure_index(index, layout), 1, config.seed)  # a row a batch
     total = pipeline.num_rows(1)
@@ -159,6 +161,12 @@ def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, 
         f"{stage.data.tokens} tokens and {stage.data.media.units} {layout.unit} a row, template {stage.data.template}"
     ]
     return _write(out / "rows.html", rows(), tokenizer, title, notes)
+
+
+def _open(config: Config, stage: StageConfig) -> tuple[Samples, Any]:
+    """The records of a stage, and the tokenizer."""
+    tokenizer, layout = build_tokenizer(config), media_layout(config.model, stage.data)
+    return open_samples(stage.data, tokenizer, layout, pairs=find_objective(stage.objective).pairs), tokenizer
 
 
 def show_batch(folder: Path, out: Path) -> dict[str, Any]:
@@ -190,8 +198,8 @@ def prepare_stage_data(
     config: Config, stage: StageConfig, out: Path, jpeg: int, shard_records: int, *, skip: bool
 ) -> dict[str, Any]:
     """Writes each source of a stage into a folder, and says how a recipe names these."""
-    layout = media_layout(config.model, stage.data)
-    samples = open_samples(stage.data, build_tokenizer(config), layout)
+    samples, _ = _open(config, stage)
+    layout = samples.layout
     index = load_index(samples)
     if index.errors and not skip:
         raise UserError(summary(list(index.errors.values()), len(index), "--on-bad skip"))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
-from jaxvlm.config import Config, DataConfig, StageConfig
+from jaxvlm.config import Config, StageConfig
 from jaxvlm.data.rows.pipeline import check_settings, open_samples
 from jaxvlm.data.rows.samples import Samples
 from jaxvlm.data.sources.load import load_source
@@ -22,6 +22,7 @@ from jaxvlm.families.build import stage_model
 from jaxvlm.families.registry import media_layout
 from jaxvlm.media import MediaLayout
 from jaxvlm.models.vlm import Model
+from jaxvlm.objectives.registry import find_objective
 from jaxvlm.sharding import Rules, batch_devices, make_mesh, own_rows
 from jaxvlm.training.state import state_layout
 
@@ -41,6 +42,7 @@ class Setup:
     model: Model
     media: MediaLayout
     mix: Mix
+    pairs: bool  # whether its objective takes records as pairs
     share: tuple[int, int]  # which share of a batch's rows this process reads, of how many
 
 
@@ -58,7 +60,7 @@ def set_up(config: Config, stages: Sequence[str], *, test: bool) -> list[Setup]:
     mesh = problems.collect("config.mesh", lambda: make_mesh(config.mesh))
     made = [_set_up_stage(config, name, mesh, problems) for name in stages]
     if test:
-        problems.collect("config.evaluation", lambda: _open_test(config, config.stage[stages[-1]].data))
+        problems.collect("config.evaluation", lambda: _open_test(config))
     problems.finish()
     return [setup for setup in made if setup is not None]
 
@@ -72,7 +74,8 @@ def open_data(setups: Sequence[Setup], tokenizer: Any) -> dict[str, Samples]:
     problems = _Problems()
     opened = {
         s.name: problems.collect(
-            f"config.stage.{s.name}", functools.partial(open_samples, s.stage.data, tokenizer, s.media, s.mix)
+            f"config.stage.{s.name}",
+            functools.partial(open_samples, s.stage.data, tokenizer, s.media, s.mix, pairs=s.pairs),
         )
         for s in setups
     }
@@ -117,15 +120,16 @@ def _set_up_stage(config: Config, name: str, mesh: Mesh | None, problems: _Probl
         lambda: check_settings(stage.data, media_layout(config.model, stage.data)),
     ):
         problems.collect(where, check)
+    objective = problems.collect(where, lambda: find_objective(stage.objective))
     mix = problems.collect(where, lambda: load_mix(stage.data))
     model = problems.collect(where, lambda: stage_model(config, stage))
-    if mesh is None or model is None:
+    if mesh is None or model is None or objective is None:
         return None
     problems.collect(where, lambda: state_layout(model, stage, _STEPS, mesh, rules))
     share = problems.collect(where, lambda: _own_rows(stage, name, mesh, rules))
     if mix is None or share is None:
         return None
-    return Setup(name, stage, mesh, rules, model, media_layout(config.model, stage.data), mix, share)
+    return Setup(name, stage, mesh, rules, model, media_layout(config.model, stage.data), mix, objective.pairs, share)
 
 
 def _own_rows(stage: StageConfig, name: str, mesh: Mesh, rules: Rules) -> tuple[int, int]:
@@ -133,8 +137,8 @@ def _own_rows(stage: StageConfig, name: str, mesh: Mesh, rules: Rules) -> tuple[
     return own_rows(mesh, rules, stage.global_batch_size)
 
 
-def _open_test(config: Config, data: DataConfig) -> None:
-    test = config.evaluation
+def _open_test(config: Config) -> None:
+    test, data = config.evaluation, config.stage[config.stages[-1]].data
     load_source(test.source, test.image_folder, allow_outside=data.allow_outside)
 
 

@@ -211,6 +211,12 @@ def own_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
     return shares.index(min(own)), len(shares)
 
 
+def rows_of_this_host(mesh: Mesh, rules: Rules, rows: int) -> list[int]:
+    """Which of a global batch's rows the devices of this host hold."""
+    places = batch_sharding(mesh, rules).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for index in places if index for row in range(*index[0].indices(rows))})
+
+
 def to_devices(rows: Tree, mesh: Mesh, rules: Rules) -> Tree:
     """Puts this host's rows (a `Batch`, or any tree of NumPy arrays with rows first) on the devices.
 

@@ -13,8 +13,9 @@ from jaxvlm.data.recipe_tokenizer import build_tokenizer, saved_tokenizer
 from jaxvlm.data.rows.pipeline import Pipeline, index_rows
 from jaxvlm.data.rows.samples import Samples
 from jaxvlm.errors import UserError
-from jaxvlm.evaluate import evaluate_run
-from jaxvlm.inference.chat import answer, score
+from jaxvlm.evaluation.evaluate import evaluate_run
+from jaxvlm.evaluation.scoring import score
+from jaxvlm.inference.engine import Engine
 from jaxvlm.initial_weights import find_origins, starting_params
 from jaxvlm.preflight import Setup, open_data, set_up
 from jaxvlm.processes import say
@@ -28,7 +29,7 @@ from jaxvlm.training.nonfinite import NonFinite
 from jaxvlm.training.preemption import Preemption, StartAgain
 from jaxvlm.training.profile import Profile
 from jaxvlm.training.state import Layout, State, initial_state, merge, state_layout, table_of_parts
-from jaxvlm.training.step import compile_eval_step
+from jaxvlm.training.step import compile_eval_step, evaluate_batches
 from jaxvlm.training.watch import Watch
 
 
@@ -67,7 +68,10 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
             result: dict[str, Any] = {"workdir": str(folder)}
             if test:
                 with watch.phase("evaluate", 0):
-                    result |= evaluate_run(open_run(folder.path, stage=stages[-1]), config.evaluation)
+                    opened = open_run(folder.path, stage=stages[-1])
+                    evaluation = evaluate_run(opened, config.evaluation, progress=True)
+                say(*evaluation.notes, evaluation.summary())
+                result |= evaluation.score
             if processes.index() == 0:
                 say(_what_is_left(folder, stages[-1]))
             say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; of the time: {watch.summary()}")
@@ -166,7 +170,7 @@ class StageRun:
 def make_evaluate(
     test: EvaluationConfig, stage: StageConfig, layout: Layout, pipeline: Pipeline, tokenizer: Any
 ) -> Callable[[State], dict[str, float]]:
-    """The function that says what the held-out records say of a state: loss, and exact match of generated answers."""
+    """The function that evaluates a state on the held-out records: the objective, and exact match of answers."""
     eval_step = compile_eval_step(layout)
     questions = pipeline.heldout_questions(stage.eval_records)
     if stage.eval_every and not questions:
@@ -175,21 +179,13 @@ def make_evaluate(
         )
 
     def evaluate(state: State) -> dict[str, float]:
-        loss = weight = 0.0
-        for batch in pipeline.heldout_batches(stage.global_batch_size, stage.eval_records):
-            sums = eval_step(state, to_devices(batch, layout.mesh, layout.rules))
-            loss, weight = loss + float(sums.loss), weight + float(sums.weight)
-        answers = answer(
-            layout.model,
-            merge(state.trained, state.frozen),
-            tokenizer,
-            stage.data,
-            questions,
-            mesh=layout.mesh,
-            rules=layout.rules,
-            max_new_tokens=test.max_new_tokens,
-            batch_size=test.batch_size,
-        )
-        return {"heldout_loss": loss / weight, "heldout_exact_match": score(questions, answers)["exact_match"]}
+        rows = pipeline.heldout_batches(stage.global_batch_size, stage.eval_records)
+        batches = (to_devices(batch, layout.mesh, layout.rules) for batch in rows)
+        found = evaluate_batches(eval_step, state, batches)
+        params = merge(state.trained, state.frozen)
+        engine = Engine(layout.model, params, tokenizer, stage.data, layout.mesh, layout.rules)
+        answers = engine.answer(questions, max_new_tokens=test.max_new_tokens, batch_size=test.batch_size)
+        found["exact_match"] = score(questions, answers)["exact_match"]
+        return {f"heldout_{name}": value for name, value in found.items()}
 
     return evaluate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from jaxvlm.errors import UserError
@@ -48,6 +49,19 @@ def part(record: Record, turns: tuple[Turn, ...], number: int, group: str = "") 
     """Part `number` of a record: these of its turns, with the images that they have placeholders for."""
     images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
     return Record(f"{record.id}#{number}", turns, record.images[:images], record.origin, group or record.group)
+
+
+def sides_of_pair(record: Record) -> tuple[Record, Record]:
+    """A pair's two conversations: that with the chosen answer, and that with the rejected one in its place.
+
+    Raises:
+      RecordError: the record has no rejected answer.
+    """
+    if not record.rejected:
+        problem = "the stage's objective takes pairs, and it has no rejected answer"
+        raise RecordError(f"{record.origin}: {problem}", record.origin, "no_rejected_answer")
+    lost = dataclasses.replace(record.turns[-1], text=record.rejected)
+    return record, dataclasses.replace(record, turns=(*record.turns[:-1], lost))
 
 
 def answer_by_answer(record: Record) -> list[Record]:

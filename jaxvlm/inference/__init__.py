@@ -1,1 +1,1 @@
-"""Inference: decoding with a key/value cache, conversations in and text out, and the sheet of samples."""
+"""Inference: the engine and its compiled programs, answers at once or token by token, conversations."""

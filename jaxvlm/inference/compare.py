@@ -13,7 +13,7 @@ from PIL import Image
 from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
-from jaxvlm.inference.chat import prompt_logits
+from jaxvlm.inference.engine import prompt_logits
 from jaxvlm.restore import Run
 
 

@@ -65,14 +65,11 @@ class VLM(nnx.Module):
         """
         raise NotImplementedError
 
-    def embed(self, batch: Batch) -> Array:
-        """What enters the decoder: token embeddings, and media features in their places; float[B, T, D]."""
-        x_BTD = self.language.embed(batch.tokens)
-        features_BFD = self.encode(batch.media)
-        if features_BFD is None:
+    def merge(self, x_BTD: Array, features: Any, image_index_BT: Array) -> Array:
+        """What enters the decoder: token embeddings with the features of `encode` in their places; float[B, T, D]."""
+        if features is None:
             return x_BTD
-        features_BFD = constrain(features_BFD, ("batch", None, None))
-        return merge_image_features(x_BTD, features_BFD, batch.image_index)
+        return merge_image_features(x_BTD, constrain(features, ("batch", None, None)), image_index_BT)
 
     def next_position(self, batch: Batch) -> Array:
         """int32[B], the position of the token after each row's prompt; equal on all axes of a position."""
@@ -82,17 +79,24 @@ class VLM(nnx.Module):
 
     def hidden(self, batch: Batch) -> Array:
         """Final-normed hidden states, float[B, T, D]; `logits` makes logits of all or some of them."""
-        return self.language(self.embed(batch), batch.positions, batch.segments)
+        x_BTD = self.language.embed(batch.tokens)
+        x_BTD = self.merge(x_BTD, self.encode(batch.media), batch.image_index)
+        return self.language(x_BTD, batch.positions, batch.segments)
+
+    def head(self) -> Array:
+        """float[V, D], the output projection of `logits`, for losses that never make all logits at once."""
+        return (self.language.embed if self.language.head is None else self.language.head).w[...]
 
     def logits(self, x: Array) -> Array:
         """float[..., D], final-normed hidden states -> float32[..., V]."""
         return self.language.logits(x)
 
-    def prefill(self, batch: Batch, max_length: int) -> tuple[Array, Cache]:
+    def prefill(self, batch: Batch, features: Any, max_length: int) -> tuple[Array, Cache]:
         """Reads prompts.
 
         Args:
-          batch: rows that begin with their prompt and end in padding (segment 0).
+          batch: rows that begin with their prompt and end in padding (segment 0); its media are not read.
+          features: of `encode`, for these rows.
           max_length: slots of the cache; T and one for each token that is to come.
 
         Returns:
@@ -105,7 +109,8 @@ class VLM(nnx.Module):
             raise ValueError(
                 f"prefill: max_length {max_length} is less than the {batch.tokens.shape[1]} tokens of a row"
             )
-        x_BTD, cache = self.language.prefill(self.embed(batch), batch.positions, batch.segments, max_length)
+        x_BTD = self.merge(self.language.embed(batch.tokens), features, batch.image_index)
+        x_BTD, cache = self.language.prefill(x_BTD, batch.positions, batch.segments, max_length)
         last_B = jnp.maximum(jnp.sum(batch.segments != 0, axis=1) - 1, 0)
         return self.logits(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]), cache
 

@@ -96,8 +96,7 @@ def compile_step(
     layout = step.layout
     # Not within `jax.set_mesh`, as the train loop does: the kernels' own constants would be put on devices that are not
     # here. All shardings of the step name their mesh, so the program is the same.
-    train_step: Any = compile_train_step(layout, step.stage.micro_batches)  # under jit
-    lowered = train_step.lower(layout.state, step.batch)
+    lowered = compile_train_step(layout, step.stage).lower(layout.state, step.batch)
     file = None if cache is None else cache / f"{_fingerprint(lowered, step)}.json.gz"
     found = _read(file)
     if found is None:

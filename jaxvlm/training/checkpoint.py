@@ -77,7 +77,8 @@ class Checkpoints:
     """The checkpoints of a stage, one folder a step.
 
     A checkpoint has three items: `params` (trained and frozen leaves, all that answering needs), `training` (step,
-    optimizer state, random key) and `position` (JSON: of the data, and the stage's number of steps).
+    optimizer state, random key, and an objective's reference) and `position` (JSON: of the data, and the stage's number
+    of steps).
     """
 
     def __init__(self, folder: Path, *, keep: int | None = None):
@@ -336,8 +337,10 @@ def _raised_by_orbax(error: BaseException | None) -> bool:
 
 
 def _training(state: State) -> dict[str, Any]:
+    """What only training needs. The reference is saved, not made again: a resumed run must not depend on its origin."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: fields[name] for name in ("step", "optimizer", "key")}
+    names = ("step", "optimizer", "key", *(("reference",) if state.reference else ()))
+    return {name: fields[name] for name in names}
 
 
 class _Manager(ocp.CheckpointManager):

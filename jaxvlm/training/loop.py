@@ -67,7 +67,7 @@ def train(
       StartAgain: told to stop; the state is saved.
     """
     k, first = keepers, int(state.step) + 1
-    train_step = compile_train_step(layout, stage.micro_batches, skip_nonfinite=stage.on_nonfinite == "skip")
+    train_step = compile_train_step(layout, stage)
     info: dict[str, Array] = {}  # of the step before
 
     def computing() -> bool:

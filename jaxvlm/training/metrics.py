@@ -144,31 +144,35 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_metrics(metrics: Path, picture: Path) -> None:
-    """Draws loss and held-out results over all stages of a metrics.jsonl, one after another."""
+    """Draws a metrics.jsonl: the loss, and a panel for each other value that held-out records have, stage by stage."""
     lines = read_metrics(metrics)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    offset = 0
-    for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
-        own = [line for line in lines if line["stage"] == stage]
-        train = [(offset + line["step"], line["loss"]) for line in own if "loss" in line]
-        heldout = [line for line in own if "heldout_loss" in line]
-        color = f"C{number}"
-        steps, losses = np.array(train).T if train else np.zeros((2, 0))
-        left.plot(steps, losses, color=color, alpha=0.3, linewidth=0.8)
-        left.plot(steps, _smooth(losses), color=color, label=f"{stage}: training")
-        x = [offset + line["step"] for line in heldout]
-        left.plot(x, [line["heldout_loss"] for line in heldout], "o--", color=color, label=f"{stage}: held out")
-        answers = [(offset + line["step"], line["heldout_exact_match"]) for line in heldout]
-        if answers:
-            right.plot(*np.array(answers).T, "o-", color=color, label=stage)
-        offset += max((line["step"] for line in own), default=0)
-    left.set(xlabel="step", ylabel="loss (nats a supervised token)", yscale="log")
-    right.set(xlabel="step", ylabel="held-out exact match")
-    left.legend()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+    heldout = dict.fromkeys(name for line in lines for name in line if name.startswith("heldout_"))
+    panels = ["loss", *(name for key in heldout if (name := key.removeprefix("heldout_")) != "loss")]
+    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 5 * len(panels), 4), layout="constrained", squeeze=False)
+    for name, panel in zip(panels, axes[0], strict=True):
+        _draw_panel(panel, lines, name)
+    axes[0][0].set(ylabel="loss", yscale="log")
+    axes[0][0].legend()
     figure.savefig(picture, dpi=120)
     plt.close(figure)
+
+
+def _draw_panel(axes: plt.Axes, lines: list[dict[str, Any]], name: str) -> None:
+    """Draws one value over all stages, one after another: of training as a curve, of held-out records as points."""
+    offset = 0
+    for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
+        own, color = [line for line in lines if line["stage"] == stage], f"C{number}"
+        train = [(offset + line["step"], line[name]) for line in own if name in line]
+        if train:
+            steps, values = np.array(train).T
+            axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+            axes.plot(steps, _smooth(values), color=color, label=f"{stage}: training")
+        heldout = [(offset + line["step"], line[f"heldout_{name}"]) for line in own if f"heldout_{name}" in line]
+        if heldout:
+            axes.plot(*np.array(heldout).T, "o--", color=color, label=f"{stage}: held out")
+        offset += max((line["step"] for line in own), default=0)
+    axes.set(xlabel="step", ylabel=name.replace("_", " "))
+    axes.grid(alpha=0.3)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvlm.batch import Array
 from jaxvlm.config import LoraConfig, PartsConfig, StageConfig
-from jaxvlm.models.vlm import Model
+from jaxvlm.models.vlm import Model, make_model
+from jaxvlm.objectives.objective import Objective
+from jaxvlm.objectives.registry import find_objective
 from jaxvlm.sharding import Rules, named_shardings
 from jaxvlm.training.optimizer import build_optimizer, group_of, map_paths, paths
 from jaxvlm.tuning import Options, compiler_options
@@ -30,6 +32,9 @@ class State:
     frozen: dict  # nested dict of the other leaves; no gradient, no moments, bit-equal for ever
     optimizer: Any
     key: Array  # uint32[2], root of the run's random numbers; a step folds its number in
+    # What an objective's reference has beside the frozen leaves: copies of the trained leaves (without adapters) as
+    # they were when the stage started, in the frozen dtype. Empty without a reference, or if only adapters train.
+    reference: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Layout:
     optimizer: optax.GradientTransformation
     state: State  # of jax.ShapeDtypeStruct with shardings
     compiler_options: Options
+    objective: Objective
+    reference: Model | None  # that of the objective: the model without adapters; None if it needs none
 
 
 def split(params: dict, parts: PartsConfig) -> tuple[dict, dict]:
@@ -113,7 +120,11 @@ def state_layout(model: Model, stage: StageConfig, steps: int, mesh: Mesh, rules
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract, shardings)
     trained, frozen = split(abstract, stage.parts)
     frozen_dtype = jnp.dtype(stage.frozen_dtype)
-    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, frozen_dtype, sharding=x.sharding), frozen)
+
+    def kept(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, frozen_dtype, sharding=x.sharding)
+
+    frozen, objective = jax.tree.map(kept, frozen), find_objective(stage.objective)
     optimizer = build_optimizer(stage.optimizer, steps, trained, frozen)
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -133,8 +144,11 @@ def state_layout(model: Model, stage: StageConfig, steps: int, mesh: Mesh, rules
         frozen=frozen,
         optimizer=optimizer_state,
         key=whole(jax.ShapeDtypeStruct((2,), jnp.uint32)),
+        reference=jax.tree.map(kept, without_adapters(trained)) if objective.needs_reference else {},
     )
-    return Layout(model, mesh, rules, optimizer, state, compiler_options(mesh, stage.compiler_options))
+    reference = make_model(model.module, model.config, ()) if objective.needs_reference else None
+    options = compiler_options(mesh, stage.compiler_options)
+    return Layout(model, mesh, rules, optimizer, state, options, objective, reference)
 
 
 def initial_state(layout: Layout, seed: int, params: dict | None = None) -> State:
@@ -151,7 +165,9 @@ def initial_state(layout: Layout, seed: int, params: dict | None = None) -> Stat
             return (given[path] if path in given else made[path]).astype(leaf.dtype)
 
         trained, frozen = (map_paths(start, tree) for tree in (layout.state.trained, layout.state.frozen))
-        return State(jnp.zeros((), jnp.int32), trained, frozen, layout.optimizer.init(trained), key)
+        leaves = paths(trained)
+        reference = map_paths(lambda path, like: leaves[path].astype(like.dtype), layout.state.reference)
+        return State(jnp.zeros((), jnp.int32), trained, frozen, layout.optimizer.init(trained), key, reference)
 
     shardings = jax.tree.map(lambda x: x.sharding, layout.state)
     if params is not None:

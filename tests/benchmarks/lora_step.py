@@ -78,7 +78,7 @@ class Variant:
         self.layout = state_layout(build_model(model_config, parts.adapters()), stage, 1, mesh, Rules())
         self.state = initial_state(self.layout, config.seed)
         with jax.set_mesh(mesh):
-            step = compile_train_step(self.layout, stage.micro_batches)
+            step = compile_train_step(self.layout, stage)
             self.compiled = step.lower(self.layout.state, self.batch).compile()
 
     def step(self) -> float:

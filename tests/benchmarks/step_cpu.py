@@ -50,8 +50,8 @@ from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.families.registry import resolve
 from jaxvlm.models import variants
+from jaxvlm.objectives.cross_entropy import cross_entropy
 from jaxvlm.sharding import Rules, make_mesh, to_devices
-from jaxvlm.training.loss import cross_entropy
 from jaxvlm.training.state import initial_state, merge, state_layout
 from jaxvlm.training.step import compile_train_step
 from jaxvlm.tuning import LOSS_POSITIONS
@@ -198,7 +198,7 @@ class Ours:
         mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         self.layout = state_layout(build_model(config.model), stage, 1, mesh, Rules())
         self.state = initial_state(self.layout, config.seed, params)
-        self.compiled = compile_train_step(self.layout, stage.micro_batches)
+        self.compiled = compile_train_step(self.layout, stage)
 
     def step(self) -> float:
         """One update; returns its loss."""
@@ -371,7 +371,7 @@ def time_pieces(ours: Ours, repeats: int) -> dict[str, float]:
         return jnp.vdot(decoder(trained, x, params), x)  # any cotangent will do
 
     def head_loss(x: jax.Array, head: jax.Array) -> jax.Array:
-        chunk = max(1, min(T, LOSS_POSITIONS // B))  # as `batch_loss` has it
+        chunk = max(1, min(T, LOSS_POSITIONS // B))  # as `by_device` has it
         return cross_entropy(x, head, batch.targets, batch.loss_weights, chunk)[0]
 
     def update(trained: dict, optimizer: Any, gradients: dict) -> tuple[dict, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxvlm.families.build import build_model
-from jaxvlm.training.loss import batch_loss
+from jaxvlm.objectives import sft
 from jaxvlm.weights.rules import flatten_tree
 from tests.data.conftest import data_config, write_records
 from tests.layouts import make_pipeline
@@ -59,8 +59,8 @@ def params(model):
 
 def test_the_same_loss_and_gradients_as_a_sample_a_row(model, params, epoch, packed):
     def mean_loss(params, batch):
-        sums = batch_loss(model, params, batch)
-        return sums.loss / sums.weight, sums.weight
+        loss, weight = sft.loss(model.bind(params), batch)["loss"]
+        return loss / weight, weight
 
     step = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))
     alone = epoch(False)

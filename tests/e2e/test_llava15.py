@@ -200,7 +200,8 @@ def test_merged_adapters_in_transformers(world, lora, tmp_path):
     ours = logits_of_run(open_run(lora), [image], QUESTION)
     theirs = logits_of_folder(tmp_path / "merged", [image], QUESTION)
     print("largest difference of logits, merged:", np.abs(ours - theirs[:, :VOCAB]).max())
-    np.testing.assert_allclose(theirs[:, :VOCAB], ours, atol=2e-5)
+    # Logits up to 4, in float32 and summed in another order: XLA optimises little here.
+    np.testing.assert_allclose(theirs[:, :VOCAB], ours, atol=5e-5)
     model = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged")
     assert ask_theirs(model, tmp_path / "merged", image)[0] == ask_ours(lora, image)
 

@@ -153,9 +153,9 @@ def test_a_killed_process_ends_the_others(start, tmp_path, victim):
 )
 def test_a_failure_of_one_is_told_by_all(start, tmp_path, failure, said):
     fails = "import sys, jax, jaxvlm.train as t; from jaxvlm.command import run; from jaxvlm.errors import UserError\n"
-    fails += "plan = t.build_pipeline\ndef build(*a, **k):\n"
-    fails += f"    if k['process_index'] == 1: {failure}\n"
-    fails += "    return plan(*a, **k)\nt.build_pipeline = build\nsys.exit(run(t.main, sys.argv[1:]))"
+    fails += "import jaxvlm.stages as s\nindex = s.index_rows\ndef index_rows(*a, **k):\n"
+    fails += f"    if k['process'][0] == 1: {failure}\n"
+    fails += "    return index(*a, **k)\ns.index_rows = index_rows\nsys.exit(run(t.main, sys.argv[1:]))"
     codes, logs = start(*arguments(tmp_path), count=2, devices=2, code=fails).wait(60)
     assert codes == [2, 2] and f"process 1 stopped: {said}" in logs[0]
 
@@ -183,9 +183,10 @@ def test_other_settings_of_a_process_are_named(start, tmp_path):
 def test_other_data_of_a_process_is_named(start, tmp_path):
     """As where a host's copy of the data is another one."""
     code = "import dataclasses, sys, jaxvlm.train as t; from jaxvlm.command import run\n"
-    code += "plan = t.build_pipeline\ndef build(config, *a, **k):\n"
-    code += "    config = dataclasses.replace(config, heldout=0.1 + 0.2 * k['process_index'])\n"
-    code += "    return plan(config, *a, **k)\nt.build_pipeline = build\nsys.exit(run(t.main, sys.argv[1:]))"
+    code += "import jaxvlm.stages as s\nindex = s.index_rows\ndef index_rows(samples, **k):\n"
+    code += "    share = 0.1 + 0.2 * k['process'][0]\n"
+    code += "    samples.config = dataclasses.replace(samples.config, heldout=share)\n"
+    code += "    return index(samples, **k)\ns.index_rows = index_rows\nsys.exit(run(t.main, sys.argv[1:]))"
     codes, logs = start(*arguments(tmp_path), count=2, devices=2, code=code).wait(100)
     assert codes == [2, 2] and "the data of stage only is '" in logs[0] and "on process 1" in logs[0]
 

@@ -10,6 +10,7 @@ from PIL import Image
 from jaxvlm import evaluate, generate
 from jaxvlm.command import run
 from jaxvlm.errors import UserError
+from jaxvlm.evaluation.questions import load_questions
 from tests import tiny
 from tests.inference import tiny_run
 
@@ -92,10 +93,10 @@ def test_evaluate_names_every_broken_record(folder, tmp_path):
     path = tmp_path / "broken.json"
     path.write_text(json.dumps(records))
     with pytest.raises(UserError, match=r"broken.json\[1\].*broken.json\[2\]"):
-        evaluate.load_questions(str(path))
+        load_questions(str(path))
     path.write_text(json.dumps(records[:1]))
     with pytest.raises(UserError, match="holds no question"):
-        evaluate.load_questions(str(path))
+        load_questions(str(path))
 
 
 def test_evaluate_without_a_test_in_the_recipe(folder, tmp_path, capsys):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from jaxvlm.inference.decode import decode
+from jaxvlm.inference.decoding import decode
+from jaxvlm.inference.programs import Programs
 from tests.parity import pairs
 
 COUNT = 8
@@ -23,6 +24,6 @@ def test_greedy_answers_are_those_of_transformers(config):
             found = pair.hf.generate(**inputs, max_new_tokens=COUNT, do_sample=False, eos_token_id=None, use_cache=True)
         expected.append(found[0, len(sample.tokens) :].numpy())
     batch = pairs.make_batch(config, [[sample] for sample in samples], tokens=40, images=2)
-    tokens, lengths = decode(pair.model, jax.device_put(pair.params), batch, np.arange(3), (), COUNT)
+    tokens, lengths = decode(Programs(pair.model, jax.device_put(pair.params), ()), batch, np.arange(3), COUNT)
     np.testing.assert_array_equal(tokens, expected)
     assert len({tuple(answer) for answer in expected}) == 3

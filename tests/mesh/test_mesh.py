@@ -33,7 +33,7 @@ def one_step(name, params):
     config, devices, micro_batches = SETUPS[name]
     layout = layout_of(config, devices)
     with jax.set_mesh(layout.mesh):
-        step = compile_train_step(layout, micro_batches)
+        step = compile_train_step(layout, tiny.stage(micro_batches=micro_batches))
         state, info = step(initial_state(layout, 0, params), to_devices(tiny.batch(), layout.mesh, Rules()))
     return state, jax.device_get(info)
 

@@ -13,8 +13,8 @@ from jaxvlm.families.build import build_model
 from jaxvlm.models import tpu
 from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import rope, rope_table
+from jaxvlm.objectives import sft
 from jaxvlm.sharding import Rules, make_mesh, placed, to_devices
-from jaxvlm.training.loss import batch_loss
 from jaxvlm.training.optimizer import paths
 from jaxvlm.training.state import initial_state, state_layout
 from tests import tiny
@@ -63,7 +63,7 @@ def gradients_of(name, params, target, remat="full"):
 
     def loss(trained, batch):
         with placed(mesh, Rules(), target):
-            return batch_loss(model, trained, batch, shards=mesh.size).loss
+            return sft.loss(model.bind(trained), batch)["loss"][0]
 
     with jax.set_mesh(mesh):
         batch = to_devices(tiny.batch(), mesh, Rules())

@@ -122,7 +122,7 @@ def test_cached_decoding_equals_the_full_forward(model, params, samples, forward
     @jax.jit
     def decode(params, batch, more, lengths):
         vlm = model.bind(params)
-        first, cache = vlm.prefill(batch, T + steps)
+        first, cache = vlm.prefill(batch, vlm.encode(batch.media), T + steps)
 
         def body(carry):
             t, cache, logits = carry
@@ -145,7 +145,7 @@ def test_cached_decoding_equals_the_full_forward(model, params, samples, forward
 def test_a_cache_must_hold_the_prompt(model, params, samples):
     batch = pairs.make_batch(CONFIG, [[samples[2]]], tokens=27, images=1)
     with pytest.raises(ValueError, match="max_length 20 is less than the 27 tokens"):
-        jax.eval_shape(lambda p: model.bind(p).prefill(batch, 20), params)
+        jax.eval_shape(lambda p: model.bind(p).prefill(batch, None, 20), params)
 
 
 def test_bfloat16_is_close(forward, params, samples):

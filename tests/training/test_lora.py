@@ -94,7 +94,10 @@ def test_only_adapters_and_projector_train():
     assert sum(x.size for x in moments) < 2.2 * sum(x.size for x in jax.tree.leaves(state.trained))
     frozen = jax.device_get(state.frozen)
     before = jax.device_get(state.trained)
-    step, batch = compile_train_step(layout, 2), to_devices(tiny.batch(), layout.mesh, layout.rules)
+    step, batch = (
+        compile_train_step(layout, dataclasses.replace(stage, micro_batches=2)),
+        to_devices(tiny.batch(), layout.mesh, layout.rules),
+    )
     losses = []
     for _ in range(3):
         state, info = step(state, batch)

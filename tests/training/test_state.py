@@ -25,7 +25,7 @@ def frozen_vision():
     """A run that trains projector and language: its stage, its layout, the states of three steps, their info."""
     stage = tiny.stage(parts={"vision": "frozen", "projector": "full", "language": "full"}, frozen_dtype="bfloat16")
     plan = layout(stage)
-    step = compile_train_step(plan, 1)
+    step = compile_train_step(plan, stage)
     states, infos = [initial_state(plan, seed=1)], []
     with jax.set_mesh(plan.mesh):
         for _ in range(3):

@@ -17,7 +17,8 @@ from jaxvlm.config import DecoderConfig, RopeScaling
 from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
-from jaxvlm.inference.decode import decode
+from jaxvlm.inference.decoding import decode
+from jaxvlm.inference.programs import Programs
 from jaxvlm.weights import llama
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.rules import import_tensors, prefixed
@@ -230,7 +231,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="cannot be read as GGUF"):
             GGUFSource(path)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"pip install 'jaxvlm\[gguf\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[gguf\]'"):
         GGUFSource(whole[0])
 
 
@@ -425,8 +426,8 @@ def test_smollm2_answers(question, word, smollm2_tokenizer, smollm2_model, smoll
     ids = smollm2_tokenizer(prompt).input_ids
     model, params = smollm2_model
     end, N = smollm2_tokenizer.eos_token_id, 24
-    tokens_BN, lengths_B = decode(model, params, text_batch(ids, 48), np.zeros(1, np.int32), (end,), N)
-    ours = np.asarray(tokens_BN)[0, : int(lengths_B[0])].tolist()
+    tokens_BN, lengths_B = decode(Programs(model, params, (end,)), text_batch(ids, 48), np.zeros(1, np.int32), N)
+    ours = tokens_BN[0, : lengths_B[0]].tolist()
     given = torch.tensor([ids])
     settings = {"max_new_tokens": N, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
     theirs = smollm2_of_transformers.generate(given, attention_mask=torch.ones_like(given), **settings)[0, len(ids) :]

@@ -214,19 +214,22 @@ class Pipeline:
         return Batches(source, self._samples.config.workers, self.fingerprint)
 
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
-        """This host's share of training batch `number` (from 0) as it was trained on, and the records of each row.
+        """This host's share of training batch `number` (from 0) as it was trained on, and the segments of each row.
 
-        A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
+        A segment is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
         """
         source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
-        records = [[self._describe(index) for index in members] for _, members in source.rows(number)]
+        records = [[told for index in members for told in self._describe(index)] for _, members in source.rows(number)]
         return source[number][0], records
 
-    def _describe(self, index: int) -> dict[str, Any]:
+    def _describe(self, index: int) -> list[dict[str, Any]]:
+        """A dict for each segment of record `index`."""
         record = self._samples.record(index)
         images = [image if isinstance(image, str) else f"{len(image)} bytes" for image in record.images]
-        turns = [[turn.role, turn.text] for turn in record.turns]
-        return {"id": record.id, "origin": record.origin, "images": images, "turns": turns}
+        told = {"id": record.id, "origin": record.origin, "images": images}
+        return [
+            told | {"turns": [[turn.role, turn.text] for turn in side.turns]} for side in self._samples.sides(record)
+        ]
 
     def heldout_batches(self, rows: int, limit: int | None = None) -> Iterator[Batch]:
         """This host's share of batches of the held-out records, in the file's order, without augmentation.
@@ -335,12 +338,18 @@ def batch_spec(config: DataConfig, layout: MediaLayout, rows: int) -> Batch:
 
 
 def open_samples(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, layout: MediaLayout, mix: Mix | None = None
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: MediaLayout,
+    mix: Mix | None = None,
+    *,
+    pairs: bool = False,
 ) -> Samples:
     """Opens the sources of a stage, and the renderer of its template.
 
     Args:
       mix: the sources, if they are open.
+      pairs: whether records are pairs, see `Samples`.
 
     Raises:
       UserError: settings or sources that cannot work.
@@ -351,13 +360,13 @@ def open_samples(
         config.template,
         image_token_id=image_token_id(tokenizer),
         system=config.system,
-        answers=config.answers,
+        answers="last" if pairs else config.answers,
     )
     mix = load_mix(config) if mix is None else mix
     for part in mix.parts:
         if isinstance(part.source, PreparedSource):
             part.source.check_images(layout.settings())
-    return Samples(mix, renderer, config, layout)
+    return Samples(mix, renderer, config, layout, pairs=pairs)
 
 
 def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, RecordError]:
@@ -371,7 +380,11 @@ def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, Re
         check_row(tokens, samples.layout.least_positions)
     problems = {at: (error.reason, error.problem) for at, error in measured.errors.items()}
     for at in map(int, np.flatnonzero(measured.misfits(tokens, units))):
-        problem = misfit(measured.extent(at), tokens=tokens, units=units, unit=measured.unit)
+        extent = measured.extent(at)
+        problem = misfit(extent, tokens=tokens, units=units, unit=measured.unit)
+        if samples.pairs and extent.length > tokens and extent.units <= units:
+            room = f"the two sides of the pair take {extent.length} positions, a row has {tokens} (data.tokens)"
+            problem = "pair_beyond_row", room
         assert problem is not None  # `misfits` asks the same
         problems[at] = problem
     errors = dict(index.errors)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig
 from jaxvlm.data.media.images import read_size
-from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.records import IMAGE, Record, RecordError, Turn, sides_of_pair
 from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
@@ -53,10 +53,14 @@ class Samples:
     Attributes:
       lengths: int32[n]; positions that are planned for each record.
       sizes: for each record the sizes of its images, as the index has them; None: read from the files.
+      pairs: whether a record is a pair: two segments of one row, the chosen answer first, each with the whole prompt
+        and its images.
     """
 
-    def __init__(self, source: Mix, renderer: Renderer, config: DataConfig, layout: MediaLayout):
-        self.source, self.renderer, self.config, self.layout = source, renderer, config, layout
+    def __init__(
+        self, source: Mix, renderer: Renderer, config: DataConfig, layout: MediaLayout, *, pairs: bool = False
+    ):
+        self.source, self.renderer, self.config, self.layout, self.pairs = source, renderer, config, layout, pairs
         self.lengths = np.zeros(0, np.int32)
         self.sizes: ImageSizes | None = None
         self.keep_images = False
@@ -77,6 +81,19 @@ class Samples:
         """
         original = self.source[index]
         record = drop_leading_answer(original)
+        sides = self.sides(record)
+        facts = [self._inspect(side, dropped_answer=record is not original) for side in sides]
+        return _together(facts) if self.pairs else facts[0]
+
+    def sides(self, record: Record) -> tuple[Record, ...]:
+        """The conversations of a record, each a segment of its row: one, or the two sides of a pair.
+
+        Raises:
+          RecordError: it is to be a pair, and is none.
+        """
+        return sides_of_pair(record) if self.pairs else (record,)
+
+    def _inspect(self, record: Record, *, dropped_answer: bool) -> Facts:
         sizes = tuple(read_size(image, record.origin) for image in record.images)
         sample = self.renderer.render(record)
         supervised = 1 + np.flatnonzero(sample.loss_weights[1:])
@@ -92,8 +109,8 @@ class Samples:
             text_to_answer=int(supervised[0]) + 1 - before_answer,
             images_to_answer=before_answer,
             supervised=len(supervised),
-            shuffles=_shuffles(record),
-            dropped_answer=record is not original,
+            shuffles=not self.pairs and _shuffles(record),
+            dropped_answer=dropped_answer,
             id_hash=id_hash(record.id),
             text_hash=_hash(text.encode()),
             image_hashes=tuple(_image_hash(image) for image in record.images),
@@ -102,7 +119,7 @@ class Samples:
 
     def fingerprint(self) -> str:
         """A hash of everything on which `inspect` depends except the image files."""
-        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint()])
+        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), *["pairs"] * self.pairs])
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
@@ -128,7 +145,7 @@ class Samples:
         for index in members:
             record, sizes = self.record(index), self.sizes_of(index)
             random = None if seed is None else python_random.Random(f"{seed}/{index}")
-            piece = expand(self._sample(record, index, random), sizes, self.layout)
+            own = [expand(sample, sizes, self.layout) for sample in self._rendered(record, index, random)]
             try:
                 images = self._images_of(record, index, random)
             except RecordError as error:
@@ -136,21 +153,22 @@ class Samples:
                     remedy = '; with data.on_bad = "skip" a run, also one that is resumed, goes on without it'
                     raise RecordError(f"{error}{remedy}", error.origin, error.reason) from error
                 broken[index] = error
-                piece = dataclasses.replace(piece, loss_weights=np.zeros_like(piece.loss_weights))
+                own = [dataclasses.replace(piece, loss_weights=np.zeros_like(piece.loss_weights)) for piece in own]
                 images = [self.layout.blank(size) for size in sizes]
-            pieces.append(piece)
-            loaded += images
+            pieces += own
+            loaded += images * len(own)
         fill_row(batch, row, pieces, loaded, self.layout)
         return broken
 
     def sizes_of(self, index: int) -> list[Size]:
-        """Sizes of the images of record `index`.
+        """Sizes of the images of record `index`; those of a pair once.
 
         Raises:
           RecordError: a file that cannot be read.
         """
         if self.sizes is not None:
-            return self.sizes[index]
+            sizes = self.sizes[index]
+            return sizes[: len(sizes) // 2] if self.pairs else sizes
         record = self.record(index)
         return [read_size(image, record.origin) for image in record.images]
 
@@ -173,6 +191,12 @@ class Samples:
             return images
         options = self.config.augment
         return [self.layout.augment(image, random, flip=options.flip, shift=options.shift) for image in images]
+
+    def _rendered(self, record: Record, index: int, random: python_random.Random | None) -> list[Sample]:
+        """The segments of a record: a pair's whole, another's cut to the row."""
+        if self.pairs:
+            return [self.renderer.render(side) for side in self.sides(record)]
+        return [self._sample(record, index, random)]
 
     def _sample(self, record: Record, index: int, random: python_random.Random | None) -> Sample:
         extents = [self.layout.measure(size) for size in self.sizes_of(index)]
@@ -198,6 +222,23 @@ class Samples:
             if self.keep_images:
                 self._images[index, number, exact] = image
         return image
+
+
+def _together(sides: Sequence[Facts]) -> Facts:
+    """The facts of a pair. It is never cut, so its last answer counts as its first and its end as that of an image."""
+    chosen, rejected = sides
+    text = chosen.text + rejected.text
+    return dataclasses.replace(
+        chosen,
+        text=text,
+        text_to_image=text if chosen.sizes else 0,
+        text_to_answer=text,
+        images_to_answer=2 * len(chosen.sizes),
+        supervised=chosen.supervised + rejected.supervised,
+        text_hash=_hash(json.dumps([chosen.text_hash, rejected.text_hash]).encode()),
+        image_hashes=chosen.image_hashes * 2,
+        sizes=chosen.sizes * 2,
+    )
 
 
 class ImageSizes:

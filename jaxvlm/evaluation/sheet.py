@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import Record
-from jaxvlm.inference.chat import is_right, question, truth
+from jaxvlm.evaluation.scoring import is_right, question, truth
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

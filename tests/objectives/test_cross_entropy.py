@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvlm.training.loss import cross_entropy
+from jaxvlm.objectives.cross_entropy import cross_entropy
 
 
 def plain(x_BTD, head_VD, targets_BT, weights_BT):

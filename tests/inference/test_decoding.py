@@ -10,9 +10,11 @@ from jaxvlm.data.rows.packing import fill_row
 from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
-from jaxvlm.inference.decode import Sampling, bucket, decode, nucleus, sample
+from jaxvlm.inference.decoding import decode
+from jaxvlm.inference.programs import Programs, bucket
+from jaxvlm.inference.sampling import Sampling, nucleus, sample
 from jaxvlm.models.vlm import VLM
-from jaxvlm.sharding import Placement, Rules, make_mesh, named_shardings, to_devices
+from jaxvlm.sharding import Placement, Rules, make_mesh, named_shardings
 from tests import tiny
 from tests.layouts import empty_batch, expand, slots
 
@@ -66,8 +68,7 @@ def numbers(rows):
 
 def answers(model, params, rows, length=48, stop_ids=(), count=6, images=2, sampling=None):
     sampling = sampling or Sampling()
-    found = decode(model, params, batch_of(rows, length, images), numbers(rows), stop_ids, count, sampling)
-    return np.asarray(found[0]), np.asarray(found[1])
+    return decode(Programs(model, params, stop_ids), batch_of(rows, length, images), numbers(rows), count, sampling)
 
 
 def one_by_one(forward, params, row, count):
@@ -121,9 +122,9 @@ def test_a_row_ends_at_its_stop_id_and_the_loop_with_the_last_row(model, params,
         return extend(self, *args)
 
     free, _ = answers(model, params, range(4))
-    monkeypatch.setattr(VLM, "extend", counted)  # the stop ids are new to the cache of compiled programs
+    monkeypatch.setattr(VLM, "extend", counted)
     stop = (*(int(row[2]) for row in free), int(free[1, 0]))
-    tokens, lengths = answers(model, params, range(4), stop_ids=stop)
+    tokens, lengths = answers(model, params, range(4), stop_ids=stop, length=80)  # a shape of its own, compiled here
     expected = [np.flatnonzero(np.isin(row, stop))[0] for row in free]
     np.testing.assert_array_equal(lengths, expected)
     assert lengths[1] == 0 and max(lengths) == 2
@@ -153,9 +154,8 @@ def test_sharded_rows_and_weights_give_the_same_answers(model, params, target):
     rows = [0, 1, 2, 3, None, 3, 2, 1]
     mesh, rules = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)), Rules()
     sharded = jax.device_put(params, named_shardings(mesh, rules, model.abstract, model.axes))
-    batch = to_devices((batch_of(rows, 48), numbers(rows)), mesh, rules)
     place = None if target == "none" else Placement(mesh, rules, target)
-    tokens, _ = decode(model, sharded, *batch, (), 6, place=place)
+    tokens, _ = decode(Programs(model, sharded, (), place), batch_of(rows, 48), numbers(rows), 6)
     np.testing.assert_array_equal(tokens, answers(model, params, rows)[0])
 
 

@@ -1,4 +1,4 @@
-"""From records to answers: prompts, batches, scores."""
+"""From records to answers: prompts, batches, streams, scores."""
 
 import dataclasses
 
@@ -13,10 +13,12 @@ from jaxvlm.data.rows.packing import fill_row
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
+from jaxvlm.evaluation.scoring import score
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.layout import ImageSlots
-from jaxvlm.inference.chat import answer, score
-from jaxvlm.inference.decode import Sampling
+from jaxvlm.inference.decoding import Stream
+from jaxvlm.inference.engine import Engine
+from jaxvlm.inference.sampling import Sampling
 from jaxvlm.models.vlm import VLM
 from jaxvlm.sharding import Rules, make_mesh
 from tests import tiny
@@ -38,20 +40,14 @@ class World:
     def data(self):
         return self.config.stage["finetune"].data
 
-    def ask(self, records, *, data=None, params=None, devices=1, count=5, batch_size=4, **options):
+    def engine(self, *, data=None, params=None, devices=1):
         mesh = make_mesh(MeshConfig(data=1, fsdp=devices, tensor=1), jax.devices()[:devices])
-        return answer(
-            self.model,
-            self.params if params is None else params,
-            self.tokenizer,
-            data or self.data,
-            records,
-            mesh=mesh,
-            rules=Rules(),
-            max_new_tokens=count,
-            batch_size=batch_size,
-            **options,
-        )
+        params = self.params if params is None else params
+        return Engine(self.model, params, self.tokenizer, data or self.data, mesh, Rules())
+
+    def ask(self, records, *, data=None, params=None, devices=1, count=5, batch_size=4, **options):
+        engine = self.engine(data=data, params=params, devices=devices)
+        return engine.answer(records, max_new_tokens=count, batch_size=batch_size, **options)
 
     def record(self, text, *colours, group="", truth=None):
         images = tuple(str(self.folder / f"{colour}.png") for colour in colours)
@@ -131,9 +127,9 @@ def test_a_conversation_has_its_earlier_turns_as_context(world):
 def test_the_same_records_compile_once_whatever_the_weights(world, records, monkeypatch):
     traces, prefill = [], VLM.prefill
     monkeypatch.setattr(VLM, "prefill", lambda self, *args: traces.append(1) or prefill(self, *args))
-    world.ask(records[:1], count=3)
+    world.ask(records[:1], count=20)
     assert len(traces) == 1
-    world.ask(records[5:], count=3, params=jax.tree.map(lambda w: w + 0.1, world.params))
+    world.ask(records[5:], count=20, params=jax.tree.map(lambda w: w + 0.1, world.params))
     assert len(traces) == 1
 
 
@@ -152,6 +148,68 @@ def test_an_image_is_decoded_once_for_all_its_questions(world, monkeypatch):
     questions = [world.record("is it red?", colour) for _ in range(6) for colour in ("red", "green")]
     world.ask(questions)
     assert len(loaded) == 2
+
+
+def test_a_stream_is_the_answer_in_pieces(world, records, capfd):
+    engine, expected = world.engine(), world.ask(records, count=12)
+    for record, answer in zip(records, expected, strict=True):
+        stream = engine.stream(record, max_new_tokens=12)
+        pieces = list(stream)
+        assert "".join(pieces) == stream.text and all(pieces)
+        assert engine.renderer.decode(stream.tokens) == answer  # of bytes that are no UTF-8 the texts may differ
+        assert stream.finish_reason in ("stop", "length") and stream.prompt_tokens > 0
+    assert capfd.readouterr().out == ""  # library code does not print
+
+
+def test_a_sampled_stream_is_the_sampled_answer(world, records):
+    sampling = Sampling(temperature=1.0, top_p=0.9, seed=3)
+    answer = world.ask(records[3:4], sampling=sampling, count=9)
+    stream = world.engine().stream(records[3], max_new_tokens=9, sampling=sampling)
+    list(stream)
+    assert [world.engine().renderer.decode(stream.tokens)] == answer
+
+
+def test_streams_take_turns(world, records):
+    engine, expected = world.engine(), world.ask(records[:2], count=12)
+    running = [engine.stream(record, max_new_tokens=12) for record in records[:2]]
+    while any(stream.finish_reason == "" for stream in running):
+        for stream in running:
+            next(stream, "")
+    assert [engine.renderer.decode(stream.tokens) for stream in running] == expected
+
+
+def test_a_cancelled_stream_ends_and_leaves_the_engine_as_it_was(world, records):
+    engine, expected = world.engine(), world.ask(records[3:4], count=12)
+    stream = engine.stream(records[3], max_new_tokens=12)
+    first = next(stream)
+    stream.cancel()
+    assert list(stream) == [] and stream.finish_reason == "cancelled" and stream.text == first
+    assert len(stream.tokens) < 12
+    with engine.stream(records[3], max_new_tokens=12) as left:
+        next(left)
+    assert left.finish_reason == "cancelled"
+    again = engine.stream(records[3], max_new_tokens=12)
+    list(again)
+    assert [engine.renderer.decode(again.tokens)] == expected
+
+
+def test_other_limits_and_prompts_of_a_size_compile_nothing(world, records, monkeypatch):
+    traces, prefill = [], VLM.prefill
+    monkeypatch.setattr(VLM, "prefill", lambda self, *args: traces.append(1) or prefill(self, *args))
+    engine = world.engine()
+    for limit in (40, 44, 48):  # one size of the cache
+        list(engine.stream(records[0], max_new_tokens=limit))
+        list(engine.stream(records[5], max_new_tokens=limit, steps=3))
+    assert len(traces) == 1
+
+
+def test_no_piece_ends_within_a_character():
+    text = "é漢🙂 no"
+    ids = [*text.encode(), 1]
+    reads = iter([np.array([[id]]) for id in ids])
+    stream = Stream(reads, lambda ids: bytes(ids).decode(errors="replace").strip(), stop_ids=(1,), prompt=3)
+    assert list(stream) == ["é", "漢", "🙂", " n", "o"]
+    assert (stream.text, stream.finish_reason, stream.tokens) == (text, "stop", ids[:-1])
 
 
 def test_nothing_to_answer(world):

@@ -1,0 +1,47 @@
+"""How answers are scored against the truth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from jaxvlm.data.records import IMAGE, Record
+
+
+def score(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
+    """Share of answers that are the truth, character by character but for white space at both ends.
+
+    Args:
+      records: end in the true answer.
+      answers: one for each.
+
+    Returns:
+      `{"exact_match": 0.75, "count": 4, "by_group": {"color": {"exact_match": 1.0, "count": 2}, ...}}`; records
+      without a group count in the whole only.
+    """
+    hits = [is_right(record, text) for record, text in zip(records, answers, strict=True)]
+    by_group: dict[str, list[bool]] = defaultdict(list)
+    for record, hit in zip(records, hits, strict=True):
+        if record.group:
+            by_group[record.group].append(hit)
+    return _share(hits) | {"by_group": {group: _share(by_group[group]) for group in sorted(by_group)}}
+
+
+def is_right(record: Record, text: str) -> bool:
+    """Whether `text` is the record's true answer."""
+    return text.strip() == truth(record)
+
+
+def truth(record: Record) -> str:
+    """The true answer: the last turn."""
+    return record.turns[-1].text.strip()
+
+
+def question(record: Record) -> str:
+    """Text of the last user turn, without images."""
+    return [turn.text for turn in record.turns if turn.role == "user"][-1].replace(IMAGE, "").strip()
+
+
+def _share(hits: list[bool]) -> dict[str, Any]:
+    return {"exact_match": sum(hits) / len(hits) if hits else 0.0, "count": len(hits)}

@@ -1,0 +1,74 @@
+"""A conversation: turns and images so far, and the answer to the next turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+
+from jaxvlm.data.media.images import decode
+from jaxvlm.data.records import IMAGE, Record, Turn
+from jaxvlm.errors import UserError
+from jaxvlm.inference.engine import Engine
+from jaxvlm.inference.sampling import Sampling
+
+
+class Conversation:
+    """A conversation with a model; remembers its turns and images."""
+
+    def __init__(self, engine: Engine, sampling: Sampling, max_new_tokens: int):
+        self._engine, self._sampling, self._max_new_tokens = engine, sampling, max_new_tokens
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._turns: tuple[Turn, ...] = ()
+        self._images: tuple[str, ...] = ()
+        self._waiting: tuple[str, ...] = ()  # images of the next turn
+
+    def add_images(self, images: list[str]) -> None:
+        """Adds images to the next turn.
+
+        Raises:
+          UserError: one is missing or broken; none is added.
+        """
+        for image in images:
+            check_image(image)
+        self._waiting += tuple(images)
+
+    def ask(self, text: str) -> str:
+        """The answer to a user turn; both are remembered.
+
+        Raises:
+          UserError: as `stream`.
+        """
+        return "".join(self.stream(text))
+
+    def stream(self, text: str) -> Generator[str, None, None]:
+        """Yields the answer to a user turn piece by piece; after the last piece both are remembered.
+
+        A turn whose answer fails, or is closed before its end, is forgotten; its images wait for the next turn.
+
+        Raises:
+          UserError: the conversation is too long for the model, or `<image>` does not stand once for each image.
+        """
+        placed = text.count(IMAGE)
+        if placed and placed != len(self._waiting):
+            raise UserError(
+                f"the text has {placed} {IMAGE} for {len(self._waiting)} images; write one for each, or none at all"
+            )
+        if not placed:
+            text = "".join(f"{IMAGE}\n" for _ in self._waiting) + text
+        turns = (*self._turns, Turn("user", text))
+        images = self._images + self._waiting
+        record = Record("conversation", turns, images, f"turn {len(turns) // 2 + 1}")
+        # A seed for each turn, or a question asked twice would draw the same numbers twice.
+        sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + len(self._turns)) % 2**32)
+        with self._engine.stream(record, max_new_tokens=self._max_new_tokens, sampling=sampling) as answer:
+            yield from answer
+        if answer.text:  # templates take no empty turn: a question without an answer counts as not asked
+            self._turns, self._images, self._waiting = (*turns, Turn("assistant", answer.text)), images, ()
+
+
+def check_image(image: str) -> None:
+    """Raises `UserError` if an image file is missing or broken."""
+    decode(image, "--image")

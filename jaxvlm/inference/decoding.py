@@ -1,0 +1,166 @@
+"""A batch of prompts on its way through the programs, and the text of one of its rows as it comes.
+
+Axis letters:
+  B rows   N new tokens
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import numpy as np
+
+from jaxvlm.batch import Array, Batch
+from jaxvlm.inference.programs import STEP_TOKENS, Programs, Requests, Rows, bucket
+from jaxvlm.inference.sampling import GREEDY, Sampling
+from jaxvlm.sharding import to_devices
+
+_SMALLEST_ROOM = 8  # tokens; see `bucket`
+
+
+class Decoding(Iterator[np.ndarray]):
+    """Prompts that are being answered: an iterator of their new tokens, int32[B, n], -1 behind the end of a row.
+
+    The device is one call ahead of what was read. On several hosts all make the same calls, and read all rows.
+    """
+
+    def __init__(self, programs: Programs, batch: Batch, requests: Requests, steps: int = STEP_TOKENS):
+        """Starts; waits for nothing.
+
+        Args:
+          batch: NumPy rows of this host, as `Programs.prefill` wants them.
+          requests: NumPy, of the same rows; their limits and temperatures are alike on all hosts.
+          steps: tokens to a row between two reads, at most STEP_TOKENS.
+        """
+        self._programs, self._steps = programs, steps
+        self._left = int(requests.limits.max())
+        self._greedy = not requests.temperatures.any()
+        if programs.place is not None:
+            batch, requests = to_devices((batch, requests), programs.place.mesh, programs.place.rules)
+        room = bucket(self._left, _SMALLEST_ROOM)
+        features = programs.encode(batch.media)
+        rows, first = programs.prefill(batch, features, requests, room=room, greedy=self._greedy)
+        self._rows: Rows | None = rows
+        self._unread: collections.deque[tuple[Array, int]] = collections.deque([(first, 1)])
+        self._read: list[np.ndarray] = []
+        self._left -= 1
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Starts the next step, if one may follow."""
+        steps = min(self._steps, self._left)
+        if steps:
+            assert self._rows is not None
+            self._rows, tokens_BN = self._programs.step(self._rows, steps, greedy=self._greedy)
+            self._unread.append((tokens_BN, steps))
+            self._left -= steps
+        if not self._left:
+            self._rows = None  # the cache goes as soon as the last step is done
+
+    def __next__(self) -> np.ndarray:
+        """Waits for the tokens of the next step."""
+        if not self._unread:
+            raise StopIteration
+        if len(self._unread) == 1:
+            self._dispatch()
+        array, count = self._unread.popleft()
+        tokens_BN = np.asarray(array)[:, :count]
+        self._read.append(tokens_BN)
+        if not ((tokens_BN[:, -1] >= 0) & ~np.isin(tokens_BN[:, -1], self._programs.stop_ids)).any():
+            self.cancel()  # all rows have ended: a step that was started has nothing to do
+        return tokens_BN
+
+    def cancel(self) -> None:
+        """Ends after the step that is running, and frees the cache."""
+        self._rows, self._left = None, 0
+        self._unread.clear()
+
+    def dispatch_all(self) -> None:
+        """Reads until the last step has been started, after which another batch may use the device."""
+        while self._left:
+            next(self)
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """Reads what is left.
+
+        Returns:
+          int32[B, N], all new tokens, the stop id among them and 0 after it; int32[B], their number without it.
+        """
+        collections.deque(self, maxlen=0)
+        tokens_BN = np.concatenate(self._read, axis=1)
+        lengths_B = np.sum((tokens_BN >= 0) & ~np.isin(tokens_BN, self._programs.stop_ids), axis=1)
+        return np.maximum(tokens_BN, 0), lengths_B
+
+
+def decode(
+    programs: Programs, batch: Batch, numbers_B: np.ndarray, max_new_tokens: int, sampling: Sampling = GREEDY
+) -> tuple[np.ndarray, np.ndarray]:
+    """Answers the prompts of a batch, with as many tokens at most; see `Decoding.finish` for what it returns.
+
+    Args:
+      numbers_B: int32[B], see `Requests`.
+    """
+    return Decoding(programs, batch, Requests.same(numbers_B, max_new_tokens, sampling)).finish()
+
+
+class Stream(Iterator[str]):
+    """An answer as it is written: an iterator of pieces of its text, which together are the answer.
+
+    No piece ends within a character. A piece is never taken back: if the model writes bytes that are no UTF-8, the text
+    may differ from the answer's in what stands for them.
+
+    Attributes:
+      prompt_tokens: length of the prompt, images included.
+      tokens: ids so far, without the stop id.
+      text: the pieces so far.
+      finish_reason: "stop" (the model ended it), "length" (cut at the limit), "cancelled", or "" while it is written.
+    """
+
+    def __init__(
+        self, decoding: Decoding, decode: Callable[[Sequence[int]], str], stop_ids: Sequence[int], prompt: int
+    ):
+        """The text of the first row of `decoding`.
+
+        Args:
+          decode: text of ids, stripped.
+          prompt: `prompt_tokens`.
+        """
+        self._decoding, self._decode, self._stop_ids = decoding, decode, frozenset(stop_ids)
+        self.prompt_tokens, self.tokens, self.text, self.finish_reason = prompt, list[int](), "", ""
+
+    def __next__(self) -> str:
+        for tokens_BN in self._decoding:
+            new = [token for token in tokens_BN[0].tolist() if token >= 0]
+            if new and new[-1] in self._stop_ids:
+                self.finish_reason = "stop"
+                new.pop()
+            self.tokens += new
+            # Bytes that are not yet a whole character are decoded as U+FFFD.
+            piece = self._new_text(self._decode(self.tokens).rstrip("\ufffd"))
+            if piece:
+                return piece
+        self.finish_reason = self.finish_reason or "length"
+        piece = "" if self.finish_reason == "cancelled" else self._new_text(self._decode(self.tokens))
+        if not piece:
+            raise StopIteration
+        return piece
+
+    def _new_text(self, text: str) -> str:
+        piece = text[len(self.text) :]
+        self.text += piece
+        return piece
+
+    def cancel(self) -> None:
+        """Ends the answer after the step that is running; nothing to do if it is complete."""
+        self._decoding.cancel()
+        self.finish_reason = self.finish_reason or "cancelled"
+
+    close = cancel
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()

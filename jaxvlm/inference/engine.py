@@ -1,0 +1,215 @@
+"""The engine: a model with its weights, ready to answer records, at once or token by token."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxvlm.batch import Array, Batch
+from jaxvlm.config import DataConfig
+from jaxvlm.data.records import Record
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.tokenizer import image_token_id
+from jaxvlm.errors import UserError
+from jaxvlm.families.registry import media_layout
+from jaxvlm.inference.decoding import Decoding, Stream
+from jaxvlm.inference.programs import Programs, Requests
+from jaxvlm.inference.prompts import Prompt, build_batch, build_prompts, group
+from jaxvlm.inference.sampling import GREEDY, Sampling
+from jaxvlm.media import MediaLayout
+from jaxvlm.models.vlm import Model
+from jaxvlm.restore import Run
+from jaxvlm.sharding import Placement, Rules, batch_devices, placed, rows_of_this_host, to_devices
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+# Decoded images that a call keeps. The questions about an image are neighbours, so a few are enough.
+_KEPT_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Engine:
+    """Answers records with a model. On several hosts all make the same calls, and get the same results.
+
+    Programs are compiled at the first use of a shape and shared by all engines of equal models: other weights, limits
+    and samplings compile nothing.
+
+    Attributes:
+      params: nested dict of the whole model's weights, on `mesh`.
+      data: template, system message, aspect of images, and `tokens`, which no prompt may exceed.
+    """
+
+    model: Model
+    params: dict
+    tokenizer: Any
+    data: DataConfig
+    mesh: Mesh
+    rules: Rules
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """The engine of an opened run."""
+        return cls(run.model, run.params, run.tokenizer, run.stage.data, run.mesh, run.rules)
+
+    @functools.cached_property
+    def renderer(self) -> Renderer:
+        """Writes prompts, reads answers."""
+        return _renderer(self.tokenizer, self.data.template, self.data.system)
+
+    @functools.cached_property
+    def layout(self) -> MediaLayout:
+        """What media become in a row."""
+        return media_layout(self.model.config, self.data)
+
+    @functools.cached_property
+    def programs(self) -> Programs:
+        """The compiled `encode`, `prefill` and `step`."""
+        return Programs(self.model, self.params, self.renderer.stop_ids, Placement(self.mesh, self.rules))
+
+    def answer(
+        self,
+        records: Sequence[Record],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        sampling: Sampling = GREEDY,
+        progress: bool = False,
+    ) -> list[str]:
+        """Answers records, in their order.
+
+        A batch's rows are as long, and have as many image slots, as its records need; prompts of one size are answered
+        together. Each host loads the images of its own rows.
+
+        Args:
+          records: end in a user turn, or in an assistant turn: the truth, which is left out.
+          max_new_tokens: where an answer that does not end is cut.
+          batch_size: records answered at once, rounded up to a multiple of the devices that split a batch.
+          sampling: how tokens are chosen; a record's random numbers depend on its place in `records`.
+          progress: show a bar on standard error.
+
+        Raises:
+          UserError: records that the template refuses or that are too long, ten of them at most; a missing or broken
+            image.
+        """
+        _check_counts(max_new_tokens, batch_size)
+        prompts = self._prompts(records)
+        devices = batch_devices(self.mesh, self.rules)
+        rows = -(-max(1, min(batch_size, len(prompts))) // devices) * devices
+
+        def start(numbers_B: np.ndarray, batch: Batch) -> Decoding:
+            here_B = numbers_B[rows_of_this_host(self.mesh, self.rules, rows)]
+            return Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling))
+
+        answers = [""] * len(prompts)
+        silent = not progress or jax.process_index() > 0
+        with tqdm(total=len(prompts), desc="answers", unit="question", disable=silent, dynamic_ncols=True) as bar:
+            for numbers_B, (tokens_BN, lengths_B) in _in_turn(start, self._batches(prompts, rows)):
+                for number, tokens_N, length in zip(numbers_B, tokens_BN, lengths_B, strict=True):
+                    if number >= 0:
+                        answers[number] = self.renderer.decode(tokens_N[:length])
+                        bar.update()
+        return answers
+
+    def stream(self, record: Record, *, max_new_tokens: int, sampling: Sampling = GREEDY, steps: int = 1) -> Stream:
+        """Starts the answer to one record; its text comes in pieces, which together are what `answer` returns.
+
+        Args:
+          record, max_new_tokens, sampling: as those of `answer`.
+          steps: tokens that the device chooses between two pieces, at most `programs.STEP_TOKENS`.
+
+        Raises:
+          UserError: as `answer`.
+        """
+        _check_counts(max_new_tokens, 1)
+        prompts = self._prompts([record])
+        ((numbers_B, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
+        here_B = numbers_B[rows_of_this_host(self.mesh, self.rules, len(numbers_B))]
+        decoding = Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling), steps)
+        return Stream(decoding, self.renderer.decode, self.renderer.stop_ids, len(prompts[0].piece.tokens))
+
+    def logits(self, record: Record) -> np.ndarray:
+        """float32[T, V], logits behind each token of a record's prompt."""
+        prompts = self._prompts([record])
+        ((_, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
+        logits_BTV = _logits(self.model, self.programs.place, self.params, to_devices(batch, self.mesh, self.rules))
+        gathered_BTV = multihost_utils.process_allgather(logits_BTV, tiled=True)
+        return np.asarray(gathered_BTV)[0, : len(prompts[0].piece.tokens)]
+
+    def _prompts(self, records: Sequence[Record]) -> list[Prompt]:
+        return build_prompts(self.renderer, records, self.layout, self.data.tokens)
+
+    def _batches(self, prompts: Sequence[Prompt], rows: int) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Groups of prompts with this host's rows of them; the next is built while the last one is used."""
+        # Of this call only: in a long conversation the file may change.
+        load = functools.lru_cache(_KEPT_IMAGES)(functools.partial(self.layout.load, exact=True))
+        here = rows_of_this_host(self.mesh, self.rules, rows)
+
+        def build(numbers_B: np.ndarray) -> tuple[np.ndarray, Batch]:
+            return numbers_B, build_batch(prompts, numbers_B, numbers_B[here], self.layout, load)
+
+        return _one_ahead(build, group(prompts, rows))
+
+
+def prompt_logits(
+    model: Model, params: dict, tokenizer: Any, data: DataConfig, record: Record, *, mesh: Mesh, rules: Rules
+) -> np.ndarray:
+    """float32[T, V], logits behind each token of a record's prompt; the arguments are those of `Engine`."""
+    return Engine(model, params, tokenizer, data, mesh, rules).logits(record)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(model: Model, place: Placement, params: dict, batch: Batch) -> Array:
+    vlm = model.bind(params)
+    with placed(place.mesh, place.rules):
+        return vlm.logits(vlm.hidden(batch))
+
+
+@functools.lru_cache(4)  # preparing one takes a second for a large vocabulary; a run's stages have one each
+def _renderer(tokenizer: Any, template: str, system: str | None) -> Renderer:
+    return Renderer(tokenizer, template, image_token_id=image_token_id(tokenizer), system=system)
+
+
+def _check_counts(max_new_tokens: int, batch_size: int) -> None:
+    if max_new_tokens < 1 or batch_size < 1:
+        raise UserError(f"max_new_tokens is {max_new_tokens} and batch_size {batch_size}; both must be 1 or more")
+
+
+def _in_turn(
+    start: Callable[[np.ndarray, Batch], Decoding], batches: Iterable[tuple[np.ndarray, Batch]]
+) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """The numbers and answers of each batch; the next is started before their last tokens are read.
+
+    It is not started before the last step of the batch at work, so that the device never holds two caches for long.
+    """
+    running: tuple[np.ndarray, Decoding] | None = None
+    for numbers_B, batch in batches:
+        if running is not None:
+            running[1].dispatch_all()
+        started = numbers_B, start(numbers_B, batch)
+        if running is not None:
+            yield running[0], running[1].finish()
+        running = started
+    if running is not None:
+        yield running[0], running[1].finish()
+
+
+def _one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`make` of each item, in a thread that makes the next one while the last one is used."""
+    with concurrent.futures.ThreadPoolExecutor(1, "batches") as thread:
+        waiting: concurrent.futures.Future[Made] | None = None
+        for item in items:
+            made, waiting = waiting, thread.submit(make, item)
+            if made is not None:
+                yield made.result()
+        if waiting is not None:
+            yield waiting.result()

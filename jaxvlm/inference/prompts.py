@@ -1,0 +1,114 @@
+"""Records to prompts, and prompts to the rows of a batch.
+
+Axis letters:
+  B rows
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from jaxvlm.batch import Batch
+from jaxvlm.data.media.images import read_size
+from jaxvlm.data.records import Record, RecordError
+from jaxvlm.data.rows.packing import Piece, expand, fill_row
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.errors import UserError
+from jaxvlm.inference.programs import bucket
+from jaxvlm.media import MediaError, MediaExtent, MediaLayout
+
+_NAMED_PROBLEMS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A record, ready to be put into a row."""
+
+    record: Record
+    piece: Piece
+    media: MediaExtent  # of all its images
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Media units and tokens of the row that it takes."""
+        return self.media.units, bucket(len(self.piece.tokens))
+
+
+def build_prompts(renderer: Renderer, records: Sequence[Record], layout: MediaLayout, limit: int) -> list[Prompt]:
+    """Renders records; of one that ends in an answer this is left out.
+
+    Args:
+      limit: the most tokens of a prompt.
+
+    Raises:
+      UserError: records that the template refuses or that are too long, ten of them at most.
+    """
+    prompts, problems = [], []
+    for record in records:
+        try:
+            prompt = _build_prompt(renderer, record, layout)
+        except (RecordError, MediaError) as error:
+            problems.append(str(error) if isinstance(error, RecordError) else f"{record.origin}: {error}")
+            continue
+        length, images = len(prompt.piece.tokens), prompt.media.positions
+        if length > limit:
+            problems.append(
+                f"{record.origin}: the prompt has {length} tokens ({images} of {len(record.images)} images, "
+                f"{length - images} of text), the model's rows have {limit} (data.tokens); "
+                "ask with fewer images, fewer turns or less text"
+            )
+        prompts.append(prompt)
+    if problems:
+        more = f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
+        raise UserError("; ".join(problems[:_NAMED_PROBLEMS]) + more)
+    return prompts
+
+
+def _build_prompt(renderer: Renderer, record: Record, layout: MediaLayout) -> Prompt:
+    if record.turns and record.turns[-1].role == "assistant":
+        record = dataclasses.replace(record, turns=record.turns[:-1])
+    sample = renderer.render_prompt(record)
+    sizes = [read_size(image, record.origin) for image in record.images]
+    extents = [layout.measure(size) for size in sizes]
+    media = MediaExtent(sum(extent.positions for extent in extents), sum(extent.units for extent in extents))
+    return Prompt(record, expand(sample, sizes, layout), media)
+
+
+def group(prompts: Sequence[Prompt], rows: int) -> Iterator[np.ndarray]:
+    """The prompts' numbers, int32[rows] at a time: those of one size together, those of one image side by side.
+
+    The last group ends in -1, rows of padding.
+    """
+    first_seen: dict[tuple[str | bytes, ...], int] = {}
+    for prompt in prompts:
+        first_seen.setdefault(prompt.record.images, len(first_seen))
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].size, first_seen[prompts[i].record.images]))
+    for at in range(0, len(order), rows):
+        numbers = order[at : at + rows]
+        yield np.array(numbers + [-1] * (rows - len(numbers)), np.int32)
+
+
+def build_batch(
+    prompts: Sequence[Prompt],
+    numbers_B: np.ndarray,
+    here_B: np.ndarray,
+    layout: MediaLayout,
+    load: Callable[..., np.ndarray],
+) -> Batch:
+    """This host's rows of a batch: its shapes are made for `numbers_B`, its rows hold the prompts `here_B`.
+
+    Args:
+      load: as `MediaLayout.load`, of a path or bytes and an origin.
+    """
+    sizes = [prompts[number].size for number in numbers_B if number >= 0]
+    units, tokens = (max(column) for column in zip(*sizes, strict=True))
+    media = layout.spec(len(here_B), units)
+    batch = Batch.empty(Batch.spec(rows=len(here_B), tokens=tokens, media=media, position_axes=layout.position_axes))
+    for row, number in enumerate(here_B):
+        if number >= 0:
+            record, piece = prompts[number].record, prompts[number].piece
+            fill_row(batch, row, [piece], [load(image, record.origin) for image in record.images], layout)
+    return batch

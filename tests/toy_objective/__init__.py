@@ -1,0 +1,1 @@
+"""An objective of pairs with a reference model, to prove the contract. No file outside this folder knows it."""
