@@ -7,7 +7,7 @@ Axis letters:
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -86,7 +86,7 @@ class Decoding(Iterator[np.ndarray]):
         """Reads what is left.
 
         Returns:
-          int32[B, N], all new tokens, the stop id among them and 0 after it; int32[B], their number without it.
+          int32[B, N], all new tokens, the stop id among them and 0 after it; int32[B], how many without the stop id.
         """
         collections.deque(self, maxlen=0)
         tokens_BN = np.concatenate(self._read, axis=1)
@@ -112,23 +112,16 @@ class Stream(Iterator[str]):
     may differ from the answer's in what stands for them.
 
     Attributes:
-      prompt_tokens: length of the prompt, images included.
       tokens: ids so far, without the stop id.
       text: the pieces so far.
       finish_reason: "stop" (the model ended it), "length" (cut at the limit), "cancelled", or "" while it is written.
     """
 
-    def __init__(
-        self, decoding: Decoding, decode: Callable[[Sequence[int]], str], stop_ids: Sequence[int], prompt: int
-    ):
-        """The text of the first row of `decoding`.
-
-        Args:
-          decode: text of ids, stripped.
-          prompt: `prompt_tokens`.
-        """
+    def __init__(self, decoding: Decoding, decode: Callable[[Sequence[int]], str], stop_ids: Iterable[int]):
+        """The text of the first row of `decoding`; `decode` makes stripped text of ids."""
         self._decoding, self._decode, self._stop_ids = decoding, decode, frozenset(stop_ids)
-        self.prompt_tokens, self.tokens, self.text, self.finish_reason = prompt, list[int](), "", ""
+        self.tokens: list[int] = []
+        self.text = self.finish_reason = ""
 
     def __next__(self) -> str:
         for tokens_BN in self._decoding:

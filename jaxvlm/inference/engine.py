@@ -135,7 +135,7 @@ class Engine:
         ((numbers_B, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
         here_B = numbers_B[rows_of_this_host(self.mesh, self.rules, len(numbers_B))]
         decoding = Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling), steps)
-        return Stream(decoding, self.renderer.decode, self.renderer.stop_ids, len(prompts[0].piece.tokens))
+        return Stream(decoding, self.renderer.decode, self.renderer.stop_ids)
 
     def logits(self, record: Record) -> np.ndarray:
         """float32[T, V], logits behind each token of a record's prompt."""

@@ -223,15 +223,17 @@ def _key(seed: Array, number: Array, chosen: Array) -> Array:
 
 def _pinned_rows(rows: Rows, place: Placement | None) -> Rows:
     """Rows with a sharding that does not depend on the program that made them, or the next one is compiled again."""
-    heads = (None, "batch", None, "kv_heads", None)
-    cache = Cache(
-        keys=_pinned(rows.cache.keys, heads, place),
-        values=_pinned(rows.cache.values, heads, place),
-        segments=_pinned(rows.cache.segments, ("batch", None), place),
-        next=_pinned(rows.cache.next, (), place),
-    )
-    of_rows = {field.name: getattr(rows, field.name) for field in dataclasses.fields(rows) if field.name != "cache"}
-    return Rows(cache=cache, **jax.tree.map(lambda x: _pinned(x, ("batch",), place), of_rows))
+    axes = {
+        "keys": (None, "batch", None, "kv_heads", None),
+        "values": (None, "batch", None, "kv_heads", None),
+        "segments": ("batch", None),
+        "next": (),
+    }
+
+    def pin(path: tuple[Any, ...], x: Array) -> Array:
+        return _pinned(x, axes.get(getattr(path[-1], "name", ""), ("batch",)), place)
+
+    return jax.tree.map_with_path(pin, rows)
 
 
 def _pinned(x: Array, axes: tuple[str | None, ...], place: Placement | None) -> Array:

@@ -1,6 +1,9 @@
-"""From records to answers: prompts, batches, streams, scores."""
+"""From records to answers: prompts, batches, pieces of text."""
 
+import collections
 import dataclasses
+import gc
+import itertools
 
 import jax
 import numpy as np
@@ -13,16 +16,16 @@ from jaxvlm.data.rows.packing import fill_row
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
-from jaxvlm.evaluation.scoring import score
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.inference.decoding import Stream
 from jaxvlm.inference.engine import Engine
+from jaxvlm.inference.programs import STEP_TOKENS
 from jaxvlm.inference.sampling import Sampling
-from jaxvlm.models.vlm import VLM
 from jaxvlm.sharding import Rules, make_mesh
 from tests import tiny
 from tests.inference import tiny_run
+from tests.inference.programs import compilations
 from tests.layouts import empty_batch, expand
 
 
@@ -42,8 +45,7 @@ class World:
 
     def engine(self, *, data=None, params=None, devices=1):
         mesh = make_mesh(MeshConfig(data=1, fsdp=devices, tensor=1), jax.devices()[:devices])
-        params = self.params if params is None else params
-        return Engine(self.model, params, self.tokenizer, data or self.data, mesh, Rules())
+        return Engine(self.model, params or self.params, self.tokenizer, data or self.data, mesh, Rules())
 
     def ask(self, records, *, data=None, params=None, devices=1, count=5, batch_size=4, **options):
         engine = self.engine(data=data, params=params, devices=devices)
@@ -124,13 +126,13 @@ def test_a_conversation_has_its_earlier_turns_as_context(world):
     assert world.ask([later]) == [greedy_by_hand(world, later, 5)]
 
 
-def test_the_same_records_compile_once_whatever_the_weights(world, records, monkeypatch):
-    traces, prefill = [], VLM.prefill
-    monkeypatch.setattr(VLM, "prefill", lambda self, *args: traces.append(1) or prefill(self, *args))
-    world.ask(records[:1], count=20)
-    assert len(traces) == 1
-    world.ask(records[5:], count=20, params=jax.tree.map(lambda w: w + 0.1, world.params))
-    assert len(traces) == 1
+def test_the_same_records_compile_once_whatever_the_weights(world, records):
+    with compilations() as found:
+        world.ask(records[:1], count=9)
+    assert found["_prefill"] == found["_step"] == 1
+    with compilations() as found:
+        world.ask(records[5:], count=9, params=jax.tree.map(lambda w: w + 0.1, world.params))
+    assert not any(found.values())
 
 
 def test_samples_do_not_depend_on_the_batch_size(world):
@@ -148,68 +150,6 @@ def test_an_image_is_decoded_once_for_all_its_questions(world, monkeypatch):
     questions = [world.record("is it red?", colour) for _ in range(6) for colour in ("red", "green")]
     world.ask(questions)
     assert len(loaded) == 2
-
-
-def test_a_stream_is_the_answer_in_pieces(world, records, capfd):
-    engine, expected = world.engine(), world.ask(records, count=12)
-    for record, answer in zip(records, expected, strict=True):
-        stream = engine.stream(record, max_new_tokens=12)
-        pieces = list(stream)
-        assert "".join(pieces) == stream.text and all(pieces)
-        assert engine.renderer.decode(stream.tokens) == answer  # of bytes that are no UTF-8 the texts may differ
-        assert stream.finish_reason in ("stop", "length") and stream.prompt_tokens > 0
-    assert capfd.readouterr().out == ""  # library code does not print
-
-
-def test_a_sampled_stream_is_the_sampled_answer(world, records):
-    sampling = Sampling(temperature=1.0, top_p=0.9, seed=3)
-    answer = world.ask(records[3:4], sampling=sampling, count=9)
-    stream = world.engine().stream(records[3], max_new_tokens=9, sampling=sampling)
-    list(stream)
-    assert [world.engine().renderer.decode(stream.tokens)] == answer
-
-
-def test_streams_take_turns(world, records):
-    engine, expected = world.engine(), world.ask(records[:2], count=12)
-    running = [engine.stream(record, max_new_tokens=12) for record in records[:2]]
-    while any(stream.finish_reason == "" for stream in running):
-        for stream in running:
-            next(stream, "")
-    assert [engine.renderer.decode(stream.tokens) for stream in running] == expected
-
-
-def test_a_cancelled_stream_ends_and_leaves_the_engine_as_it_was(world, records):
-    engine, expected = world.engine(), world.ask(records[3:4], count=12)
-    stream = engine.stream(records[3], max_new_tokens=12)
-    first = next(stream)
-    stream.cancel()
-    assert list(stream) == [] and stream.finish_reason == "cancelled" and stream.text == first
-    assert len(stream.tokens) < 12
-    with engine.stream(records[3], max_new_tokens=12) as left:
-        next(left)
-    assert left.finish_reason == "cancelled"
-    again = engine.stream(records[3], max_new_tokens=12)
-    list(again)
-    assert [engine.renderer.decode(again.tokens)] == expected
-
-
-def test_other_limits_and_prompts_of_a_size_compile_nothing(world, records, monkeypatch):
-    traces, prefill = [], VLM.prefill
-    monkeypatch.setattr(VLM, "prefill", lambda self, *args: traces.append(1) or prefill(self, *args))
-    engine = world.engine()
-    for limit in (40, 44, 48):  # one size of the cache
-        list(engine.stream(records[0], max_new_tokens=limit))
-        list(engine.stream(records[5], max_new_tokens=limit, steps=3))
-    assert len(traces) == 1
-
-
-def test_no_piece_ends_within_a_character():
-    text = "é漢🙂 no"
-    ids = [*text.encode(), 1]
-    reads = iter([np.array([[id]]) for id in ids])
-    stream = Stream(reads, lambda ids: bytes(ids).decode(errors="replace").strip(), stop_ids=(1,), prompt=3)
-    assert list(stream) == ["é", "漢", "🙂", " n", "o"]
-    assert (stream.text, stream.finish_reason, stream.tokens) == (text, "stop", ids[:-1])
 
 
 def test_nothing_to_answer(world):
@@ -239,16 +179,97 @@ def test_a_changed_image_is_read_again(world, tmp_path):
     assert colours == [world.ask([world.record("what color is it?", colour)]) for colour in ("green", "red")]
 
 
-def test_exact_match_by_group():
-    asked = [
-        Record("1", (Turn("user", "?"), Turn("assistant", " red ")), (), "", "color"),
-        Record("2", (Turn("user", "?"), Turn("assistant", "blue")), (), "", "color"),
-        Record("3", (Turn("user", "?"), Turn("assistant", "no")), (), "", "yes/no"),
-        Record("4", (Turn("user", "?"), Turn("assistant", "42")), (), ""),
-    ]
-    assert score(asked, ["red\n", "green", "No", "42"]) == {
-        "exact_match": 0.5,
-        "count": 4,
-        "by_group": {"color": {"exact_match": 0.5, "count": 2}, "yes/no": {"exact_match": 0.0, "count": 1}},
-    }
-    assert score([], []) == {"exact_match": 0.0, "count": 0, "by_group": {}}
+def text_of(engine, stream):
+    """The answer that a stream's tokens are. An untrained model writes bytes that are no UTF-8: pieces may differ."""
+    list(stream)
+    return engine.renderer.decode(stream.tokens)
+
+
+def test_a_stream_is_the_answer(world, records):
+    for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):
+        for record in records[:4]:
+            engine = world.engine()
+            stream = engine.stream(record, max_new_tokens=20, sampling=sampling)
+            pieces = list(stream)
+            assert [engine.renderer.decode(stream.tokens)] == world.ask([record], count=20, sampling=sampling)
+            assert stream.text == "".join(pieces) and all(pieces) and len(pieces) > 3
+            assert stream.finish_reason == "length" and len(stream.tokens) == 20
+    engine = world.engine(devices=8, params=jax.device_get(world.params))
+    assert [text_of(engine, engine.stream(records[3], max_new_tokens=20, steps=6))] == world.ask([records[3]], count=20)
+
+
+def test_a_long_answer_takes_several_steps(world, records):
+    assert STEP_TOKENS == 32
+    whole = world.ask(records, count=80)
+    for record, text in zip(records, whole, strict=True):
+        engine = world.engine()
+        assert text == text_of(engine, engine.stream(record, max_new_tokens=80))
+    assert world.ask(records, count=80, batch_size=1) == whole
+
+
+def test_a_stream_ends_at_a_stop_id(world, records):
+    stop_ids = world.engine().stream(records[0], max_new_tokens=20)
+    list(stop_ids)
+    engine = world.engine()
+    decoding = engine.stream(records[0], max_new_tokens=20)._decoding
+    stop = stop_ids.tokens[4]
+    decoding._programs = dataclasses.replace(decoding._programs, stop_ids=(stop,))
+    stream = Stream(decoding, engine.renderer.decode, (stop,))
+    list(stream)
+    at = stop_ids.tokens.index(stop)
+    assert stream.finish_reason == "stop" and stream.tokens == stop_ids.tokens[:at]
+
+
+def test_a_cancelled_stream_leaves_the_engine_as_it_was(world, records):
+    engine = world.engine()
+    whole = engine.answer(records, max_new_tokens=20, batch_size=4)
+    caches = num_caches()
+    for count in (0, 1, 5):
+        stream = engine.stream(records[3], max_new_tokens=20)
+        pieces = [next(stream) for _ in range(count)]
+        stream.cancel()
+        assert list(stream) == [] and stream.text == "".join(pieces)
+        assert len(stream.tokens) < 20
+        assert stream.finish_reason == "cancelled"
+        assert num_caches() == caches  # although the stream is still referred to
+    with engine.stream(records[3], max_new_tokens=20) as closed:
+        next(closed)
+    assert closed.finish_reason == "cancelled"
+    assert engine.answer(records, max_new_tokens=20, batch_size=4) == whole
+
+
+def num_caches():
+    gc.collect()
+    return sum(array.ndim == 5 and array.dtype != np.uint8 for array in jax.live_arrays())
+
+
+def test_two_streams_do_not_disturb_each_other(world, records):
+    engine = world.engine()
+    expected = [world.ask([record], count=20)[0] for record in records[2:4]]
+    list(engine.stream(records[2], max_new_tokens=20))
+    with compilations() as found:
+        streams = [engine.stream(record, max_new_tokens=20) for record in records[2:4]]
+        collections.deque(itertools.zip_longest(*streams), maxlen=0)
+    assert [text_of(engine, stream) for stream in streams] == expected
+    assert not any(found.values()) or records[2].images != records[3].images
+
+
+def test_no_piece_ends_within_a_character(world):
+    text = "a 龍 in — the ŷ box 🐉!"
+    renderer = world.engine().renderer
+    ids = world.tokenizer(text, add_special_tokens=False).input_ids
+    assert len(ids) > len(text)  # the tokenizer has no such characters, only their bytes
+    chunks = iter(np.array([[token], [7]]) for token in ids)
+    stream = Stream(chunks, renderer.decode, renderer.stop_ids)
+    pieces = list(stream)
+    assert "".join(pieces) == text == renderer.decode(ids) and len(pieces) > 10
+    assert not any("\ufffd" in piece for piece in pieces)
+    broken = ids[: ids.index(world.tokenizer.convert_tokens_to_ids("<0xBE>"))]  # ends within the dragon
+    pieces = list(Stream(iter(np.array([[token]]) for token in broken), renderer.decode, renderer.stop_ids))
+    assert "".join(pieces) == renderer.decode(broken) and pieces[-1].endswith("\ufffd")
+
+
+def test_the_engine_prints_nothing(world, records, capfd):
+    world.ask(records[:2])
+    list(world.engine().stream(records[0], max_new_tokens=5))
+    assert capfd.readouterr() == ("", "")

@@ -70,16 +70,17 @@ def test_weights_go_to_the_prompts():
     layout = build_step(load_config("configs/llava15_7b_finetune.py"), "finetune", find_slice("v5e-16")).layout
     spec = Batch.spec(rows=32, tokens=1536, media=ImageSlots.of(layout.model.config.vision, "pad").spec(32, 2))
     sharding = batch_sharding(layout.mesh, layout.rules)
-    inputs = (spec, Requests.same(np.zeros(32), 64, GREEDY))
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), inputs)
+    inputs = (spec, Requests.same(np.arange(32), 64, GREEDY))
+    batch, requests = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), inputs)
+    place = Placement(layout.mesh, layout.rules)
 
-    def answer(params, batch, requests):
-        programs = Programs(layout.model, params, (2,), Placement(layout.mesh, layout.rules))
-        rows, first = programs.prefill(batch, programs.encode(batch.media), requests, room=64, greedy=True)
-        return first, programs.step(rows, 32, greedy=True)[1]
+    def run(params, batch, requests):
+        programs = Programs(layout.model, params, (2,), place)
+        rows, _ = programs.prefill(batch, programs.encode(batch.media), requests, room=64, greedy=True)
+        return programs.step(rows, 32, greedy=True)
 
     params = merge(layout.state.trained, layout.state.frozen)
-    text = jax.jit(answer).lower(params, *inputs).compile().as_text()
+    text = jax.jit(run).lower(params, batch, requests).compile().as_text()
     instructions = [x for computation in parse(text).computations.values() for x in computation]
     sums = [shape for x in instructions if x.opcode.startswith("all-reduce") for _, shape in shapes(x.type)]
     assert sums and not [shape for shape in sums if 1536 in shape]

@@ -11,11 +11,11 @@ from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.inference.decoding import decode
-from jaxvlm.inference.programs import Programs, bucket
-from jaxvlm.inference.sampling import Sampling, nucleus, sample
-from jaxvlm.models.vlm import VLM
-from jaxvlm.sharding import Placement, Rules, make_mesh, named_shardings
+from jaxvlm.inference.programs import Programs, Requests, bucket
+from jaxvlm.inference.sampling import GREEDY, Sampling, nucleus, sample
+from jaxvlm.sharding import Placement, Rules, make_mesh, named_shardings, to_devices
 from tests import tiny
+from tests.inference.programs import compilations
 from tests.layouts import empty_batch, expand, slots
 
 P, SIZE, VOCAB = 9, 21, 101
@@ -67,8 +67,8 @@ def numbers(rows):
 
 
 def answers(model, params, rows, length=48, stop_ids=(), count=6, images=2, sampling=None):
-    sampling = sampling or Sampling()
-    return decode(Programs(model, params, stop_ids), batch_of(rows, length, images), numbers(rows), count, sampling)
+    programs = Programs(model, params, tuple(stop_ids))
+    return decode(programs, batch_of(rows, length, images), numbers(rows), count, sampling or Sampling())
 
 
 def one_by_one(forward, params, row, count):
@@ -114,39 +114,55 @@ def test_a_tiny_temperature_or_nucleus_is_greedy(model, params):
         np.testing.assert_array_equal(answers(model, params, range(4), sampling=sampling)[0], greedy)
 
 
-def test_a_row_ends_at_its_stop_id_and_the_loop_with_the_last_row(model, params, monkeypatch):
-    steps, extend = [], VLM.extend
-
-    def counted(self, *args):
-        jax.debug.callback(lambda: steps.append(1))
-        return extend(self, *args)
-
+def test_a_row_ends_at_its_stop_id_and_the_loop_with_the_last_row(model, params):
     free, _ = answers(model, params, range(4))
-    monkeypatch.setattr(VLM, "extend", counted)
     stop = (*(int(row[2]) for row in free), int(free[1, 0]))
-    tokens, lengths = answers(model, params, range(4), stop_ids=stop, length=80)  # a shape of its own, compiled here
+    tokens, lengths = answers(model, params, range(4), stop_ids=stop)
     expected = [np.flatnonzero(np.isin(row, stop))[0] for row in free]
     np.testing.assert_array_equal(lengths, expected)
     assert lengths[1] == 0 and max(lengths) == 2
     for row in range(4):
         np.testing.assert_array_equal(tokens[row, : lengths[row] + 1], free[row, : lengths[row] + 1])
         assert not tokens[row, lengths[row] + 1 :].any()
-    jax.effects_barrier()
-    assert len(steps) == 2  # the first of the three tokens is the prefill's
+    rows, first = prefilled(Programs(model, params, stop), range(4), 6)
+    read = int(rows.cache.next)
+    rows, more = Programs(model, params, stop).step(rows, 5, greedy=True)
+    assert int(rows.cache.next) - read == 2  # the first of the three tokens is the prefill's
+    assert not rows.left.any() and first.shape == (4, 1) and (np.asarray(more)[:, 2:] == -1).all()
 
 
-def test_one_program_for_each_shape(model, params, monkeypatch):
-    traces = []
-    prefill = VLM.prefill
-    monkeypatch.setattr(VLM, "prefill", lambda self, *args: traces.append(1) or prefill(self, *args))
-    for rows, shift in (([0, 1], 0.0), ([2, 3], 0.1), ([1, None], 0.2)):
-        answers(model, jax.tree.map(lambda w, shift=shift: w + shift, params), rows, count=3)
-    assert len(traces) == 1
-    for seed in (0, 1):
-        answers(model, params, [0, 1], count=3, sampling=Sampling(0.5 + seed, 0.9, seed))
-    assert len(traces) == 2
-    answers(model, params, [0, 1], length=64, count=3)
-    assert len(traces) == 3
+def prefilled(programs, rows, limit):
+    batch = batch_of(rows, 48)
+    requests = Requests.same(numbers(rows), limit, GREEDY)
+    return programs.prefill(batch, programs.encode(batch.media), requests, room=8, greedy=True)
+
+
+def test_rows_of_one_batch_have_limits_and_samplings_of_their_own(model, params):
+    programs, batch = Programs(model, params, ()), batch_of(range(4), 48)
+    asked = [Sampling(), Sampling(1.0, 0.9, 5), Sampling(), Sampling(2.0, 0.5, 6)]
+    each = [Requests.same(numbers([row]), 2 + row, sampling) for row, sampling in enumerate(asked)]
+    requests = Requests(*(np.concatenate(field) for field in zip(*each, strict=True)))
+    rows, first = programs.prefill(batch, programs.encode(batch.media), requests, room=8, greedy=False)
+    _, more = programs.step(rows, 7, greedy=False)
+    tokens = np.concatenate([first, more], axis=1)
+    for row, sampling in enumerate(asked):
+        alone, _ = answers(model, params, range(4), sampling=sampling)
+        np.testing.assert_array_equal(tokens[row, : 2 + row], alone[row, : 2 + row])
+        assert (tokens[row, 2 + row :] == -1).all()
+
+
+def test_one_program_for_each_shape(model, params):
+    with compilations() as found:
+        for rows, shift in (([0, 1], 0.0), ([2, 3], 0.1), ([1, None], 0.2)):
+            answers(model, jax.tree.map(lambda w, shift=shift: w + shift, params), rows, count=9)
+    assert found == {"_encode": 1, "_prefill": 1, "_step": 1}
+    with compilations() as found:
+        for seed, count in ((0, 9), (1, 12), (2, 10)):
+            answers(model, params, [0, 1], count=count, sampling=Sampling(0.5 + seed, 0.9, seed))
+    assert found == {"_encode": 0, "_prefill": 1, "_step": 1}
+    with compilations() as found:
+        answers(model, params, [0, 1], length=64, count=9)
+    assert found == {"_encode": 0, "_prefill": 1, "_step": 1}
 
 
 @pytest.mark.parametrize("target", ["none", "cpu", "tpu"])
@@ -155,7 +171,13 @@ def test_sharded_rows_and_weights_give_the_same_answers(model, params, target):
     mesh, rules = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)), Rules()
     sharded = jax.device_put(params, named_shardings(mesh, rules, model.abstract, model.axes))
     place = None if target == "none" else Placement(mesh, rules, target)
-    tokens, _ = decode(Programs(model, sharded, (), place), batch_of(rows, 48), numbers(rows), 6)
+    batch = batch_of(rows, 48)
+    if place is None:
+        batch = to_devices(batch, mesh, rules)
+    with compilations() as found:
+        tokens, _ = decode(Programs(model, sharded, (), place), batch, numbers(rows), 38)
+    assert found == {"_encode": 1, "_prefill": 1, "_step": 1}
+    tokens = tokens[:, :6]
     np.testing.assert_array_equal(tokens, answers(model, params, rows)[0])
 
 
