@@ -71,7 +71,8 @@ def _find(spec: str, parts: tuple[str, ...], config: Config, *, whole: bool = Fa
 def starting_params(origins: list[Origin], config: Config, layout: Layout) -> tuple[dict | None, list[str]]:
     """The weights that a stage starts from.
 
-    Adapters of a run are gone on with if this stage has the same, and merged into the weights if not.
+    Adapters of a run are continued if this stage has the same. If it has not, or if the objective has a reference (the
+    start without adapters), they are merged into the weights.
 
     Args:
       origins: of `find_origins`.
@@ -108,7 +109,7 @@ def _of_run(origin: Origin, config: Config, layout: Layout) -> tuple[dict, str, 
     mesh, rules, parts = layout.mesh, layout.rules, origin.parts
     params, stage, step = load_params(origin.run, config, mesh, rules, origin.stage, parts=parts)
     saved = _of_parts(origin.run.load_config().stage[stage].parts.adapters(), parts)
-    if saved and saved != _of_parts(dict(layout.model.adapters), parts):
+    if saved and (layout.reference is not None or saved != _of_parts(dict(layout.model.adapters), parts)):
         shardings = jax.tree.map(lambda x: x.sharding, without_adapters(params))
         fold = functools.partial(merge_adapters, adapters=saved)
         params = jax.jit(fold, out_shardings=shardings)(params)

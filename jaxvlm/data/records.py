@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxvlm.errors import UserError
 
@@ -30,6 +29,23 @@ class Record:
     rejected: str = ""  # of a pair, the answer that lost; the last turn holds the one that won
 
 
+def sides(record: Record) -> tuple[Record, Record]:
+    """The conversations of a pair: with the chosen answer, and with the rejected one in its place.
+
+    Raises:
+      RecordError: it is no pair, or its answers are the same.
+    """
+    chosen, rejected = record.turns[-1].text if record.turns else "", record.rejected
+    if not rejected.strip():
+        problem = "it has no rejected answer, and the objective of this stage learns from pairs"
+        raise RecordError(f"{record.origin}: {problem}", record.origin, "no_rejected_answer")
+    if chosen.strip() == rejected.strip():
+        problem = "its chosen and its rejected answer are the same"
+        raise RecordError(f"{record.origin}: {problem}", record.origin, "equal_answers")
+    turns = (*record.turns[:-1], Turn(record.turns[-1].role, rejected))
+    return record, replace(record, turns=turns)
+
+
 class RecordError(UserError):
     """A record that breaks a rule.
 
@@ -49,19 +65,6 @@ def part(record: Record, turns: tuple[Turn, ...], number: int, group: str = "") 
     """Part `number` of a record: these of its turns, with the images that they have placeholders for."""
     images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
     return Record(f"{record.id}#{number}", turns, record.images[:images], record.origin, group or record.group)
-
-
-def sides_of_pair(record: Record) -> tuple[Record, Record]:
-    """A pair's two conversations: that with the chosen answer, and that with the rejected one in its place.
-
-    Raises:
-      RecordError: the record has no rejected answer.
-    """
-    if not record.rejected:
-        problem = "the stage's objective takes pairs, and it has no rejected answer"
-        raise RecordError(f"{record.origin}: {problem}", record.origin, "no_rejected_answer")
-    lost = dataclasses.replace(record.turns[-1], text=record.rejected)
-    return record, dataclasses.replace(record, turns=(*record.turns[:-1], lost))
 
 
 def answer_by_answer(record: Record) -> list[Record]:

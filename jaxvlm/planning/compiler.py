@@ -59,6 +59,7 @@ class Memory:
     padding: float | None = None  # in which the compiler lays out these arguments
     temporaries: float | None = None
     code: float | None = None
+    reference: float = 0.0  # of the objective
     is_exact: bool = True  # False: the compiler did not report what it allocated, and `temporaries` are a bound
 
     @property
@@ -219,7 +220,9 @@ def bytes_per_chip(tree: Any) -> int:
 
 def _memory(step: Step, found: Mapping[str, Any]) -> Memory:
     state = step.layout.state
-    parts: dict[str, Any] = {name: bytes_per_chip(getattr(state, name)) for name in ("trained", "frozen", "optimizer")}
+    parts: dict[str, Any] = {
+        name: bytes_per_chip(getattr(state, name)) for name in ("trained", "frozen", "optimizer", "reference")
+    }
     parts["batch"] = bytes_per_chip(step.batch)
     limit = found.get("limit") or step.slice.chip.hbm_bytes
     known = sum(parts.values())

@@ -67,6 +67,8 @@ def make_plan(step: Step, compiled: Compiled, assumptions: Assumptions) -> Plan:
             guessed_trips=max(1, math.ceil(supervised / LOSS_POSITIONS)),
         )
     flops = model_flops(step.config.model, step.stage.parts, layout.state.trained, work)
+    if layout.reference is not None:
+        flops += [Flops(f"reference: {x.name}", x.forward, 0.0, x.how) for x in flops if "adapters" not in x.name]
     return Plan(step, compiled, work, tuple(flops), estimate, assumptions)
 
 
@@ -226,6 +228,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     kinds = {
         "trained weights": memory.trained,
         "frozen weights": memory.frozen,
+        "reference": memory.reference or None,
         "optimizer": memory.optimizer,
         "batch": memory.batch,
         "padding of these": memory.padding,

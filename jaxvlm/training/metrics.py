@@ -144,34 +144,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_metrics(metrics: Path, picture: Path) -> None:
-    """Draws a metrics.jsonl: the loss, and a panel for each other value that held-out records have, stage by stage."""
+    """Draws the loss, and all else that is evaluated, over the stages of a metrics.jsonl, one after another."""
     lines = read_metrics(metrics)
-    heldout = dict.fromkeys(name for line in lines for name in line if name.startswith("heldout_"))
-    panels = ["loss", *(name for key in heldout if (name := key.removeprefix("heldout_")) != "loss")]
-    figure, axes = plt.subplots(1, len(panels), figsize=(1 + 5 * len(panels), 4), layout="constrained", squeeze=False)
-    for name, panel in zip(panels, axes[0], strict=True):
-        _draw_panel(panel, lines, name)
-    axes[0][0].set(ylabel="loss", yscale="log")
-    axes[0][0].legend()
+    evaluated = [name.removeprefix("heldout_") for line in lines for name in line if name.startswith("heldout_")]
+    names = list(dict.fromkeys(["loss", *evaluated]))
+    figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), layout="constrained", squeeze=False)
+    for name, axes in zip(names, panels[0], strict=True):
+        _plot(axes, lines, name)
+    if all(line["loss"] > 0 for line in lines if "loss" in line):
+        panels[0, 0].set(yscale="log")
     figure.savefig(picture, dpi=120)
     plt.close(figure)
 
 
-def _draw_panel(axes: plt.Axes, lines: list[dict[str, Any]], name: str) -> None:
-    """Draws one value over all stages, one after another: of training as a curve, of held-out records as points."""
+def _plot(axes: Any, lines: list[dict[str, Any]], name: str) -> None:
+    """Draws one metric of training, and of the held-out set as points."""
     offset = 0
     for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
-        own, color = [line for line in lines if line["stage"] == stage], f"C{number}"
-        train = [(offset + line["step"], line[name]) for line in own if name in line]
-        if train:
-            steps, values = np.array(train).T
-            axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, _smooth(values), color=color, label=f"{stage}: training")
-        heldout = [(offset + line["step"], line[f"heldout_{name}"]) for line in own if f"heldout_{name}" in line]
-        if heldout:
-            axes.plot(*np.array(heldout).T, "o--", color=color, label=f"{stage}: held out")
+        own = [line for line in lines if line["stage"] == stage]
+        color = f"C{number}"
+        for key, label in ((name, "training"), (f"heldout_{name}", "held out")):
+            found = [(offset + line["step"], line[key]) for line in own if key in line]
+            steps, values = np.array(found).T if found else np.zeros((2, 0))
+            if label == "held out":
+                axes.plot(steps, values, "o--", color=color, label=f"{stage}: {label}" if found else None)
+            elif found:
+                axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+                axes.plot(steps, _smooth(values), color=color, label=f"{stage}: {label}")
         offset += max((line["step"] for line in own), default=0)
     axes.set(xlabel="step", ylabel=name.replace("_", " "))
+    axes.legend()
     axes.grid(alpha=0.3)
 
 

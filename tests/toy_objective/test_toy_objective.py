@@ -1,6 +1,7 @@
-"""A pair objective that no other file knows packs pairs, trains, resumes and plans; on the toy family, also unknown."""
+"""An objective that no other file knows packs pairs, trains against a reference, resumes, and can be planned."""
 
 import json
+import math
 import shutil
 import subprocess
 
@@ -10,157 +11,137 @@ import pytest
 from PIL import Image
 
 from jaxvlm import inspect_data, train
-from jaxvlm.command import load_config
-from jaxvlm.config import to_dict
+from jaxvlm.command import Answer, load_config
 from jaxvlm.data.recipe_tokenizer import saved_tokenizer
-from jaxvlm.data.rows.pipeline import index_rows, open_samples
+from jaxvlm.data.rows.pipeline import build_pipeline
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import media_layout
+from jaxvlm.objectives.registry import find_objective
 from jaxvlm.planning.program import build_step
-from jaxvlm.planning.slices import find_slice
 from jaxvlm.runs import RunFolder
-from jaxvlm.training.step import compile_train_step
-from tests import toy_family
+from jaxvlm.training.metrics import read_metrics
+from jaxvlm.training.optimizer import paths
 
-RECIPE = toy_family.__file__.replace("__init__.py", "recipe.py")
-STAGE = "--config.stage.only"
-OBJECTIVE = f"{STAGE}.objective=tests.toy_objective.objective"
-SETTINGS = [
-    OBJECTIVE,
-    f"{STAGE}.data.media.units=64",
-    f"{STAGE}.data.tokens=96",
-    "--config.model.language.vocab_size=360",
-    "--config.tokenizer.vocab_size=360",
-]
+RECIPE = __file__.replace("test_toy_objective.py", "recipe.py")
 
 
-def write_pairs(folder, name, *, count=40, **changes):
-    """A LLaMA-Factory file of pairs about pictures of several sizes; `changes` replaces keys of the last item."""
-    items = []
-    for number in range(count):
-        height, width = [(4, 8), (16, 24), (9, 23)][number % 3]
-        image = f"{number}.png"
-        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / image)
-        items.append(
-            {
-                "conversations": [{"from": "human", "value": "<image>\nwhich?"}],
-                "chosen": {"from": "gpt", "value": "yes it is"},
-                "rejected": {"from": "gpt", "value": "no"},
-                "images": [image],
-            }
-        )
-    items[-1] |= changes
-    (folder / f"{name}.json").write_text(json.dumps(items))
+def write_pairs(folder, name, records):
+    entry = {"file_name": f"{name}.json", "formatting": "sharegpt", "ranking": True}
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected", "images": "images"}
-    entry = {"file_name": f"{name}.json", "formatting": "sharegpt", "ranking": True, "columns": columns}
-    path = folder / "dataset_info.json"
-    entries = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(entries | {name: entry}))
-    return f"{path}:{name}"
+    (folder / f"{name}.json").write_text(json.dumps(records))
+    file = folder / "dataset_info.json"
+    entries = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(entries | {name: entry | {"columns": columns}}))
+    return f"{file}:{name}"
+
+
+def pair(number, chosen, rejected, *, question="which?"):
+    said = {"from": "human", "value": "<image>\n" * (number % 2) + question}
+    answers = {"chosen": {"from": "gpt", "value": chosen}, "rejected": {"from": "gpt", "value": rejected}}
+    return {"conversations": [said], "images": [f"{number}.png"] * (number % 2)} | answers
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    spec = write_pairs(folder, "pairs")
+    for number in range(1, 48, 2):
+        pixels = np.random.default_rng(number).integers(0, 256, (8 + number % 9, 8 + number % 17, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    records = [pair(number, "yes it is", "no", question=f"which? {number}") for number in range(48)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXVLM_TEST_DATA", spec)
+        patch.setenv("JAXVLM_TEST_DATA", write_pairs(folder, "pairs", records))
         yield folder
 
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
-    train.main(["--config", RECIPE, "--workdir", str(folder), *SETTINGS])
+    train.main(["--config", RECIPE, "--workdir", str(folder)])
     return folder
 
 
-def lines_of(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = ("loss", "preferred", "margin", "gradient_norm")
-    return {line["step"]: tuple(line[name] for name in names) for line in lines if "gradient_norm" in line}
-
-
-def open_pipeline(run):
+def test_both_sides_stand_in_one_row_and_share_their_image(run):
     config = RunFolder(run).load_config()
-    stage = config.stage["only"]
-    tokenizer = saved_tokenizer(RunFolder(run).tokenizer, config)
-    samples = open_samples(stage.data, tokenizer, media_layout(config.model, stage.data), pairs=True)
-    return index_rows(samples, rows=16, seed=0), tokenizer
+    stage, tokenizer = config.stage["only"], saved_tokenizer(RunFolder(run).tokenizer, config)
+    layout = media_layout(config.model, stage.data)
+    made = build_pipeline(stage.data, tokenizer, layout=layout, rows=16, seed=0, pairs=True)
+    batches = made.batches()
+    try:
+        batch = next(batches)
+    finally:
+        batches.close()
+    _, records = made.look_up(0)
+    assert batch.segments.max() >= 4
+    for row in range(16):
+        assert batch.segments[row].max() == len(records[row]) and len(records[row]) % 2 == 0
+        sides = [batch.segments[row] == segment for segment in range(1, len(records[row]) + 1)]
+        for number, (chosen, rejected) in enumerate(zip(sides[0::2], sides[1::2], strict=True)):
+            texts = [records[row][2 * number + k]["turns"][-1][1] for k in range(2)]
+            assert texts == ["yes it is", "no"]
+            for side, text in zip((chosen, rejected), texts, strict=True):
+                supervised = batch.targets[row][side & (batch.loss_weights[row] > 0)]
+                assert tokenizer.decode(supervised, skip_special_tokens=True).strip() == text
+            features = [batch.image_index[row][side & (batch.image_index[row] >= 0)] for side in (chosen, rejected)]
+            assert np.array_equal(*features)
+        used = batch.image_index[row][batch.image_index[row] >= 0]
+        assert len(set(used.tolist())) == np.count_nonzero(batch.media.images[row]) // 2
 
 
-def test_a_pair_is_two_segments_of_one_row(run):
-    pipeline, tokenizer = open_pipeline(run)
-    batch, records = pipeline.look_up(0)
-    assert batch.segments.max() > 2
-    for row, told in enumerate(records):
-        count = int(batch.segments[row].max())
-        assert count == len(told) and count % 2 == 0
-        for segment, side in enumerate(told, 1):
-            here = batch.segments[row] == segment
-            supervised = batch.targets[row][here & (batch.loss_weights[row] > 0)]
-            answer = "yes it is" if segment % 2 else "no"
-            assert tokenizer.decode(supervised, skip_special_tokens=True).strip() == answer == side["turns"][-1][1]
-        chosen, rejected = (batch.image_index[row][batch.segments[row] == s] for s in (1, 2))
-        features = np.count_nonzero(chosen >= 0)
-        assert features and features == np.count_nonzero(rejected >= 0)
-        firsts = [
-            [batch.media.pixels[row, 2 * at] for at in side[side >= 0]] for side in (chosen, rejected)
-        ]  # the same picture on both sides, also when it was flipped
-        np.testing.assert_array_equal(*firsts)
+def test_it_trains_and_resumes_bit_equal(run, tmp_path):
+    def steps(folder):
+        lines = [line for line in read_metrics(folder / "metrics.jsonl") if "gradient_norm" in line]
+        return {m["step"]: [m[n] for n in ("loss", "margin", "preferred", "gradient_norm")] for m in lines}
 
-
-def test_it_trains_and_says_how(run):
-    lines = lines_of(run)
-    assert lines[1][:3] == (pytest.approx(np.log(2), abs=1e-6), 0.0, pytest.approx(0, abs=1e-6))  # it is its reference
-    assert lines[6][0] < lines[2][0] and lines[6][1] == 1.0 and lines[6][2] > 0
-    evaluated = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    assert {"heldout_loss", "heldout_preferred", "heldout_margin", "heldout_exact_match"} <= set(evaluated)
-    assert (run / "loss.png").stat().st_size > 0
-
-
-def test_it_resumes_bit_equal(run, tmp_path):
+    first = steps(run)
+    assert first[1][0] == pytest.approx(math.log(2), rel=1e-6) and first[1][1:3] == pytest.approx([0, 0], abs=1e-5)
+    assert first[6][0] < 0.9 * first[1][0] and first[6][1] > 0.2
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert last["heldout_margin"] > 0 and {"heldout_loss", "heldout_preferred", "heldout_exact_match"} <= last.keys()
     again = tmp_path / "again"
     shutil.copytree(run, again)
     shutil.rmtree(again / "checkpoints/only/6")
     (again / "ledger.json").unlink()
-    kept = [line for line in (again / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 3]
-    (again / "metrics.jsonl").write_text("\n".join(kept) + "\n")
-    train.main(["--config", RECIPE, "--workdir", str(again), "--resume", *SETTINGS])
-    assert lines_of(again) == lines_of(run)
+    train.main(["--config", RECIPE, "--workdir", str(again), "--resume"])
+    assert steps(again) == first
 
 
-def test_no_half_pair_stands_in_a_row(data, run, tmp_path, monkeypatch, capsys):
-    spec = write_pairs(data, "long", rejected={"from": "gpt", "value": "no " * 60})
-    monkeypatch.setenv("JAXVLM_TEST_DATA", spec)
-    train.main(["--config", RECIPE, "--workdir", str(tmp_path / "run"), *SETTINGS, f"{STAGE}.data.on_bad=skip"])
-    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())["only"]
-    assert "pair_beyond_row" in json.dumps(ledger) and ledger["truncated"]["total"] == 0
+def test_pairs_that_no_stage_can_use_are_counted(data, tmp_path, capsys):
+    bad = [pair(0, "a", "a"), pair(2, "word " * 60, "word " * 60 + "no"), pair(4, "a", "b", question="fits?")]
+    source = write_pairs(data, "bad", bad)
+    arguments = ["check", "--config", RECIPE, "--out", str(tmp_path), f"--config.stage.only.data.source={source}"]
+    with pytest.raises(Answer):
+        inspect_data.main([*arguments, "--config.stage.only.data.tokens=64"])
+    printed = capsys.readouterr().out
+    assert "equal_answers" in printed and "pair_beyond_row" in printed
 
 
-def test_a_record_that_is_no_pair_is_named(data, tmp_path, monkeypatch):
-    said = [{"from": who, "value": text} for who, text in (("human", "which?"), ("gpt", "yes"))]
-    (data / "plain.json").write_text(json.dumps([{"id": "1", "conversations": said}] * 3))
-    monkeypatch.setenv("JAXVLM_TEST_DATA", str(data / "plain.json"))
-    with pytest.raises(UserError, match=r"plain.json\[0\]: .*takes pairs, and it has no rejected answer"):
-        train.main(["--config", RECIPE, "--workdir", str(tmp_path / "run"), OBJECTIVE])
-
-
-def test_the_page_shows_both_sides(data, tmp_path):
-    inspect_data.main(["show", "--config", RECIPE, "--out", str(tmp_path), "--rows", "2", *SETTINGS])
-    page = (tmp_path / "rows.html").read_text()
-    assert "Not as a row should be" not in page and page.count("yes it is") >= 2
+def test_records_without_a_rejected_answer_are_one_error(data, tmp_path):
+    said = [{"from": "human", "value": "which?"}, {"from": "gpt", "value": "this"}]
+    (data / "single.json").write_text(json.dumps([{"id": str(n), "conversations": said} for n in range(3)]))
+    source = f"--config.stage.only.data.source={data / 'single.json'}"
+    with pytest.raises(UserError, match=r"3 of 3 records break a rule \(3 no_rejected_answer\)"):
+        train.main(["--config", RECIPE, "--workdir", str(tmp_path / "run"), source])
 
 
 def test_its_step_can_be_planned(data):
-    config = load_config(RECIPE, SETTINGS)
-    step = build_step(config, "only", find_slice("v5e-8"))
-    assert jax.tree.structure(step.layout.state.reference) == jax.tree.structure(step.layout.state.trained)
-    compile_train_step(step.layout, step.stage).lower(step.layout.state, step.batch)
-    assert to_dict(config)["stage"]["only"]["objective"] == "tests.toy_objective.objective"
+    from jaxvlm.planning.slices import find_slice
+    from jaxvlm.training.step import compile_train_step
+
+    step = build_step(load_config(RECIPE), "only", find_slice("v5e-8"))
+    state = step.layout.state
+    assert jax.tree.structure(state.reference) == jax.tree.structure(state.trained)
+    compile_train_step(step.layout, step.stage).lower(state, step.batch)
+    lora = "--config.stage.only.parts.language=lora(rank=2, alpha=4)"
+    adapted = build_step(load_config(RECIPE, [lora]), "only", find_slice("v5e-8")).layout
+    assert set(adapted.state.reference) == {"vision", "projector"}  # of what only has adapters no copy is kept
+    assert not any("lora" in path for path in paths(adapted.reference.abstract))
+
+
+def test_a_module_that_is_no_objective_is_named():
+    with pytest.raises(UserError, match=r'objective = "tests.nothing" is no objective; known: sft, or a module'):
+        find_objective("tests.nothing")
 
 
 def test_no_other_file_knows_it():
-    found = subprocess.run(["grep", "-rlE", "toy_objective|log_sigmoid", "jaxvlm", "configs"], capture_output=True)
-    assert found.stdout == b""
+    found = subprocess.run(["grep", "-rl", "toy_objective", "jaxvlm", "configs"], capture_output=True, text=True)
+    assert found.stdout == ""

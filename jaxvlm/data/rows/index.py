@@ -24,7 +24,7 @@ from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 5  # of what is looked for and what the columns mean; a kept index of another one is not used
+_VERSION = 6  # of what is looked for and what the columns mean; a kept index of another one is not used
 _CHUNK = 1000  # records that a worker process goes through at a time
 PARALLEL = 20_000  # records from which on starting worker processes pays
 
@@ -39,6 +39,7 @@ class Index:
     images_to_answer: np.ndarray  # int32[n]
     images: np.ndarray  # int32[n]; how many it has
     supervised: np.ndarray  # int32[n]; tokens
+    sides: np.ndarray  # int32[n]; 2 of a pair
     shuffles: np.ndarray  # bool[n]
     dropped_answer: np.ndarray  # bool[n]
     id_hash: np.ndarray  # uint64[n]
@@ -66,6 +67,7 @@ class Measured:
     image_end: np.ndarray  # int32[n]; the position after its last image
     answer_end: np.ndarray  # int32[n]; the position after its first supervised token
     supervised: np.ndarray  # int32[n]; tokens
+    sides: np.ndarray  # int32[n]; 2 of a pair, each with all positions of the images
     errors: dict[int, MediaError]  # record -> why the layout takes an image of it in no row
 
     def __len__(self) -> int:
@@ -73,12 +75,13 @@ class Measured:
 
     def extent(self, index: int) -> Extent:
         """The room that record `index` takes."""
-        columns = (self.length, self.units, self.image_end, self.answer_end, self.supervised)
+        columns = (self.length, self.units, self.image_end, self.answer_end, self.supervised, self.sides)
         return Extent(*(int(column[index]) for column in columns))
 
     def misfits(self, tokens: int, units: int) -> np.ndarray:
         """bool[n]: the records without errors that no row of these sizes can hold (`packing.misfit` says why)."""
         fits = (self.units <= units) & (self.image_end <= tokens) & (self.answer_end <= tokens)
+        fits &= (self.sides == 1) | (self.length <= tokens)
         return (self.length > 0) & ~fits
 
 
@@ -101,7 +104,7 @@ def measure_index(index: Index, layout: MediaLayout) -> Measured:
     owner = np.repeat(np.arange(len(index)), index.images)
     bad = np.isin(inverse.reshape(-1), list(problems))
     errors = {int(owner[at]): problems[int(inverse.reshape(-1)[at])] for at in np.flatnonzero(bad)[::-1]}
-    length = np.where(index.text > 0, index.text + positions, 0)
+    length = np.where(index.text > 0, index.text + index.sides * positions, 0)
     length[list(errors)] = 0
     columns = {
         "length": length,
@@ -109,6 +112,7 @@ def measure_index(index: Index, layout: MediaLayout) -> Measured:
         "image_end": np.where(index.images > 0, index.text_to_image + positions, 0),
         "answer_end": np.where(index.supervised > 0, index.text_to_answer + before_answer, 0),
         "supervised": index.supervised,
+        "sides": index.sides,
     }
     return Measured(layout.unit, **{name: column.astype(np.int32) for name, column in columns.items()}, errors=errors)
 
@@ -197,7 +201,7 @@ def _go_through(samples: Samples, chunk: Sequence[int]) -> Index:
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(fact, name) for fact in facts], dtype)
 
-    numbers = ("text", "text_to_image", "text_to_answer", "images_to_answer", "supervised")
+    numbers = ("text", "text_to_image", "text_to_answer", "images_to_answer", "supervised", "sides")
     return Index(
         **{name: column(name, np.int32) for name in numbers},
         images=np.array([len(fact.image_hashes) for fact in facts], np.int32),

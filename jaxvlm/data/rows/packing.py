@@ -32,6 +32,7 @@ class Piece:
     loss_weights: np.ndarray  # float32[L]; the weight of that target
     image_index: np.ndarray  # int32[L]; k at the k-th feature of the sample's images, -1 at text
     positions: np.ndarray  # int32[L] or int32[L, A]
+    shares_media: bool = False  # its features are those of the piece before it: the rejected side of a pair
 
 
 class FitError(Exception):
@@ -68,6 +69,7 @@ class Extent:
     image_end: int  # the position after its last image; 0 without one
     answer_end: int  # the position after its first supervised token; 0 without one
     supervised: int  # tokens
+    sides: int = 1  # 2 of a pair, which is never cut
 
 
 def measure(sample: Sample, images: Sequence[MediaExtent]) -> Extent:
@@ -95,6 +97,8 @@ def misfit(extent: Extent, *, tokens: int, units: int, unit: str) -> tuple[str, 
         return f"too_many_{unit}", f"{extent.units} {unit}, a row has {units} (data.media.units)"
     if not extent.supervised:
         return "nothing_supervised", "no token of it is supervised: it has no answer"
+    if extent.sides > 1 and extent.length > tokens:
+        return "pair_beyond_row", f"its two sides take {extent.length} positions of {tokens} (data.tokens)"
     if extent.image_end > tokens:
         return "image_beyond_row", f"its last image ends at position {extent.image_end} of {tokens} (data.tokens)"
     if extent.answer_end > tokens:
@@ -265,7 +269,7 @@ def fill_row(
       loaded: what `layout.load` returned for the images of all samples, in their order.
     """
     features = _write_media(batch, row, loaded, layout)
-    at, first = 0, 0
+    at, first, end = 0, 0, 0
     for segment, piece in enumerate(pieces, 1):
         length = len(piece.tokens)
         here = np.s_[row, at : at + length]
@@ -275,10 +279,11 @@ def fill_row(
         batch.positions[here] = piece.positions
         batch.segments[here] = segment
         is_feature = piece.image_index >= 0
+        first = first if piece.shares_media else end
         batch.image_index[here][is_feature] = features[first + piece.image_index[is_feature]]
-        first += int(np.count_nonzero(is_feature))
+        end = first + int(np.count_nonzero(is_feature))
         at += length
-    assert first == len(features), "placeholders and images were counted when the record was checked"
+    assert end == len(features), "placeholders and images were counted when the record was checked"
 
 
 def _write_media(batch: Batch, row: int, loaded: Sequence[np.ndarray], layout: MediaLayout) -> np.ndarray:

@@ -214,22 +214,26 @@ class Pipeline:
         return Batches(source, self._samples.config.workers, self.fingerprint)
 
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
-        """This host's share of training batch `number` (from 0) as it was trained on, and the segments of each row.
+        """This host's share of training batch `number` (from 0) as it was trained on, and the records of each row.
 
-        A segment is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
+        Of a pair both sides are there, chosen first.
+
+        A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
         """
         source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
-        records = [[told for index in members for told in self._describe(index)] for _, members in source.rows(number)]
+        records = [
+            [found for index in members for found in self._describe(index)] for _, members in source.rows(number)
+        ]
         return source[number][0], records
 
     def _describe(self, index: int) -> list[dict[str, Any]]:
-        """A dict for each segment of record `index`."""
         record = self._samples.record(index)
         images = [image if isinstance(image, str) else f"{len(image)} bytes" for image in record.images]
-        told = {"id": record.id, "origin": record.origin, "images": images}
-        return [
-            told | {"turns": [[turn.role, turn.text] for turn in side.turns]} for side in self._samples.sides(record)
+        conversations = [
+            [[turn.role, turn.text] for turn in segment.turns] for segment in self._samples.segments(record)
         ]
+        about = {"id": record.id, "origin": record.origin, "images": images}
+        return [about | {"turns": turns} for turns in conversations]
 
     def heldout_batches(self, rows: int, limit: int | None = None) -> Iterator[Batch]:
         """This host's share of batches of the held-out records, in the file's order, without augmentation.
@@ -304,9 +308,10 @@ def build_pipeline(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    pairs: bool = False,
 ) -> Pipeline:
     """`open_samples` and `index_rows` in one; the arguments are theirs."""
-    samples = open_samples(config, tokenizer, layout)
+    samples = open_samples(config, tokenizer, layout, pairs=pairs)
     return index_rows(samples, rows=rows, seed=seed, process=(process_index, process_count))
 
 
@@ -349,7 +354,7 @@ def open_samples(
 
     Args:
       mix: the sources, if they are open.
-      pairs: whether records are pairs, see `Samples`.
+      pairs: whether the objective learns from pairs; only their last answers count.
 
     Raises:
       UserError: settings or sources that cannot work.
@@ -380,11 +385,7 @@ def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, Re
         check_row(tokens, samples.layout.least_positions)
     problems = {at: (error.reason, error.problem) for at, error in measured.errors.items()}
     for at in map(int, np.flatnonzero(measured.misfits(tokens, units))):
-        extent = measured.extent(at)
-        problem = misfit(extent, tokens=tokens, units=units, unit=measured.unit)
-        if samples.pairs and extent.length > tokens and extent.units <= units:
-            room = f"the two sides of the pair take {extent.length} positions, a row has {tokens} (data.tokens)"
-            problem = "pair_beyond_row", room
+        problem = misfit(measured.extent(at), tokens=tokens, units=units, unit=measured.unit)
         assert problem is not None  # `misfits` asks the same
         problems[at] = problem
     errors = dict(index.errors)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig
 from jaxvlm.data.media.images import read_size
-from jaxvlm.data.records import IMAGE, Record, RecordError, Turn, sides_of_pair
+from jaxvlm.data.records import IMAGE, Record, RecordError, Turn, sides
 from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
@@ -39,6 +39,7 @@ class Facts:
     text_to_answer: int = 0  # of them, those up to the first supervised one
     images_to_answer: int = 0  # placeholders before the first supervised token
     supervised: int = 0  # tokens
+    sides: int = 1  # 2 of a pair: `text` and `supervised` are of both, the two before the answer of the first
     shuffles: bool = False  # its rounds have a meaning in another order
     dropped_answer: bool = False  # an assistant turn stood before the first question
     id_hash: int = 0  # 64 bits, as those below
@@ -53,14 +54,14 @@ class Samples:
     Attributes:
       lengths: int32[n]; positions that are planned for each record.
       sizes: for each record the sizes of its images, as the index has them; None: read from the files.
-      pairs: whether a record is a pair: two segments of one row, the chosen answer first, each with the whole prompt
-        and its images.
+      pairs: whether each record is a pair, two segments of one row.
     """
 
     def __init__(
         self, source: Mix, renderer: Renderer, config: DataConfig, layout: MediaLayout, *, pairs: bool = False
     ):
-        self.source, self.renderer, self.config, self.layout, self.pairs = source, renderer, config, layout, pairs
+        self.source, self.renderer, self.config, self.layout = source, renderer, config, layout
+        self.pairs = pairs
         self.lengths = np.zeros(0, np.int32)
         self.sizes: ImageSizes | None = None
         self.keep_images = False
@@ -73,6 +74,10 @@ class Samples:
         """Record `index`, from its first question on."""
         return drop_leading_answer(self.source[index])
 
+    def segments(self, record: Record) -> tuple[Record, ...]:
+        """The conversations of a record, each a segment of its row: itself, or the two sides of a pair."""
+        return sides(record) if self.pairs else (record,)
+
     def inspect(self, index: int) -> Facts:
         """Checks record `index`: image headers and ends, turns, length. Decodes no image that ends as it should.
 
@@ -81,36 +86,25 @@ class Samples:
         """
         original = self.source[index]
         record = drop_leading_answer(original)
-        sides = self.sides(record)
-        facts = [self._inspect(side, dropped_answer=record is not original) for side in sides]
-        return _together(facts) if self.pairs else facts[0]
-
-    def sides(self, record: Record) -> tuple[Record, ...]:
-        """The conversations of a record, each a segment of its row: one, or the two sides of a pair.
-
-        Raises:
-          RecordError: it is to be a pair, and is none.
-        """
-        return sides_of_pair(record) if self.pairs else (record,)
-
-    def _inspect(self, record: Record, *, dropped_answer: bool) -> Facts:
         sizes = tuple(read_size(image, record.origin) for image in record.images)
-        sample = self.renderer.render(record)
-        supervised = 1 + np.flatnonzero(sample.loss_weights[1:])
-        if not len(supervised):
+        samples = [self.renderer.render(segment) for segment in self.segments(record)]
+        of_samples = [1 + np.flatnonzero(sample.loss_weights[1:]) for sample in samples]
+        if not all(map(len, of_samples)):
             problem = "no token of it is supervised: it has no answer"
             raise RecordError(f"{record.origin}: {problem}", record.origin, "nothing_supervised")
+        sample, supervised = samples[0], of_samples[0]
         places = np.flatnonzero(sample.is_image)
         before_answer = int(np.count_nonzero(sample.is_image[: supervised[0]]))
         text = json.dumps([[turn.role, turn.text] for turn in record.turns])
         return Facts(
-            text=len(sample.tokens) - len(places),
+            text=sum(len(sample.tokens) - len(places) for sample in samples),
             text_to_image=int(places[-1]) + 1 - len(places) if len(places) else 0,
             text_to_answer=int(supervised[0]) + 1 - before_answer,
             images_to_answer=before_answer,
-            supervised=len(supervised),
+            supervised=sum(map(len, of_samples)),
+            sides=len(samples),
             shuffles=not self.pairs and _shuffles(record),
-            dropped_answer=dropped_answer,
+            dropped_answer=record is not original,
             id_hash=id_hash(record.id),
             text_hash=_hash(text.encode()),
             image_hashes=tuple(_image_hash(image) for image in record.images),
@@ -119,7 +113,7 @@ class Samples:
 
     def fingerprint(self) -> str:
         """A hash of everything on which `inspect` depends except the image files."""
-        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), *["pairs"] * self.pairs])
+        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs])
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
@@ -145,7 +139,8 @@ class Samples:
         for index in members:
             record, sizes = self.record(index), self.sizes_of(index)
             random = None if seed is None else python_random.Random(f"{seed}/{index}")
-            own = [expand(sample, sizes, self.layout) for sample in self._rendered(record, index, random)]
+            own = [expand(sample, sizes, self.layout) for sample in self._samples(record, index, random)]
+            own[1:] = [dataclasses.replace(piece, shares_media=True) for piece in own[1:]]
             try:
                 images = self._images_of(record, index, random)
             except RecordError as error:
@@ -153,22 +148,21 @@ class Samples:
                     remedy = '; with data.on_bad = "skip" a run, also one that is resumed, goes on without it'
                     raise RecordError(f"{error}{remedy}", error.origin, error.reason) from error
                 broken[index] = error
-                own = [dataclasses.replace(piece, loss_weights=np.zeros_like(piece.loss_weights)) for piece in own]
+                own = [dataclasses.replace(p, loss_weights=np.zeros_like(p.loss_weights)) for p in own]
                 images = [self.layout.blank(size) for size in sizes]
             pieces += own
-            loaded += images * len(own)
+            loaded += images
         fill_row(batch, row, pieces, loaded, self.layout)
         return broken
 
     def sizes_of(self, index: int) -> list[Size]:
-        """Sizes of the images of record `index`; those of a pair once.
+        """Sizes of the images of record `index`.
 
         Raises:
           RecordError: a file that cannot be read.
         """
         if self.sizes is not None:
-            sizes = self.sizes[index]
-            return sizes[: len(sizes) // 2] if self.pairs else sizes
+            return self.sizes[index]
         record = self.record(index)
         return [read_size(image, record.origin) for image in record.images]
 
@@ -192,20 +186,16 @@ class Samples:
         options = self.config.augment
         return [self.layout.augment(image, random, flip=options.flip, shift=options.shift) for image in images]
 
-    def _rendered(self, record: Record, index: int, random: python_random.Random | None) -> list[Sample]:
-        """The segments of a record: a pair's whole, another's cut to the row."""
-        if self.pairs:
-            return [self.renderer.render(side) for side in self.sides(record)]
-        return [self._sample(record, index, random)]
-
-    def _sample(self, record: Record, index: int, random: python_random.Random | None) -> Sample:
+    def _samples(self, record: Record, index: int, random: python_random.Random | None) -> list[Sample]:
+        if self.pairs:  # the index rejects those that do not fit whole
+            return [self.renderer.render(segment) for segment in self.segments(record)]
         extents = [self.layout.measure(size) for size in self.sizes_of(index)]
         if random is not None and self.config.augment.shuffle_turns and _shuffles(record):
             sample = self.renderer.render(shuffle_turns(record, random))
             if len(sample.tokens) + sum(image.positions - 1 for image in extents) <= self.lengths[index]:
-                return sample
+                return [sample]
         try:
-            return fit(
+            fitted = fit(
                 self.renderer.render(record),
                 extents,
                 tokens=self.config.tokens,
@@ -214,6 +204,7 @@ class Samples:
             )
         except FitError as error:
             raise RecordError(f"{record.origin}: {error.problem}", record.origin, error.reason) from error
+        return [fitted]
 
     def _image(self, record: Record, index: int, number: int, *, exact: bool) -> np.ndarray:
         image = self._images.get((index, number, exact))
@@ -222,23 +213,6 @@ class Samples:
             if self.keep_images:
                 self._images[index, number, exact] = image
         return image
-
-
-def _together(sides: Sequence[Facts]) -> Facts:
-    """The facts of a pair. It is never cut, so its last answer counts as its first and its end as that of an image."""
-    chosen, rejected = sides
-    text = chosen.text + rejected.text
-    return dataclasses.replace(
-        chosen,
-        text=text,
-        text_to_image=text if chosen.sizes else 0,
-        text_to_answer=text,
-        images_to_answer=2 * len(chosen.sizes),
-        supervised=chosen.supervised + rejected.supervised,
-        text_hash=_hash(json.dumps([chosen.text_hash, rejected.text_hash]).encode()),
-        image_hashes=chosen.image_hashes * 2,
-        sizes=chosen.sizes * 2,
-    )
 
 
 class ImageSizes:
