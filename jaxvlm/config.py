@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from jaxvlm.errors import UserError
 
 T = TypeVar("T")
+PARTS = ("vision", "projector", "language")  # of every model, in this order
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.config import Config, TokenizerConfig
+from jaxvlm.config import PARTS, Config, TokenizerConfig
 from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import stage_model
@@ -27,16 +27,16 @@ from jaxvlm.restore import Run, open_run
 from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
-from jaxvlm.training.optimizer import map_paths, paths
 from jaxvlm.training.state import initial_state, merge_adapters, state_layout
+from jaxvlm.trees import from_paths, map_paths, paths
 from jaxvlm.weights.adapters import read_adapter, write_adapter
 from jaxvlm.weights.folder import CastSource, TensorSource, new_folder, open_tensors, parse_size, write_tensors
 from jaxvlm.weights.hf_config import hf_language_config, hf_llava_config, hf_vision_config
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.llava import HUB, LANGUAGE, VISION, Spelling, find_spelling, llava_rules, llava_sizes, respelled
 from jaxvlm.weights.processor import ensure_image_token, write_processor
-from jaxvlm.weights.rules import export_tensors, flatten_tree, unflatten_tree
-from jaxvlm.weights.source import PARTS, ResizedVocab, Source, load_weights, open_source
+from jaxvlm.weights.rules import export_tensors
+from jaxvlm.weights.source import ResizedVocab, Source, load_weights, open_source
 
 STAGE = "imported"  # the only stage of a run that `import_run` makes
 SOURCE_FILE = "source.json"  # in such a run: how the files it was made of spell their tensors
@@ -67,7 +67,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         for source in sources:
             wanted = {part: layout.state.frozen[part] for part in source.configs}
             params |= load_weights(source, config.model, wanted, keep_dtypes=True)
-        params = unflatten_tree(flatten_tree(params) | flatten_tree(trained))
+        params = from_paths(paths(params) | paths(trained))
         kept = map_paths(_with_dtype_of(params), layout.state.frozen)
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
         state = initial_state(layout, args.seed, params)

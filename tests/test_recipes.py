@@ -16,8 +16,9 @@ from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.data.text.conversation import TEMPLATES
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import stage_model
-from jaxvlm.training.optimizer import group_of, paths, schedule
+from jaxvlm.training.optimizer import group_of, schedule
 from jaxvlm.training.state import split
+from jaxvlm.trees import paths
 
 # scripts/v1_5, and the defaults of transformers 4.37.2 that also apply.
 COMMON = {

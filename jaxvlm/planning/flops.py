@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from jaxvlm.config import DecoderConfig, ModelConfig, PartsConfig
 from jaxvlm.families.registry import family_file
 from jaxvlm.flops import Flops, Work
-from jaxvlm.training.optimizer import paths
+from jaxvlm.trees import paths
 
 
 def model_flops(model: ModelConfig, parts: PartsConfig, trained: Mapping, work: Work) -> list[Flops]:

@@ -19,8 +19,8 @@ from etils import epath
 
 from jaxvlm import processes
 from jaxvlm.errors import UserError, out_of_memory
-from jaxvlm.training.optimizer import map_paths, paths
 from jaxvlm.training.state import State
+from jaxvlm.trees import map_paths, paths
 
 _LISTING = "files.json"  # name and size of the other files of a checkpoint, part of it
 _LATER = {_LISTING, "_CHECKPOINT_METADATA", "commit_success.txt"}  # written after it, and not needed to read one

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import optax
 
 from jaxvlm.config import OptimizerConfig
 from jaxvlm.errors import UserError
+from jaxvlm.trees import map_paths, paths
 
 
 class Group(NamedTuple):
@@ -18,16 +18,6 @@ class Group(NamedTuple):
 
     learning_rate: float
     weight_decay: float
-
-
-def paths(tree: dict) -> dict[str, Any]:
-    """The leaves of a nested dict by their path, such as `language/blocks/attention/q/w`."""
-    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def map_paths(function, tree: dict) -> dict:
-    """`jax.tree.map` of `function(path, leaf)` over a nested dict."""
-    return jax.tree.map_with_path(lambda path, leaf: function("/".join(key.key for key in path), leaf), tree)
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

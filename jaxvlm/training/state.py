@@ -18,7 +18,8 @@ from jaxvlm.models.vlm import Model, make_model
 from jaxvlm.objectives.objective import Objective
 from jaxvlm.objectives.registry import find_objective
 from jaxvlm.sharding import Rules, named_shardings
-from jaxvlm.training.optimizer import build_optimizer, group_of, map_paths, paths
+from jaxvlm.training.optimizer import build_optimizer, group_of
+from jaxvlm.trees import map_paths, paths
 from jaxvlm.tuning import Options, compiler_options
 
 

@@ -27,9 +27,10 @@ import numpy as np
 from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
+from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.folder import RenamedSource, as_source, listed, open_file, write_tensors
 from jaxvlm.weights.llava import MEMORY, Spelling, find_spelling, llava_rules, llava_sizes
-from jaxvlm.weights.rules import Rule, export_tensors, flatten_tree, import_tensors, prefixed, unflatten_tree
+from jaxvlm.weights.rules import Rule, export_tensors, import_tensors, prefixed
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that exists is read
@@ -84,7 +85,7 @@ def write_adapter(
       UserError: every leaf that is missing, of another shape or of no adapter; adapters on anything but the projections
         of blocks; parts that differ in `rslora`, of which PEFT has one for all; a disk that is too small.
     """
-    rows, flat = _projections(config), flatten_tree(params)
+    rows, flat = _projections(config), paths(params)
     wanted = _abstract(config, adapters, projector=projector)
     problems = [] if adapters else ["there are no adapters"]
     for path, leaf in wanted.items():
@@ -106,7 +107,7 @@ def write_adapter(
     adapted = [row for path, row in rows.items() if f"{path}/lora/a" in wanted]
     rules = [rule for row in adapted for rule in _adapter_rules(row)]
     rules += prefixed(_projector_rules(config, MEMORY.projector), _BASE, "")
-    chosen = unflatten_tree({path: flat[path] for path in wanted})
+    chosen = from_paths({path: flat[path] for path in wanted})
     with tempfile.TemporaryDirectory(dir=folder) as new:
         write_tensors(Path(new), export_tensors(rules, chosen, llava_sizes(config)), shard_bytes=sys.maxsize)
         (Path(new) / "model.safetensors").replace(folder / WEIGHT_FILES[0])
@@ -212,13 +213,13 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dic
         for rule in _adapter_rules(rows[path])
     ]
     rules += _projector_rules(config, spelling)
-    abstract = unflatten_tree(_abstract(config, adapters, projector=spelling is not None))
+    abstract = from_paths(_abstract(config, adapters, projector=spelling is not None))
     source = RenamedSource(as_source(tensors), renamed.get)
     try:
         params = import_tensors(rules, source, abstract, llava_sizes(config), progress=False)
     except UserError as error:
         raise UserError(f"the adapter in {folder} is of another model: {error}") from error
-    return unflatten_tree({path: x.astype(np.float32) for path, x in flatten_tree(params).items()}), adapters
+    return from_paths({path: x.astype(np.float32) for path, x in paths(params).items()}), adapters
 
 
 def _places(
@@ -256,9 +257,9 @@ def _adapters(
     """Part -> its adapters, and what is wrong with them. Ranks and alphas are found as PEFT finds them."""
     adapters, problems = {}, []
     for part in sorted({path.partition("/")[0] for path in found}, key=("vision", "language").index):
-        paths = [path for path in projections if path in found and path.startswith(f"{part}/")]
+        adapted = [path for path in projections if path in found and path.startswith(f"{part}/")]
         sizes: dict[tuple[int, float], list[str]] = {}
-        for module in (module for path in paths for module in found[path].values()):
+        for module in (module for path in adapted for module in found[path].values()):
             rank = _looked_up(values["rank_pattern"], module, values["r"])
             alpha = _looked_up(values["alpha_pattern"], module, values["lora_alpha"])
             sizes.setdefault((rank, alpha), []).append(module)
@@ -268,7 +269,7 @@ def _adapters(
             continue
         (rank, alpha) = next(iter(sizes))
         everything = [path.partition("/")[2] for path in projections if path.startswith(f"{part}/")]
-        names = [path.partition("/")[2] for path in paths]
+        names = [path.partition("/")[2] for path in adapted]
         targets = "blocks/.*" if names == everything else _one_of(names, "/")
         adapters[part] = LoraConfig(rank, alpha, values["lora_dropout"], targets, bool(values["use_rslora"]))
     return adapters, problems
@@ -395,7 +396,7 @@ def _projector_rules(config: ModelConfig, prefix: str | None) -> tuple[Rule, ...
 
 def _abstract(config: ModelConfig, adapters: Mapping[str, LoraConfig], *, projector: bool) -> dict[str, Any]:
     """Path -> shape of the leaves of adapters and perhaps projector."""
-    leaves = flatten_tree(build_model(config, adapters).abstract)
+    leaves = paths(build_model(config, adapters).abstract)
     return {
         path: leaf for path, leaf in leaves.items() if "/lora/" in path or (projector and path.startswith("projector/"))
     }

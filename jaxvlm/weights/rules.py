@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxvlm.errors import UserError
+from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.folder import TensorSource, TensorSpec, as_source, listed
 
 
@@ -41,26 +42,6 @@ class Rule:
 def prefixed(rules: Sequence[Rule], hf: str, ours: str) -> tuple[Rule, ...]:
     """The rows with `hf` in front of Hugging Face's names and `ours` in front of our paths."""
     return tuple(dataclasses.replace(rule, hf=hf + rule.hf, ours=ours + rule.ours) for rule in rules)
-
-
-def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict -> {"language/embed/w": leaf}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= flatten_tree(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def unflatten_tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"language/embed/w": leaf} -> nested dict."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def import_tensors(
@@ -93,7 +74,7 @@ def import_tensors(
       UserError: before anything is read, every tensor that is unused, missing, of a wrong shape or of integers where
         floats are expected, in one message.
     """
-    tensors, wanted = as_source(source), flatten_tree(abstract)
+    tensors, wanted = as_source(source), paths(abstract)
     _check(rules, tensors, wanted, sizes, ignored)
     rows = {rule.ours: rule for rule in rules}
     leaves = {path: _Leaf(rows[path], leaf, tensors, sizes) for path, leaf in wanted.items()}
@@ -102,7 +83,7 @@ def import_tensors(
         total=total, desc="weights", unit="B", unit_scale=True, dynamic_ncols=True, disable=None if progress else True
     )
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return unflatten_tree({path: leaf.load(tensors, pool, bar) for path, leaf in leaves.items()})
+        return from_paths({path: leaf.load(tensors, pool, bar) for path, leaf in leaves.items()})
 
 
 def export_tensors(rules: Sequence[Rule], params: Mapping[str, Any], sizes: Mapping[str, int]) -> TensorSource:
@@ -116,7 +97,7 @@ def export_tensors(rules: Sequence[Rule], params: Mapping[str, Any], sizes: Mapp
     Raises:
       UserError: weights without a row.
     """
-    flat = flatten_tree(params)
+    flat = paths(params)
     if problems := _uncovered(rules, flat):
         raise UserError(f"weights cannot be exported, {len(problems)} problems: {listed(problems, '; ')}")
     return _Exported([rule for rule in rules if rule.ours in flat], flat, sizes)

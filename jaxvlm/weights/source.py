@@ -12,16 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvlm.config import DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
+from jaxvlm.config import PARTS, DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
 from jaxvlm.errors import UserError
+from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights import hf_config
 from jaxvlm.weights.folder import DerivedSource, TensorSource, TensorSpec, open_tensors
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.llava import Spelling, find_spelling, llava_rules, llava_sizes
-from jaxvlm.weights.rules import Rule, flatten_tree, import_tensors, unflatten_tree
-
-PARTS = ("vision", "projector", "language")
+from jaxvlm.weights.rules import Rule, import_tensors
 
 # Buffers that old versions of transformers saved, and the halves of CLIP and SigLIP that no LLaVA has.
 _IGNORED = (
@@ -179,7 +178,7 @@ def load_weights(
 
 def _with_saved_dtypes(abstract: Mapping[str, Any], rules: Sequence[Rule], tensors: TensorSource) -> dict[str, Any]:
     """`abstract` with the dtypes of the files; the widest where the layers of a stack differ."""
-    flat = flatten_tree(abstract)
+    flat = paths(abstract)
     for rule in rules:
         if rule.ours in flat:
             leaf = flat[rule.ours]
@@ -187,7 +186,7 @@ def _with_saved_dtypes(abstract: Mapping[str, Any], rules: Sequence[Rule], tenso
             dtypes = {tensors.spec(name).dtype for name in names if name in tensors}
             dtype = jnp.result_type(*dtypes) if dtypes else leaf.dtype
             flat[rule.ours] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-    return unflatten_tree(flat)
+    return from_paths(flat)
 
 
 class ResizedVocab(DerivedSource):

@@ -40,9 +40,10 @@ from jaxvlm.families.build import build_model
 from jaxvlm.families.registry import resolve
 from jaxvlm.models import variants
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
+from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.folder import TensorSource, open_tensors, write_tensors
 from jaxvlm.weights.llava import HUB, llava_rules, llava_sizes
-from jaxvlm.weights.rules import export_tensors, flatten_tree, import_tensors, unflatten_tree
+from jaxvlm.weights.rules import export_tensors, import_tensors
 
 SHARDS = 4
 TINY_VISION = {"image_size": 21, "patch_size": 7, "embed_dim": 36, "mlp_dim": 44, "num_layers": 3, "num_heads": 3}
@@ -100,11 +101,11 @@ def placed(config: ModelConfig) -> Any:
     """The abstract model in bfloat16 on one device."""
     model = build_model(config)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    shardings = flatten_tree(named_shardings(mesh, Rules(), model.abstract, model.axes))
-    return unflatten_tree(
+    shardings = paths(named_shardings(mesh, Rules(), model.abstract, model.axes))
+    return from_paths(
         {
             path: jax.ShapeDtypeStruct(leaf.shape, ml_dtypes.bfloat16, sharding=shardings[path])
-            for path, leaf in flatten_tree(model.abstract).items()
+            for path, leaf in paths(model.abstract).items()
         }
     )
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxvlm.families.build import build_model
 from jaxvlm.objectives import sft
-from jaxvlm.weights.rules import flatten_tree
+from jaxvlm.trees import paths
 from tests.data.conftest import data_config, write_records
 from tests.layouts import make_pipeline
 from tests.parity import pairs
@@ -69,7 +69,7 @@ def test_the_same_loss_and_gradients_as_a_sample_a_row(model, params, epoch, pac
     (want_loss, want_weight), want = jax.device_get(step(params, alone))
     assert weight == want_weight > 100
     assert loss == pytest.approx(want_loss, rel=1e-5)
-    gradients, want = flatten_tree(gradients), flatten_tree(want)
+    gradients, want = paths(gradients), paths(want)
     assert all(want[path].any() for path in ("vision/patch/w", "projector/fc1/w", "language/embed/w"))
     for path, gradient in gradients.items():
         # Those that are zero but for rounding, such as that of a key's bias, are held against the largest.

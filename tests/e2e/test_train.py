@@ -10,12 +10,12 @@ import pytest
 
 from jaxvlm import train
 from jaxvlm.command import run
+from jaxvlm.config import PARTS
 from jaxvlm.errors import UserError
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from jaxvlm.training.metrics import read_metrics
-from jaxvlm.training.optimizer import paths
-from jaxvlm.weights.source import PARTS
+from jaxvlm.trees import paths
 from tests.e2e.conftest import RECIPE
 
 # Kills its own process with SIGKILL 5 ms after the n-th batch has gone to the device: within the four micro-batches of
@@ -24,6 +24,7 @@ KILLED = """
 import os, signal, sys, threading
 import jaxvlm.train
 from jaxvlm.command import run
+from jaxvlm.config import PARTS
 from jaxvlm.errors import UserError
 from jaxvlm.training import loop
 

@@ -25,7 +25,7 @@ from jaxvlm.config import MeshConfig
 from jaxvlm.families.build import build_model
 
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
-from jaxvlm.training.optimizer import paths
+from jaxvlm.trees import paths
 from jaxvlm.weights import rules
 from jaxvlm.weights.source import load_weights, open_source
 from tests.mesh.test_import_processes import MODEL

@@ -8,9 +8,9 @@ from jaxvlm.config import MeshConfig
 from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings, to_devices
 from jaxvlm.training.checkpoint import Checkpoints
-from jaxvlm.training.optimizer import paths
 from jaxvlm.training.state import initial_state, state_layout
 from jaxvlm.training.step import compile_train_step
+from jaxvlm.trees import paths
 from tests import tiny
 
 # name -> (mesh, devices, micro-batches)

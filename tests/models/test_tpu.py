@@ -15,8 +15,8 @@ from jaxvlm.models.attention import attend
 from jaxvlm.models.layers import rope, rope_table
 from jaxvlm.objectives import sft
 from jaxvlm.sharding import Rules, make_mesh, placed, to_devices
-from jaxvlm.training.optimizer import paths
 from jaxvlm.training.state import initial_state, state_layout
+from jaxvlm.trees import paths
 from tests import tiny
 
 MESHES = {"1": (1, 1, 1), "8 fsdp": (1, 8, 1), "2 data x 2 fsdp x 2 tensor": (2, 2, 2)}

@@ -11,8 +11,8 @@ from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
+from jaxvlm.trees import paths
 from jaxvlm.tuning import POLICIES
-from jaxvlm.weights.rules import flatten_tree
 from tests.parity import pairs
 
 CONFIG = pairs.tiny_config()
@@ -47,7 +47,7 @@ def forward(model):
 
 
 def test_axes_have_a_name_for_each_dimension_and_a_rule(model):
-    shapes, axes = flatten_tree(model.abstract), flatten_tree(model.axes)
+    shapes, axes = paths(model.abstract), paths(model.axes)
     assert list(shapes) == list(axes)
     for path, names in axes.items():
         assert isinstance(names, tuple) and len(names) == len(shapes[path].shape), path
@@ -57,11 +57,11 @@ def test_axes_have_a_name_for_each_dimension_and_a_rule(model):
 
 
 def test_paths(model):
-    paths = set(flatten_tree(model.abstract))
-    assert {path.split("/")[0] for path in paths} == {"vision", "projector", "language"}
-    assert {"language/blocks/attention/q/w", "language/embed/w", "language/head/w", "projector/fc2/bias"} <= paths
-    assert {path.split("/")[-1] for path in paths} == {"w", "bias", "scale", "class_token", "positions"}
-    assert "language/head/w" not in flatten_tree(build_model(pairs.tied_config()).abstract)
+    found = set(paths(model.abstract))
+    assert {path.split("/")[0] for path in found} == {"vision", "projector", "language"}
+    assert {"language/blocks/attention/q/w", "language/embed/w", "language/head/w", "projector/fc2/bias"} <= found
+    assert {path.split("/")[-1] for path in found} == {"w", "bias", "scale", "class_token", "positions"}
+    assert "language/head/w" not in paths(build_model(pairs.tied_config()).abstract)
 
 
 def test_init_fills_the_abstract_tree_on_a_mesh(model):
@@ -72,7 +72,7 @@ def test_init_fills_the_abstract_tree_on_a_mesh(model):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
         lambda x: (x.shape, x.dtype), model.abstract
     )
-    flat = flatten_tree(made)
+    flat = paths(made)
     assert np.std(flat["language/blocks/mlp/up/w"]) == pytest.approx(48**-0.5, rel=0.05)
     assert np.std(flat["language/blocks/mlp/down/w"]) == pytest.approx((56 * 2 * 3) ** -0.5, rel=0.05)
     assert not np.array_equal(flat["language/blocks/mlp/up/w"][0], flat["language/blocks/mlp/up/w"][1])
@@ -166,10 +166,10 @@ def test_remat_policies_give_the_same_gradients(params, samples):
         model = build_model(dataclasses.replace(CONFIG, remat=name))
         gradients[name] = jax.jit(jax.grad(lambda p, m=model: pairs.loss_of(m, p, batch)[0]))(params)
     for name in POLICIES:
-        for path, want in flatten_tree(gradients["none"]).items():
-            np.testing.assert_allclose(flatten_tree(gradients[name])[path], want, atol=1e-6, err_msg=path)
+        for path, want in paths(gradients["none"]).items():
+            np.testing.assert_allclose(paths(gradients[name])[path], want, atol=1e-6, err_msg=path)
     # Blocks behind the feature layer, which are not computed, have gradients of zero.
-    for path, gradient in flatten_tree(gradients["full"]["vision"]["blocks"]).items():
+    for path, gradient in paths(gradients["full"]["vision"]["blocks"]).items():
         assert gradient[:3].any(axis=tuple(range(1, gradient.ndim))).all(), path
         assert not gradient[3].any(), path
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from jaxvlm.models.layers import run_stack
+from jaxvlm.trees import paths
 from jaxvlm.weights.llava import llava_rules, llava_sizes
-from jaxvlm.weights.rules import flatten_tree, import_tensors
+from jaxvlm.weights.rules import import_tensors
 from tests.parity import pairs
 
 CONFIGS = {  # config, and the decoder's type at Hugging Face
@@ -43,7 +44,7 @@ def theirs(pair, samples):
     logits = [out.logits[b, : len(sample.tokens)].detach().numpy() for b, sample in enumerate(samples)]
     gradients = pairs.hf_gradients(pair.hf)
     gradients = import_tensors(llava_rules(config), gradients, pair.model.abstract, llava_sizes(config))
-    return out.loss.item(), logits, flatten_tree(gradients)
+    return out.loss.item(), logits, paths(gradients)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def ours(pair):
     def run(rows):
         batch = pairs.make_batch(pair.model.config, rows, tokens=TOKENS, images=IMAGES)
         (loss, logits), gradients = jax.device_get(step(pair.params, batch))
-        return float(loss), logits, flatten_tree(gradients)
+        return float(loss), logits, paths(gradients)
 
     return run
 

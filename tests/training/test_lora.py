@@ -14,9 +14,9 @@ from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.models.layers import keep_mask
 from jaxvlm.sharding import Rules, make_mesh, to_devices
-from jaxvlm.training.optimizer import paths
 from jaxvlm.training.state import initial_state, merge, merge_adapters, state_layout, table_of_parts
 from jaxvlm.training.step import compile_train_step
+from jaxvlm.trees import paths
 from tests import tiny
 
 CONFIG = tiny.config(tiny.recipe()).model

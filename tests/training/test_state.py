@@ -7,9 +7,9 @@ from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.checkpoint import Checkpoints, is_finished
-from jaxvlm.training.optimizer import paths
 from jaxvlm.training.state import initial_state, merge, split, state_layout, table_of_parts
 from jaxvlm.training.step import compile_train_step
+from jaxvlm.trees import paths
 from tests import tiny
 
 ONE_DEVICE = MeshConfig(1, 1, 1)

@@ -19,8 +19,8 @@ import transformers
 from jaxvlm.config import LoraConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
+from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.adapters import read_adapter, write_adapter
-from jaxvlm.weights.rules import flatten_tree, unflatten_tree
 from tests.parity import pairs
 
 CONFIGS = {
@@ -56,17 +56,15 @@ def cached_pair(name):
 def with_adapters(params, config, adapters, seed=0):
     """The weights with random adapters and another projector, so that it shows if one is left out."""
     random = np.random.default_rng(seed)
-    flat = flatten_tree(params)
-    for path, leaf in flatten_tree(build_model(config, adapters).abstract).items():
+    flat = paths(params)
+    for path, leaf in paths(build_model(config, adapters).abstract).items():
         if "/lora/" in path or path.startswith("projector/"):
             flat[path] = (random.standard_normal(leaf.shape) / 8).astype(np.float32)
-    return unflatten_tree(flat)
+    return from_paths(flat)
 
 
 def chosen(params, projector):
-    return {
-        p: x for p, x in flatten_tree(params).items() if "/lora/" in p or (projector and p.startswith("projector/"))
-    }
+    return {p: x for p, x in paths(params).items() if "/lora/" in p or (projector and p.startswith("projector/"))}
 
 
 def our_logits(config, adapters, params):
@@ -118,12 +116,12 @@ def written(tmp_path):
 
 def assert_reads_as(folder, config, want, adapters=None):
     params, found = read_adapter(folder, config)
-    flat = flatten_tree(params)
+    flat = paths(params)
     assert flat.keys() == want.keys()
     for path, leaf in flat.items():
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, want[path], err_msg=path)
-    model = flatten_tree(build_model(config, found).abstract)
+    model = paths(build_model(config, found).abstract)
     assert {path for path in model if "/lora/" in path} == {path for path in flat if "/lora/" in path}
     if adapters is not None:
         assert {part: dataclasses.replace(x, targets="") for part, x in found.items()} == {
@@ -254,7 +252,7 @@ def test_adapters_of_peft_give_the_same_logits(case, tmp_path):
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     params, found = read_adapter(tmp_path, CONFIG)
     assert found == adapters
-    whole = unflatten_tree(flatten_tree(pair.params) | flatten_tree(params))
+    whole = from_paths(paths(pair.params) | paths(params))
     have, want = our_logits(CONFIG, found, whole), their_logits(model, CONFIG)
     print(f"{case}: {np.abs(have - want).max():.1e} of {np.abs(want).max():.1f}")
     np.testing.assert_allclose(have, want, rtol=0, atol=5e-5)
@@ -275,7 +273,7 @@ def test_an_adapter_of_a_decoder_alone(tmp_path):
     sample = pairs.make_sample(CONFIG, 1, images=0, text=9)
     with torch.no_grad():
         want = model(torch.from_numpy(sample.tokens[None].astype(np.int64))).logits[0].numpy()
-    whole = unflatten_tree(flatten_tree(pair.params) | flatten_tree(params))
+    whole = from_paths(paths(pair.params) | paths(params))
     vlm = build_model(CONFIG, found).bind(whole)
     have = vlm.logits(vlm.hidden(pairs.make_batch(CONFIG, [[sample]], tokens=9, images=0)))[0]
     np.testing.assert_allclose(have, want, rtol=0, atol=5e-5)
@@ -497,12 +495,12 @@ def test_files_that_are_no_adapter(written):
 
 def test_adapters_that_cannot_be_written(tmp_path):
     adapters = {"vision": LoraConfig(4, 8, targets="patch|blocks/mlp/up"), "language": LoraConfig(5, 8, rslora=True)}
-    params = flatten_tree(with_adapters(cached_pair("clip_llama").params, CONFIG, adapters))
+    params = paths(with_adapters(cached_pair("clip_llama").params, CONFIG, adapters))
     del params["vision/blocks/mlp/up/lora/a"]
     params["language/blocks/attention/q/lora/b"] = np.ones((3, 4, 6, 10))
     params["projector/fc1/lora/a"] = np.ones((3, 4))
     with pytest.raises(UserError, match="adapters cannot be written, 5 problems") as error:
-        write_adapter(tmp_path, unflatten_tree(params), CONFIG, adapters, base_model="", projector=False)
+        write_adapter(tmp_path, from_paths(params), CONFIG, adapters, base_model="", projector=False)
     for part in (
         "vision/patch is no projection of a block",
         "vision/blocks/mlp/up/lora/a (4, 40, 4) is missing",

@@ -12,10 +12,11 @@ from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
+from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights import rules as rules_module
 from jaxvlm.weights.folder import DictSource, TensorSource, TensorSpec, open_tensors, write_tensors
 from jaxvlm.weights.llava import HUB, MEMORY, llava_rules, llava_sizes
-from jaxvlm.weights.rules import Rule, export_tensors, flatten_tree, import_tensors, unflatten_tree
+from jaxvlm.weights.rules import Rule, export_tensors, import_tensors
 from tests.parity import pairs
 
 
@@ -32,8 +33,8 @@ def test_export_then_import_is_bit_equal(config, prefixes):
     rules, sizes = llava_rules(config, prefixes), llava_sizes(config)
     back = import_tensors(rules, export_tensors(rules, params, sizes), model.abstract, sizes)
     assert jax.tree.structure(back) == jax.tree.structure(params)
-    for path, want in flatten_tree(params).items():
-        have = flatten_tree(back)[path]
+    for path, want in paths(params).items():
+        have = paths(back)[path]
         assert have.dtype == np.float16 and np.array_equal(have, want), path
 
 
@@ -136,9 +137,9 @@ def test_a_long_list_is_cut_in_each_kind():
 
 def placed(model, mesh, dtype):
     """The abstract model with shardings."""
-    shardings = flatten_tree(named_shardings(mesh, Rules(), model.abstract, model.axes))
-    leaves = flatten_tree(model.abstract)
-    return unflatten_tree(
+    shardings = paths(named_shardings(mesh, Rules(), model.abstract, model.axes))
+    leaves = paths(model.abstract)
+    return from_paths(
         {path: jax.ShapeDtypeStruct(leaves[path].shape, dtype, sharding=shardings[path]) for path in leaves}
     )
 
@@ -155,9 +156,9 @@ def test_files_onto_a_mesh(tmp_path, monkeypatch, mesh, dtype):
     mesh = make_mesh(MeshConfig(*mesh), jax.devices()[: np.prod(mesh)])
     got = import_tensors(rules, open_tensors(tmp_path), abstract := placed(model, mesh, dtype), sizes)
     assert jax.tree.structure(got) == jax.tree.structure(params)
-    for path, want in flatten_tree(params).items():
-        have = flatten_tree(got)[path]
-        assert (have.dtype, have.sharding) == (dtype, flatten_tree(abstract)[path].sharding), path
+    for path, want in paths(params).items():
+        have = paths(got)[path]
+        assert (have.dtype, have.sharding) == (dtype, paths(abstract)[path].sharding), path
         assert np.array_equal(have, want.astype(dtype)), path
     back = export_tensors(rules, got, sizes)
     for name, tensor in export_tensors(rules, jax.tree.map(lambda x: x.astype(dtype), params), sizes).items():
