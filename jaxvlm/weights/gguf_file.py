@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxvlm.config import DecoderConfig, RopeScaling
-from jaxvlm.data.text.gguf_tokenizer import read_metadata
 from jaxvlm.errors import UserError
+from jaxvlm.gguf_metadata import read_metadata
 from jaxvlm.weights.folder import TensorSource, TensorSpec, listed
 
 # GGUF's name of a family -> whether its rows of q and k are in the order of an interleaved rope.

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file, llama.cpp's format, and the reading of such a file's metadata.
+"""The tokenizer of a GGUF file, llama.cpp's format.
 
 Source: the metadata keys, docs/gguf.md of ggml; how text is cut into words, llama.cpp's src/llama-vocab.cpp and each
 family's tokenizer.json.
@@ -7,64 +7,15 @@ family's tokenizer.json.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from jaxvlm.errors import UserError, missing_extra
+from jaxvlm.errors import UserError
+from jaxvlm.gguf_metadata import Metadata, read_metadata
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-class Metadata:
-    """Keys and values of an open file."""
-
-    def __init__(self, path: Path, reader: Any):
-        self.path, self.reader = path, reader  # of gguf.GGUFReader
-
-    def value(self, key: str, default: Any = None, *, required: bool = True) -> Any:
-        """The value of a key, or the default.
-
-        Raises:
-          UserError: it is absent, required and without a default.
-        """
-        field = self.reader.get_field(key)
-        if field is not None:
-            return field.contents()
-        if default is None and required:
-            raise UserError(f"{self.path} has no metadata {key}")
-        return default
-
-    def number(self, key: str, default: float | None = None) -> Any:
-        """The value of a key that is one number.
-
-        Raises:
-          UserError: it is absent without a default, or no number.
-        """
-        value = self.value(key, default)
-        if isinstance(value, (int, float)):
-            return value
-        raise UserError(f"{self.path}: {key} = {value!r}, expected one number for all blocks")
-
-
-def read_metadata(path: Path) -> Metadata:
-    """Opens a file; takes seconds, for the vocabulary.
-
-    Raises:
-      UserError: the package gguf is missing, or the file is absent or no GGUF.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise missing_extra(f"reading {path}", "gguf", "gguf") from error
-    if not path.is_file():
-        raise UserError(f"{path} is no file; expected a .gguf")
-    try:
-        return Metadata(path, gguf.GGUFReader(path))
-    except (ValueError, KeyError, IndexError) as error:  # what NumPy and the reader say of a broken or shortened file
-        raise UserError(f"{path} cannot be read as GGUF ({error}); is the download complete?") from error
 
 
 def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
@@ -80,12 +31,11 @@ def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
       UserError: the package gguf is missing, the file is no GGUF, or its kind of tokenizer is not known.
     """
     metadata = source if isinstance(source, Metadata) else read_metadata(Path(source))
+    kinds = {"gpt2": _byte_level_tokenizer, "llama": _sentencepiece_tokenizer}
     kind = metadata.value("tokenizer.ggml.model")
-    if kind == "gpt2":
-        return _byte_level_tokenizer(metadata)
-    if kind == "llama":
-        return _sentencepiece_tokenizer(metadata)
-    raise UserError(f'{metadata.path}: tokenizer.ggml.model = "{kind}", supported are gpt2 (byte-level) and llama')
+    if kind not in kinds:
+        raise UserError(f'{metadata.path}: tokenizer.ggml.model = "{kind}", supported are gpt2 (byte-level) and llama')
+    return kinds[kind](metadata)
 
 
 def _byte_level_tokenizer(metadata: Metadata) -> PreTrainedTokenizerFast:
