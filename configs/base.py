@@ -11,7 +11,10 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.family = "llava"  # jaxvlm/families/registry.py has the others, and what a family of your own takes
     c.model.vision = ConfigDict()
-    c.model.vision.family = "clip"  # or siglip
+    c.model.vision.class_token = True  # these four are CLIP's; SigLIP has the opposite of each
+    c.model.vision.pre_norm = True  # a norm before the first block
+    c.model.vision.patch_bias = False
+    c.model.vision.pool = False  # a pooling head, which is kept for exports and not computed with
     c.model.vision.activation = "quick_gelu"  # of the MLP; gelu: exact; gelu_tanh
     c.model.vision.image_size = 336  # pixels along each side
     c.model.vision.patch_size = 14
@@ -39,8 +42,9 @@ def get_config() -> ConfigDict:
         None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions)
     )
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
-    c.model.language.qkv_bias = False  # Qwen2
-    c.model.language.qk_norm = False  # Qwen3
+    c.model.language.qkv_bias = False  # True for qwen2 alone
+    c.model.language.qk_norm = False  # True for qwen3 alone
+    c.model.language.architecture = "llama"  # as which an export is written; mistral, qwen2, qwen3
     c.model.language.rope_axes = ()  # for three-axis positions: the axis that turns each of head_dim / 2 frequencies
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
     c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/tuning.py

@@ -34,7 +34,10 @@ class VisionConfig:
     feature_layer: int  # whose output is the feature: -1 the last block, -2 the one before
     image_mean: tuple[float, float, float]  # of red, green and blue in 0..1, subtracted from the pixels
     image_std: tuple[float, float, float]  # by which they are divided then
-    family: str  # "clip", or "siglip": no class token, no norm before the blocks, a bias at the patches
+    class_token: bool  # CLIP has one, and a norm before the blocks; SigLIP a bias at the patches, and a pooling head
+    pre_norm: bool
+    patch_bias: bool
+    pool: bool
     activation: str  # of the MLP: quick_gelu, gelu (exact) or gelu_tanh
 
     @property
@@ -83,6 +86,7 @@ class DecoderConfig:
     tie_embeddings: bool
     qkv_bias: bool  # biases at queries, keys and values, as Qwen2 has
     qk_norm: bool  # RMSNorm over each head's query and key, as Qwen3 has
+    architecture: str = "llama"  # Hugging Face's name of the decoder: llama, mistral, qwen2 or qwen3
     # For each of the head_dim / 2 rotary frequencies the axis of the position that turns it; (): there is one axis.
     rope_axes: tuple[int, ...] = ()
 

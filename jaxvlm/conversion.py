@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.config import PARTS, Config, TokenizerConfig
+from jaxvlm.config import PARTS, Config, LoraConfig, ModelConfig, TokenizerConfig
 from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
-from jaxvlm.families.build import stage_model
-from jaxvlm.families.llava.config import LlavaConfig
-from jaxvlm.families.registry import resolve
+from jaxvlm.families.build import build_model, stage_model
+from jaxvlm.families.registry import codec, resolve
+from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import say
 from jaxvlm.restore import Run, open_run
@@ -30,13 +30,14 @@ from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, merge_adapters, state_layout
 from jaxvlm.trees import from_paths, map_paths, paths
 from jaxvlm.weights.adapters import read_adapter, write_adapter
-from jaxvlm.weights.folder import CastSource, TensorSource, new_folder, open_tensors, parse_size, write_tensors
-from jaxvlm.weights.hf_config import hf_language_config, hf_llava_config, hf_vision_config
+from jaxvlm.weights.codec import AdapterNames, Codec, Export, Source
 from jaxvlm.weights.hub import find_source
-from jaxvlm.weights.llava import HUB, LANGUAGE, VISION, Spelling, find_spelling, llava_rules, llava_sizes, respelled
-from jaxvlm.weights.processor import ensure_image_token, write_processor
+from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import export_tensors
-from jaxvlm.weights.source import ResizedVocab, Source, load_weights, open_source
+from jaxvlm.weights.source import ResizedVocab, load_weights
+from jaxvlm.weights.spelling import Spelling, find_spelling, respelled
+from jaxvlm.weights.tensors import CastSource, TensorSource
+from jaxvlm.weights.writing import new_folder, parse_size, write_tensors
 
 STAGE = "imported"  # the only stage of a run that `import_run` makes
 SOURCE_FILE = "source.json"  # in such a run: how the files it was made of spell their tensors
@@ -50,7 +51,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     config = _imported_config(owners, tokenizer, args.template)
     trained: dict[str, Any] = {}
     if args.adapter:
-        trained, adapters = read_adapter(find_source(args.adapter), config.model)
+        trained, adapters = _read_adapter(find_source(args.adapter), config.model)
         parts = dataclasses.replace(config.stage[STAGE].parts, **{part: lora.policy for part, lora in adapters.items()})
         stage = dataclasses.replace(config.stage[STAGE], parts=parts)
         config = dataclasses.replace(config, stage={STAGE: stage})
@@ -78,6 +79,18 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     say(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
     say(f"imported to {args.to}", f'ask it: python -m jaxvlm.generate --run {args.to} --image FILE --prompt "..."')
     return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
+
+
+def _read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, LoraConfig]]:
+    names = _adapter_names(config)
+    return read_adapter(folder, config, names, lambda adapters: build_model(config, adapters).abstract)
+
+
+def _adapter_names(config: ModelConfig) -> AdapterNames:
+    names = codec(config.family).adapters
+    if names is None:
+        raise UserError(f'family "{config.family}" has no form for PEFT; merge adapters into the weights instead')
+    return names(config)
 
 
 def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
@@ -113,6 +126,7 @@ def _owners(sources: list[Source]) -> dict[str, Source]:
 def _imported_config(owners: dict[str, Source], tokenizer: Any, template: str | None) -> Config:
     """The recipe of an imported run."""
     c, stage = base.get_config(), base.stage()
+    c.model.family = next((source.family for source in owners.values() if source.family), c.model.family)
     for part, source in owners.items():
         c.model[part] = dataclasses.asdict(source.configs[part])
     language = owners["language"]
@@ -121,10 +135,9 @@ def _imported_config(owners: dict[str, Source], tokenizer: Any, template: str | 
     dtype = language.pieces[0].tensors.dtype
     stage.frozen_dtype = str(dtype)
     c.model.compute_dtype = "float32" if dtype == np.float32 else "bfloat16"
-    is_llava = language.kind.startswith("llava")
-    own = bool(getattr(tokenizer, "chat_template", None)) and not is_llava
-    stage.data.template = template or ("tokenizer" if own else "vicuna_v1")
-    stage.data.media.aspect = language.aspect or "pad"
+    own = "tokenizer" if getattr(tokenizer, "chat_template", None) else "vicuna_v1"
+    stage.data.template = template or language.template or own
+    stage.data.media.update(language.media)
     c.stages, c.stage[STAGE] = (STAGE,), stage
     return resolve(c.to_dict())
 
@@ -142,28 +155,34 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
         )
     if args.adapter and not adapters:
         raise UserError(f"{args.run} has no adapters; leave --adapter out")
+    form = PART_CODECS[args.part] if args.part else codec(opened.config.model.family)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         if args.adapter:
             projector = opened.stage.parts.projector == "full" or opened.stage_name == STAGE
             model = opened.config.model
-            for note in write_adapter(
-                folder, opened.params, model, adapters, base_model=args.base, projector=projector
-            ):
-                say(f"note: {note}")
+            notes = write_adapter(
+                folder,
+                opened.params,
+                opened.model.abstract,
+                _adapter_names(model),
+                adapters,
+                base_model=args.base,
+                projector=projector,
+            )
+            say(*(f"note: {note}" for note in notes))
         else:
-            _write_model(folder, opened, merge_adapters(opened.params, adapters), args, shard_bytes)
+            _write_model(folder, form, opened, merge_adapters(opened.params, adapters), args, shard_bytes)
     if args.push_to_hub:
         _push(args.out, args.push_to_hub)
     say(f"exported step {opened.step} of {opened.stage_name} to {args.out}")
     return {"folder": str(args.out), "stage": opened.stage_name, "step": opened.step}
 
 
-def _write_model(folder: Path, opened: Run, params: dict, args: argparse.Namespace, shard_bytes: int) -> None:
-    config, tokenizer = opened.config.model, opened.tokenizer
-    added: list[str] = []
-    image_id = -1
-    if args.part is None:
-        tokenizer, image_id, added = ensure_image_token(tokenizer)
+def _write_model(
+    folder: Path, form: Codec, opened: Run, params: dict, args: argparse.Namespace, shard_bytes: int
+) -> None:
+    config = opened.config.model
+    tokenizer, image_id, added = form.extend_tokenizer(opened.tokenizer)
     if added:
         say(f"the tokenizer had no {added[0]}; it was added with id {image_id}")
     rows = config.language.vocab_size
@@ -176,13 +195,12 @@ def _write_model(folder: Path, opened: Run, params: dict, args: argparse.Namespa
             )
         rows = needed
         say(f"the embedding was resized from {config.language.vocab_size} to {rows} rows")
-    spelling = {None: HUB, "vision": VISION, "language": LANGUAGE}[args.part]
-    if args.part is None:
-        spelling = _source_spelling(opened.folder) or spelling
+    spelling = _source_spelling(opened.folder, form) or form.hub
     chosen = {args.part: params[args.part]} if args.part else params
-    tensors: TensorSource = export_tensors(llava_rules(config, spelling), chosen, llava_sizes(config))
+    rules = form.rules(config, spelling)
+    tensors: TensorSource = export_tensors(rules, chosen, form.sizes(config))
     if rows != config.language.vocab_size:
-        tensors = ResizedVocab(tensors, spelling, rows)
+        tensors = ResizedVocab(tensors, rules, rows)
         config = dataclasses.replace(config, language=dataclasses.replace(config.language, vocab_size=rows))
     if args.dtype:
         tensors = CastSource(tensors, jnp.dtype(args.dtype))
@@ -190,19 +208,9 @@ def _write_model(folder: Path, opened: Run, params: dict, args: argparse.Namespa
     write_tensors(folder, tensors, shard_bytes=shard_bytes)
 
     positions = max(stage.data.tokens for stage in opened.config.stage.values())
-    assert isinstance(config, LlavaConfig)
-    options: dict[str, Any] = {"dtype": dtype, "max_positions": positions}
-    if args.part == "vision":
-        assert isinstance(config, LlavaConfig)
-        values = hf_vision_config(config.vision, dtype=dtype)
-    elif args.part == "language":
-        values = hf_language_config(config.language, tokenizer, **options)
-        tokenizer.save_pretrained(folder)
-    else:
-        assert isinstance(config, LlavaConfig)
-        values = hf_llava_config(config, tokenizer, image_token_id=image_id, **options)
-        for note in write_processor(folder, tokenizer, config.vision, opened.stage.data):
-            say(f"note: {note}")
+    export = Export(config, tokenizer, image_id, opened.stage.data, dtype, positions)
+    values, notes = form.write(folder, export)
+    say(*(f"note: {note}" for note in notes))
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     _check_written(folder, tensors)
 
@@ -221,12 +229,12 @@ def _check_written(folder: Path, wanted: TensorSource) -> None:
     open_source(str(folder))
 
 
-def _source_spelling(folder: Path) -> Spelling | None:
-    """How the one folder that a run was imported from spells its tensors, if it had all parts."""
+def _source_spelling(folder: Path, form: Codec) -> Spelling | None:
+    """How the one folder that a run was imported from spells its tensors, if transformers loads an export so."""
     path = folder / SOURCE_FILE
     spellings = json.loads(path.read_text())["spellings"] if path.is_file() else []
-    whole = len(spellings) == 1 and all(spellings[0][part] is not None for part in PARTS)
-    return Spelling(**spellings[0]) if whole and "mm_projector" not in spellings[0]["projector"] else None
+    found = [Spelling(**spelling) for spelling in spellings]
+    return found[0] if len(found) == 1 and form.loads(found[0]) else None
 
 
 def _push(folder: Path, name: str) -> None:
@@ -242,7 +250,9 @@ def _push(folder: Path, name: str) -> None:
 
 def verify_pair(args: argparse.Namespace) -> dict[str, Any]:
     """Compares two checkpoints tensor by tensor; what differs is an error."""
-    a, b = (_tensors(path) for path in (args.a, args.b))
+    forms = [_codec(path) for path in (args.a, args.b)]
+    hub = max((form.hub for form in forms), key=lambda spelling: len(spelling.prefixes()))  # of a whole, if either is
+    a, b = (_tensors(path, form, hub) for path, form in zip((args.a, args.b), forms, strict=True))
     problems = [f"only {args.a} has {name}" for name in a if name not in b]
     problems += [f"only {args.b} has {name}" for name in b if name not in a]
     differences: dict[str, float] = {}
@@ -270,14 +280,18 @@ def verify_pair(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _tensors(path: Path) -> TensorSource:
+def _codec(path: Path) -> Codec:
+    return codec(RunFolder(path).load_config().model.family) if RunFolder(path).has_begun else folder_codec(path)
+
+
+def _tensors(path: Path, form: Codec, hub: Spelling) -> TensorSource:
     """A checkpoint's tensors under the hub's names, whatever it calls them."""
     if RunFolder(path).has_begun:
         opened = open_run(path, keep_dtypes=True)
         config, params = opened.config.model, merge_adapters(opened.params, dict(opened.model.adapters))
-        return export_tensors(llava_rules(config, HUB), params, llava_sizes(config))
+        return respelled(export_tensors(form.rules(config, form.hub), params, form.sizes(config)), form.hub, hub)
     tensors = open_tensors(path)
-    return respelled(tensors, find_spelling(tensors))
+    return respelled(tensors, find_spelling(tensors, form.known), hub)
 
 
 def _verify_logits(args: argparse.Namespace) -> float:

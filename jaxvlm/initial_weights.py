@@ -9,11 +9,13 @@ import jax
 
 from jaxvlm.config import PARTS, Config, LoraConfig
 from jaxvlm.errors import UserError
+from jaxvlm.families.sources import open_source
 from jaxvlm.restore import load_params
 from jaxvlm.runs import RunFolder
 from jaxvlm.training.checkpoint import is_finished, whole_steps
 from jaxvlm.training.state import Layout, merge, merge_adapters, without_adapters
-from jaxvlm.weights.source import Source, check_fit, load_weights, open_source
+from jaxvlm.weights.codec import Source
+from jaxvlm.weights.source import check_fit, load_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,14 @@ import transformers
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from jaxvlm import conversion, convert, evaluate, generate
+from jaxvlm import convert, evaluate, generate
 from jaxvlm.command import run
+from jaxvlm.families.llava import hf
+from jaxvlm.families.sources import open_source
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
-from jaxvlm.weights.folder import open_tensors
-from jaxvlm.weights.source import open_source
+from jaxvlm.weights.reading import open_tensors
 from tests import hf_folders
 from tests.parity import pairs
 from tests.smollm2 import smollm2_file
@@ -117,8 +118,8 @@ def test_what_goes_in_comes_out(llava, tmp_path, rename):
 FAMILIES = {
     "clip_llama": (pairs.tiny_config(), "llama"),
     "clip_llama3_tied": (pairs.tied_config(), "llama"),
-    "siglip_qwen2": (pairs.siglip_config(qkv_bias=True), "qwen2"),
-    "siglip_qwen3_tied": (pairs.siglip_config(qk_norm=True, tie_embeddings=True), "qwen3"),
+    "siglip_qwen2": (pairs.siglip_config(architecture="qwen2", qkv_bias=True), "qwen2"),
+    "siglip_qwen3_tied": (pairs.siglip_config(architecture="qwen3", qk_norm=True, tie_embeddings=True), "qwen3"),
 }
 
 
@@ -294,7 +295,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(llava, tmp_path, capsys
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(conversion, "write_processor", full)
+        patched.setattr(hf, "write_processor", full)
         message = fail(capsys, "export", "--run", tmp_path / "run", "--out", out, "--overwrite")
         assert "no space left" in message
         fail(capsys, "export", "--run", tmp_path / "run", "--out", tmp_path / "new")

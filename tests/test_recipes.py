@@ -120,7 +120,7 @@ def test_model_and_start(size, kind):
     vision, language = config.model.vision, config.model.language
     assert (vision.image_size, vision.patch_size, vision.features_per_image) == (336, 14, 576)
     assert (vision.embed_dim, vision.num_layers, vision.feature_layer) == (1024, 24, -2)
-    assert (vision.family, vision.activation) == ("clip", "quick_gelu")
+    assert (vision.class_token, vision.pool, vision.activation) == (True, False, "quick_gelu")
     assert [int(255 * mean) for mean in vision.image_mean] == [122, 116, 104]
     sizes = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}[size]
     assert (language.embed_dim, language.mlp_dim, language.num_layers, language.num_heads) == sizes

@@ -8,13 +8,18 @@ from __future__ import annotations
 import importlib
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxvlm.config import Config, DataConfig, MediaConfig, ModelConfig, build_config
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaLayout
 
+if TYPE_CHECKING:  # data workers import this file, and no JAX
+    from jaxvlm.weights.codec import Codec
+
 FAMILIES = {"llava": "jaxvlm.families.llava"}
+# `model_type` of config.json -> family.
+MODEL_TYPES = {"llava_llama": "llava", "llava": "llava", "llava_mistral": "llava", "llava_qwen": "llava"}
 
 
 def family_file(family: str, name: str) -> types.ModuleType:
@@ -59,3 +64,21 @@ def media_layout(model: ModelConfig, data: DataConfig) -> MediaLayout:
       UserError: settings of `data.media` that cannot work.
     """
     return family_file(model.family, "layout").make_layout(model, data.media)
+
+
+def codec(family: str) -> Codec:
+    """How a family's Hugging Face folders are read and written.
+
+    Raises:
+      UserError: there is no such family, or it has no codec.
+    """
+    try:
+        return family_file(family, "hf").CODEC
+    except ModuleNotFoundError as error:
+        package = FAMILIES.get(family, family)
+        if error.name != f"{package}.hf":
+            raise
+        raise UserError(
+            f'family "{family}" has no Hugging Face codec ({package.replace(".", "/")}/hf.py); its runs can be trained '
+            "and evaluated, but neither exported nor compared"
+        ) from error

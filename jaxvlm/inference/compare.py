@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import transformers
-from PIL import Image
 
 from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
+from jaxvlm.families.sources import folder_codec
 from jaxvlm.inference.engine import prompt_logits
 from jaxvlm.restore import Run
 
@@ -44,27 +42,21 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
     Raises:
       UserError: torch is not installed, or transformers cannot load the folder.
     """
+    reference = folder_codec(folder).reference
+    if reference is None:
+        raise UserError(f"{folder} holds no model that writes text; there are no logits to compare")
     try:
         import torch
     except ImportError as error:
         raise UserError(f"to run {folder} torch is needed: pip install torch") from error
     try:
-        is_llava = (folder / "processor_config.json").is_file()
-        auto = transformers.AutoModelForImageTextToText if is_llava else transformers.AutoModelForCausalLM
-        model: Any = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        processor: Any = (transformers.AutoProcessor if is_llava else transformers.AutoTokenizer).from_pretrained(
-            folder
-        )
+        model = reference.model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        processor = reference.processor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {folder}: {error}") from error
     text = f"{IMAGE}\n" * len(images) + prompt
     said = processor.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
     )
-    if is_llava:
-        opened = [Image.open(image).convert("RGB") for image in images]
-        inputs = processor(text=said, images=opened or None, return_tensors="pt", add_special_tokens=False)
-    else:
-        inputs = processor(said, return_tensors="pt", add_special_tokens=False)
     with torch.no_grad():
-        return model(**inputs).logits[0].float().numpy()
+        return model(**reference.inputs(processor, said, images)).logits[0].float().numpy()

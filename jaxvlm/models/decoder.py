@@ -151,6 +151,20 @@ class Embedding(nnx.Module):
         return matmul(x.astype(self.dtype), self.w[...].astype(self.dtype).T, 1, preferred_element_type=jnp.float32)
 
 
+# config.model.language.architecture -> its qkv_bias and qk_norm.
+ARCHITECTURES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+
+
+def check_architecture(c: DecoderConfig) -> None:
+    """Raises `UserError` if the architecture is unknown, or has other biases and norms than the config says."""
+    if ARCHITECTURES.get(c.architecture) != (c.qkv_bias, c.qk_norm):
+        known = "; ".join(f"{name}: {bias}, {norm}" for name, (bias, norm) in ARCHITECTURES.items())
+        raise UserError(
+            f'config.model.language: architecture "{c.architecture}" with qkv_bias = {c.qkv_bias} and qk_norm = '
+            f"{c.qk_norm} is no model of transformers; architectures and their qkv_bias, qk_norm: {known}"
+        )
+
+
 class Decoder(nnx.Module):
     """From the embeddings of a row to its final hidden states, and from those to logits."""
 
@@ -158,8 +172,9 @@ class Decoder(nnx.Module):
         """Makes the weights.
 
         Raises:
-          UserError: sizes do not fit each other.
+          UserError: sizes do not fit each other, or no architecture has these biases and norms.
         """
+        check_architecture(c)
         if c.num_heads % c.num_kv_heads or c.head_dim % 2:
             raise UserError(
                 f"config.model.language: num_heads {c.num_heads} must be a multiple of num_kv_heads {c.num_kv_heads}, "

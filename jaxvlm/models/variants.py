@@ -15,7 +15,10 @@ def _clip(
     image_size: int, patch_size: int, embed_dim: int, num_layers: int, num_heads: int, activation: str = "quick_gelu"
 ) -> dict[str, Any]:
     return {
-        "family": "clip",
+        "class_token": True,
+        "pre_norm": True,
+        "patch_bias": False,
+        "pool": False,
         "activation": activation,
         "image_size": image_size,
         "patch_size": patch_size,
@@ -33,7 +36,8 @@ def _clip(
 def _siglip(
     image_size: int, patch_size: int, embed_dim: int, mlp_dim: int, num_layers: int, num_heads: int
 ) -> dict[str, Any]:
-    own = {"family": "siglip", "mlp_dim": mlp_dim, "norm_epsilon": 1e-6}
+    own = {"mlp_dim": mlp_dim, "norm_epsilon": 1e-6}
+    own |= {"class_token": False, "pre_norm": False, "patch_bias": True, "pool": True}
     pixels = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     return _clip(image_size, patch_size, embed_dim, num_layers, num_heads, "gelu_tanh") | own | pixels
 
@@ -67,19 +71,24 @@ def _llama(
         "tie_embeddings": tie_embeddings,
         "qkv_bias": False,
         "qk_norm": False,
+        "architecture": "llama",
     }
+
+
+def _mistral(vocab_size: int) -> dict[str, Any]:
+    return _llama(vocab_size, 4096, 14336, 32, 32, 8, rope_theta=1e6) | {"architecture": "mistral"}
 
 
 def _qwen25(vocab_size: int, *sizes: int, tie_embeddings: bool) -> dict[str, Any]:
     """`sizes` as those of `_llama` behind the vocabulary."""
     llama = _llama(vocab_size, *sizes, rope_theta=1e6, norm_epsilon=1e-6, tie_embeddings=tie_embeddings)
-    return llama | {"qkv_bias": True}
+    return llama | {"qkv_bias": True, "architecture": "qwen2"}
 
 
 def _qwen3(*sizes: int, tie_embeddings: bool) -> dict[str, Any]:
     """`sizes` as those of `_llama` behind the vocabulary."""
     llama = _llama(151936, *sizes, rope_theta=1e6, norm_epsilon=1e-6, tie_embeddings=tie_embeddings)
-    return llama | {"head_dim": 128, "qk_norm": True}
+    return llama | {"head_dim": 128, "qk_norm": True, "architecture": "qwen3"}
 
 
 _SIGLIP_BASE = _siglip(224, 16, 768, 3072, 12, 12)
@@ -117,8 +126,8 @@ _LANGUAGE = {
     ),
     "smollm2_360m": _SMOLLM2_360M,  # HuggingFaceTB/SmolLM2-360M
     "smollm2_1_7b": _SMOLLM2_1_7B,  # HuggingFaceTB/SmolLM2-1.7B
-    "mistral02_7b": _llama(32000, 4096, 14336, 32, 32, 8, rope_theta=1e6),  # mistralai/Mistral-7B-Instruct-v0.2
-    "mistral03_7b": _llama(32768, 4096, 14336, 32, 32, 8, rope_theta=1e6),  # mistralai/Mistral-7B-v0.3
+    "mistral02_7b": _mistral(32000),  # mistralai/Mistral-7B-Instruct-v0.2
+    "mistral03_7b": _mistral(32768),  # mistralai/Mistral-7B-v0.3
     "qwen25_0_5b": _qwen25(151936, 896, 4864, 24, 14, 2, tie_embeddings=True),  # Qwen/Qwen2.5-0.5B
     "qwen25_1_5b": _qwen25(151936, 1536, 8960, 28, 12, 2, tie_embeddings=True),  # Qwen/Qwen2.5-1.5B
     "qwen25_3b": _qwen25(151936, 2048, 11008, 36, 16, 2, tie_embeddings=True),  # Qwen/Qwen2.5-3B

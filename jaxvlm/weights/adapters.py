@@ -18,7 +18,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ import numpy as np
 
 from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
-from jaxvlm.families.build import build_model
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights.folder import RenamedSource, as_source, listed, open_file, write_tensors
-from jaxvlm.weights.llava import MEMORY, Spelling, find_spelling, llava_rules, llava_sizes
+from jaxvlm.weights.codec import AdapterNames
+from jaxvlm.weights.reading import open_file
 from jaxvlm.weights.rules import Rule, export_tensors, import_tensors, prefixed
+from jaxvlm.weights.spelling import Spelling, find_spelling
+from jaxvlm.weights.tensors import RenamedSource, as_source, listed
+from jaxvlm.weights.writing import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that exists is read
@@ -38,11 +40,6 @@ PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, beside them
 
 _BASE = "base_model.model."  # PEFT's module round the model
 
-# A module of a block in any spelling: of this and older transformers, of the original LLaVA, of a part alone.
-_MODULE = re.compile(
-    r"((?P<vision>(model\.)?(vision_tower\.)*(vision_model\.)?)encoder\.|(model\.|language_model\.)*)"
-    r"layers\.(?P<layer>\d+)\.(?P<name>.+)"
-)
 _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(default\.)?weight")
 
 # Fields that say how an adapter was made or who made it. Which modules have one is told from the tensors.
@@ -59,21 +56,23 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 def write_adapter(
     folder: Path,
     params: Mapping[str, Any],
-    config: ModelConfig,
+    abstract: Mapping[str, Any],
+    names: AdapterNames,
     adapters: Mapping[str, LoraConfig],
     *,
     base_model: str,
     projector: bool,
 ) -> list[str]:
-    """Writes the adapters of a model, as PEFT does it for transformers' `LlavaForConditionalGeneration`.
+    """Writes the adapters of a model, as PEFT does it for the family's class of transformers.
 
-    `PeftModel.from_pretrained(llava, folder)` reads them. Each weight keeps the dtype that it has here.
+    `PeftModel.from_pretrained(model, folder)` reads them. Each weight keeps the dtype that it has here.
 
     Args:
       folder: exists; its `adapter_config.json` and `adapter_model.safetensors` are replaced.
       params: nested dict of the whole model, NumPy or `jax.Array` leaves; at `lora/a` float[layers, ...in..., rank], at
         `lora/b` float[layers, rank, ...out...].
-      config: of the whole model.
+      abstract: nested dict of what the whole model has, `build_model(config, adapters).abstract`.
+      names: of the family's modules.
       adapters: part -> its adapters, which made the leaves.
       base_model: folder or hub's name of the model that they belong on, for the readers of the folder; may be empty.
       projector: whether the projector is written, too, as a module that takes the place of the base model's.
@@ -85,8 +84,8 @@ def write_adapter(
       UserError: every leaf that is missing, of another shape or of no adapter; adapters on anything but the projections
         of blocks; parts that differ in `rslora`, of which PEFT has one for all; a disk that is too small.
     """
-    rows, flat = _projections(config), paths(params)
-    wanted = _abstract(config, adapters, projector=projector)
+    rows, flat = _projections(names), paths(params)
+    wanted = _chosen(abstract, projector=projector)
     problems = [] if adapters else ["there are no adapters"]
     for path, leaf in wanted.items():
         place, _, weight = path.rpartition("/lora/")
@@ -106,19 +105,21 @@ def write_adapter(
 
     adapted = [row for path, row in rows.items() if f"{path}/lora/a" in wanted]
     rules = [rule for row in adapted for rule in _adapter_rules(row)]
-    rules += prefixed(_projector_rules(config, MEMORY.projector), _BASE, "")
+    rules += prefixed(_projector_rules(names, names.spelling.projector), _BASE, "")
     chosen = from_paths({path: flat[path] for path in wanted})
     with tempfile.TemporaryDirectory(dir=folder) as new:
-        write_tensors(Path(new), export_tensors(rules, chosen, llava_sizes(config)), shard_bytes=sys.maxsize)
+        write_tensors(Path(new), export_tensors(rules, chosen, names.sizes), shard_bytes=sys.maxsize)
         (Path(new) / "model.safetensors").replace(folder / WEIGHT_FILES[0])
-    values, notes = _peft_config(adapted, adapters)
+    values, notes = _peft_config(adapted, adapters, names.spelling)
     values["base_model_name_or_path"] = base_model or None
-    values["modules_to_save"] = ["multi_modal_projector"] if projector else None
+    values["modules_to_save"] = [names.projector] if projector else None
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return notes
 
 
-def _peft_config(adapted: Sequence[Rule], adapters: Mapping[str, LoraConfig]) -> tuple[dict[str, Any], list[str]]:
+def _peft_config(
+    adapted: Sequence[Rule], adapters: Mapping[str, LoraConfig], spelling: Spelling
+) -> tuple[dict[str, Any], list[str]]:
     """The fields of PEFT's `LoraConfig` that all its versions know, and notes on what they cannot hold."""
     parts = list(adapters)
     main = "language" if "language" in parts else parts[0]
@@ -126,7 +127,7 @@ def _peft_config(adapted: Sequence[Rule], adapters: Mapping[str, LoraConfig]) ->
     ranks, alphas = {}, {}
     for part, other in adapters.items():
         # PEFT before 0.14 finds a pattern only behind a dot, so it cannot begin with the whole name.
-        pattern = re.escape(getattr(MEMORY, part).removeprefix("model.")) + ".*"
+        pattern = re.escape(getattr(spelling, part).removeprefix("model.")) + ".*"
         if other.rank != lora.rank:
             ranks[pattern] = other.rank
         if other.alpha != lora.alpha:
@@ -160,15 +161,22 @@ def _peft_config(adapted: Sequence[Rule], adapters: Mapping[str, LoraConfig]) ->
     return values, notes
 
 
-def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, LoraConfig]]:
+def read_adapter(
+    folder: Path,
+    config: ModelConfig,
+    names: AdapterNames,
+    build: Callable[[Mapping[str, LoraConfig]], Mapping[str, Any]],
+) -> tuple[dict[str, Any], dict[str, LoraConfig]]:
     """Reads adapters that PEFT, the original LLaVA or `write_adapter` wrote.
 
-    They may have been made on LLaVA in any spelling of its modules, or on a decoder or an encoder alone. The projector
-    comes, too, if the folder has one: among the adapters (`modules_to_save`) or in `non_lora_trainables.bin`.
+    They may have been made on the model in any spelling of its modules, or on a decoder or an encoder alone. The
+    projector comes, too, if the folder has one: among the adapters (`modules_to_save`) or in `non_lora_trainables.bin`.
 
     Args:
       folder: holds adapter_config.json and adapter_model.safetensors or adapter_model.bin.
       config: of the whole model.
+      names: of the family's modules.
+      build: part -> its adapters -> nested dict of what the model has with them, `build_model(...).abstract`.
 
     Returns:
       Nested dict of float32 NumPy arrays, [layers, ...in..., rank] at `lora/a` and [layers, rank, ...out...] at
@@ -181,10 +189,10 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dic
         computed, other kinds of adapters, ranks that differ inside a part, stacks of which only some layers have an
         adapter, adapters outside of blocks, weights of other modules. Tensors of wrong shapes.
     """
-    values, rows = _read_config(folder / CONFIG_FILE), _projections(config)
+    values, rows = _read_config(folder / CONFIG_FILE), _projections(names)
     tensors = {name.removeprefix(_BASE): tensor for name, tensor in _read_tensors(folder).items()}
-    found, renamed, others, homeless = _places(tensors, rows)
-    spelling = find_spelling(others).projector
+    found, renamed, others, homeless = _places(tensors, rows, re.compile(names.module))
+    spelling = find_spelling(others, names.known).projector
     start = spelling.partition("{")[0] if spelling else ""
     renamed |= {name: name for name in others if start and name.startswith(start)}
 
@@ -212,18 +220,18 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dic
         for path in found
         for rule in _adapter_rules(rows[path])
     ]
-    rules += _projector_rules(config, spelling)
-    abstract = from_paths(_abstract(config, adapters, projector=spelling is not None))
+    rules += _projector_rules(names, spelling)
+    abstract = from_paths(_chosen(build(adapters), projector=spelling is not None))
     source = RenamedSource(as_source(tensors), renamed.get)
     try:
-        params = import_tensors(rules, source, abstract, llava_sizes(config), progress=False)
+        params = import_tensors(rules, source, abstract, names.sizes, progress=False)
     except UserError as error:
         raise UserError(f"the adapter in {folder} is of another model: {error}") from error
     return from_paths({path: x.astype(np.float32) for path, x in paths(params).items()}), adapters
 
 
 def _places(
-    names: Iterable[str], rows: Mapping[str, Rule]
+    names: Iterable[str], rows: Mapping[str, Rule], modules: re.Pattern[str]
 ) -> tuple[dict[str, dict[int, str]], dict[str, str], list[str], list[str]]:
     """Where tensors belong, told from their names without `_BASE`.
 
@@ -239,7 +247,7 @@ def _places(
         if weight is None:
             others.append(name)
             continue
-        module = _MODULE.fullmatch(weight["module"])
+        module = modules.fullmatch(weight["module"])
         part = "vision" if module and module["vision"] is not None else "language"
         if module is None or (part, module["name"]) not in places:
             homeless.add(weight["module"])
@@ -365,9 +373,9 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is refused: {error}") from error
 
 
-def _projections(config: ModelConfig) -> dict[str, Rule]:
+def _projections(names: AdapterNames) -> dict[str, Rule]:
     """Path of each projection of the blocks, "language/blocks/attention/q" -> the row of its weight."""
-    rows = (row for row in llava_rules(config) if row.stacked and row.ours.endswith("/w"))
+    rows = (row for row in names.rules(names.spelling) if row.stacked and row.ours.endswith("/w"))
     return {row.ours.removesuffix("/w"): row for row in rows}
 
 
@@ -390,15 +398,16 @@ def _adapter_rules(row: Rule) -> tuple[Rule, Rule]:
     )
 
 
-def _projector_rules(config: ModelConfig, prefix: str | None) -> tuple[Rule, ...]:
-    return llava_rules(config, Spelling(vision=None, projector=prefix, language=None, head=None))
+def _projector_rules(names: AdapterNames, prefix: str | None) -> tuple[Rule, ...]:
+    return names.rules(Spelling(projector=prefix))
 
 
-def _abstract(config: ModelConfig, adapters: Mapping[str, LoraConfig], *, projector: bool) -> dict[str, Any]:
+def _chosen(abstract: Mapping[str, Any], *, projector: bool) -> dict[str, Any]:
     """Path -> shape of the leaves of adapters and perhaps projector."""
-    leaves = paths(build_model(config, adapters).abstract)
     return {
-        path: leaf for path, leaf in leaves.items() if "/lora/" in path or (projector and path.startswith("projector/"))
+        path: leaf
+        for path, leaf in paths(abstract).items()
+        if "/lora/" in path or (projector and path.startswith("projector/"))
     }
 
 

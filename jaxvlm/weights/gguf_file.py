@@ -17,10 +17,11 @@ import numpy as np
 from jaxvlm.config import DecoderConfig, RopeScaling
 from jaxvlm.errors import UserError
 from jaxvlm.gguf_metadata import read_metadata
-from jaxvlm.weights.folder import TensorSource, TensorSpec, listed
+from jaxvlm.models.decoder import ARCHITECTURES
+from jaxvlm.weights.tensors import TensorSource, TensorSpec, listed
 
 # GGUF's name of a family -> whether its rows of q and k are in the order of an interleaved rope.
-ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}  # Mistral and SmolLM2 are "llama" too
+INTERLEAVED = {"llama": True, "qwen2": False, "qwen3": False}  # Mistral and SmolLM2 are "llama" too
 
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK = {
@@ -62,10 +63,10 @@ class GGUFSource(TensorSource):
         self.path = Path(path)
         self.metadata = read_metadata(self.path)
         self.architecture = str(self.metadata.value("general.architecture"))
-        if self.architecture not in ARCHITECTURES:
+        if self.architecture not in INTERLEAVED:
             raise UserError(
                 f'{self.path} holds a model of architecture "{self.architecture}"; '
-                f"supported are {', '.join(ARCHITECTURES)}"
+                f"supported are {', '.join(INTERLEAVED)}"
             )
         names = {tensor.name: _hf_name(tensor.name, self.architecture) for tensor in self.metadata.reader.tensors}
         unknown = [name for name, hf in names.items() if hf is None and name != _ROPE_FACTORS]
@@ -82,7 +83,7 @@ class GGUFSource(TensorSource):
     def __getitem__(self, name: str) -> np.ndarray:
         """float32, in Hugging Face's shape."""
         array = _dequantise(self._tensors[name], self.path)
-        if ARCHITECTURES[self.architecture] and (match := re.search(r"\.self_attn\.([qk])_proj\.", name)):
+        if INTERLEAVED[self.architecture] and (match := re.search(r"\.self_attn\.([qk])_proj\.", name)):
             count = "attention.head_count" if match[1] == "q" else "attention.head_count_kv"
             return unpermute(array, self.number(count))
         return array
@@ -139,6 +140,10 @@ def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
     scaling = _rope_scaling(source, head_dim, theta, problems)
     if problems:
         raise UserError(f"{source.path} cannot be a decoder: " + "; ".join(problems))
+    bias, norm = (f"model.layers.0.self_attn.{name}" in source for name in ("q_proj.bias", "q_norm.weight"))
+    # A LLaMA with biases at q, k and v alone is a Qwen2.
+    fitting = [name for name, choices in ARCHITECTURES.items() if choices == (bias, norm)]
+    architecture = source.architecture if source.architecture in fitting else next(iter(fitting), source.architecture)
     return DecoderConfig(
         vocab_size=source.spec("model.embed_tokens.weight").shape[0],
         embed_dim=embed_dim,
@@ -151,8 +156,9 @@ def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
         rope_theta=_shortest(theta),
         rope_scaling=scaling,
         tie_embeddings="lm_head.weight" not in source,
-        qkv_bias="model.layers.0.self_attn.q_proj.bias" in source,
-        qk_norm="model.layers.0.self_attn.q_norm.weight" in source,
+        qkv_bias=bias,
+        qk_norm=norm,
+        architecture=architecture,
     )
 
 
@@ -192,10 +198,10 @@ def _shortest(value: float) -> float:
 
 def _rope_scaling(source: GGUFSource, head_dim: int, theta: float, problems: list[str]) -> RopeScaling | None:
     """Llama 3's scaling if the file's factors are its; appends to `problems` what they are else."""
-    kind = source.metadata.value(f"{source.architecture}.rope.scaling.type", "linear")  # llama.cpp's default
+    scaled = source.metadata.value(f"{source.architecture}.rope.scaling.type", "linear")  # llama.cpp's default
     stretch = source.number("rope.scaling.factor", source.number("rope.scale_linear", 1.0))
-    if kind != "none" and stretch != 1.0:
-        problems.append(f'rope scaling "{kind}" by {stretch}; the decoder has Llama 3\'s only')
+    if scaled != "none" and stretch != 1.0:
+        problems.append(f'rope scaling "{scaled}" by {stretch}; the decoder has Llama 3\'s only')
     if source.rope_factors is None or np.all(source.rope_factors == 1.0):
         return None
     scaling = dataclasses.replace(_LLAMA3, factor=float(source.rope_factors.max()))

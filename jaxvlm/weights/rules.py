@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights.folder import TensorSource, TensorSpec, as_source, listed
+from jaxvlm.weights.tensors import TensorSource, TensorSpec, as_source, listed
 
 
 @dataclasses.dataclass(frozen=True)

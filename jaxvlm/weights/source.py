@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's world as sources of parts: what is in them, and their weights on our mesh."""
+"""The parts that a checkpoint has: whether they fit a recipe, and their weights on our mesh."""
 
 from __future__ import annotations
 
@@ -12,102 +12,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvlm.config import PARTS, DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
+from jaxvlm.config import ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights import hf_config
-from jaxvlm.weights.folder import DerivedSource, TensorSource, TensorSpec, open_tensors
-from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
-from jaxvlm.weights.hub import find_source
-from jaxvlm.weights.llava import Spelling, find_spelling, llava_rules, llava_sizes
+from jaxvlm.weights.codec import Codec, Piece, Source
 from jaxvlm.weights.rules import Rule, import_tensors
+from jaxvlm.weights.spelling import find_spelling
+from jaxvlm.weights.tensors import DerivedSource, TensorSource, TensorSpec
 
-# Buffers that old versions of transformers saved, and the halves of CLIP and SigLIP that no LLaVA has.
-_IGNORED = (
-    r".*rotary_emb\.inv_freq",
-    r".*\.position_ids",
-    r"(text_model|text_projection|visual_projection)\..*",
-    r"logit_scale|logit_bias",
-)
 _OWN_CHOICES = {"feature_layer"}  # of a recipe, not of an encoder that comes alone
+_EXPORTED_AS = "architecture"  # Mistral's decoder is LLaMA's; what differs is compared by its own fields
+_EMBEDDINGS = ("language/embed/w", "language/head/w")
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Tensors of one folder or file, and how it spells the parts that it has."""
-
-    tensors: TensorSource
-    spelling: Spelling
-
-    def prefixes(self) -> dict[str, str]:
-        """Part -> what its tensors begin with."""
-        prefixes: dict[str, str | None] = {part: getattr(self.spelling, part) for part in PARTS}
-        return {part: prefix for part, prefix in prefixes.items() if prefix is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One or several parts of a model."""
-
-    spec: str  # as it was named
-    path: Path  # the folder, or the GGUF file; the tokenizer is here too
-    kind: str  # "llava", "llava_original", "vision", "language", "gguf"
-    pieces: tuple[Piece, ...]
-    configs: Mapping[str, VisionConfig | ProjectorConfig | DecoderConfig]  # by part
-    aspect: str | None = None  # of images, if the files say so
-
-
-def open_source(spec: str) -> Source:
-    """Opens a checkpoint: its configs are read, of its weights only the names and shapes.
+def part_source(
+    codec: Codec, spec: str, path: Path, tensors: TensorSource, configs: Mapping[str, Any], **settings: Any
+) -> Source:
+    """A source of one folder or file, with those of the parts of `configs` that have tensors in it.
 
     Args:
-      spec: a folder of `LlavaForConditionalGeneration`, of the original LLaVA, of a CLIP or SigLIP, or of a decoder; a
-        GGUF file; or the hub's name of one.
+      codec: of the folder.
+      spec: as the source was named.
+      path: the folder or file.
+      tensors: those in it.
+      configs: by part.
+      **settings: other fields of `Source`.
 
     Raises:
-      UserError: it is none of these, or has a field or files that we cannot read.
+      UserError: it has tensors of none of the parts.
     """
-    path = find_source(spec)
-    if path.is_file():
-        file = GGUFSource(path)
-        piece = Piece(file, find_spelling(file))
-        return Source(spec, path, "gguf", (piece,), {"language": gguf_decoder_config(file)})
-    kind = hf_config.hf_folder_kind(path)
-    tensors = open_tensors(path)
-    piece = Piece(tensors, find_spelling(tensors))
-    configs: dict[str, Any] = {}
-    if kind == "llava":
-        llava = hf_config.read_llava(path)
-        configs = {part: getattr(llava, part) for part in PARTS}
-    elif kind == "llava_original":
-        return _open_original(spec, path, piece)
-    elif kind == "vision":
-        configs = {"vision": hf_config.read_vision(path)}
-    else:
-        configs = {"language": hf_config.read_language(path)}
-    found = {part: config for part, config in configs.items() if part in piece.prefixes()}
+    piece = Piece(tensors, find_spelling(tensors, codec.known), codec)
+    found = {part: config for part, config in configs.items() if part in piece.spelling.prefixes()}
     if not found:
         raise UserError(
-            f"{path}: the tensors are none of a {kind} model; the first are {', '.join(sorted(tensors)[:3])}"
+            f"{path}: the tensors are none of a {codec.name} model; the first are {', '.join(sorted(tensors)[:3])}"
         )
-    return Source(spec, path, kind, (piece,), found)
-
-
-def _open_original(spec: str, path: Path, piece: Piece) -> Source:
-    """A folder of the original LLaVA: perhaps only a projector; the encoder is a folder or a name in its config."""
-    llava = hf_config.read_original_llava(path)
-    configs: dict[str, Any] = {"projector": llava.projector, "language": llava.language}
-    configs = {part: config for part, config in configs.items() if part in piece.prefixes()}
-    pieces = [piece]
-    if "language" in configs:
-        # A path in the config is relative to the folder that holds it, if it is there.
-        beside = path / llava.vision_tower
-        tower = find_source(str(beside) if beside.is_dir() else llava.vision_tower)
-        configs["vision"] = hf_config.read_vision(tower, llava.feature_layer)
-        if "vision" not in piece.prefixes():
-            tensors = open_tensors(tower)
-            pieces.append(Piece(tensors, find_spelling(tensors)))
-    return Source(spec, path, "llava_original", tuple(pieces), configs, llava.aspect)
+    return Source(spec, path, (piece,), found, **settings)
 
 
 def check_fit(source: Source, config: ModelConfig, parts: tuple[str, ...], *, resize_vocab: bool) -> None:
@@ -116,15 +56,17 @@ def check_fit(source: Source, config: ModelConfig, parts: tuple[str, ...], *, re
     Raises:
       UserError: every value that differs, and parts that the source does not have.
     """
-    missing = [part for part in parts if part not in source.configs]
-    problems = [f"it has no {part}" for part in missing]
+    problems = [f"it has no {part}" for part in parts if part not in source.configs]
     alone = "language" not in source.configs
     for part in parts:
-        if part in missing:
+        if part not in source.configs:
+            continue
+        if not isinstance(getattr(config, part, None), type(source.configs[part])):
+            problems.append(f'the family "{config.family}" has no such {part}')
             continue
         ours, theirs = dataclasses.asdict(getattr(config, part)), dataclasses.asdict(source.configs[part])
         for name, value in theirs.items():
-            if ours[name] == value or (alone and name in _OWN_CHOICES):
+            if ours[name] == value or name == _EXPORTED_AS or (alone and name in _OWN_CHOICES):
                 continue
             if name == "vocab_size" and resize_vocab and ours[name] > value:
                 continue
@@ -159,20 +101,20 @@ def load_weights(
     """
     loaded: dict[str, Any] = {}
     for piece in source.pieces:
-        prefixes = piece.prefixes()
+        prefixes, head = piece.spelling.prefixes(), piece.spelling.head
         wanted = {part: abstract[part] for part in prefixes if part in abstract and part not in loaded}
         if not wanted:
             continue
         others = [f"{re.escape(prefix.split('{')[0])}.*" for part, prefix in prefixes.items() if part not in wanted]
-        if config.language.tie_embeddings or "language" not in wanted:
-            others.append(r"(.*\.)?lm_head\.weight")  # some files hold it although it is the embedding
-        tensors = piece.tensors
+        if head is not None and (config.language.tie_embeddings or "language" not in wanted):
+            others.append(f"{re.escape(head)}.*")  # some files hold it although it is the embedding
+        tensors, rules = piece.tensors, piece.rules(config)
         if resize_vocab and "language" in wanted:
-            tensors = ResizedVocab(tensors, piece.spelling, config.language.vocab_size)
-        rules = llava_rules(config, piece.spelling)
+            tensors = ResizedVocab(tensors, rules, config.language.vocab_size)
         if keep_dtypes:
             wanted = _with_saved_dtypes(wanted, rules, tensors)
-        loaded |= import_tensors(rules, tensors, wanted, llava_sizes(config), ignored=(*_IGNORED, *others))
+        ignored = (*piece.codec.ignored, *others)
+        loaded |= import_tensors(rules, tensors, wanted, piece.codec.sizes(config), ignored=ignored)
     return loaded
 
 
@@ -192,9 +134,9 @@ def _with_saved_dtypes(abstract: Mapping[str, Any], rules: Sequence[Rule], tenso
 class ResizedVocab(DerivedSource):
     """Tensors with more rows in the embedding and the head; what is added is the mean of the rows that were there."""
 
-    def __init__(self, source: TensorSource, spelling: Spelling, rows: int):
+    def __init__(self, source: TensorSource, rules: Sequence[Rule], rows: int):
         self._rows = rows
-        self._tables = {f"{spelling.language}embed_tokens.weight", f"{spelling.head}weight"} & set(source)
+        self._tables = {rule.hf for rule in rules if rule.ours in _EMBEDDINGS}
 
         def spec(name: str) -> TensorSpec:
             known = source.spec(name)

@@ -37,13 +37,15 @@ import numpy as np
 from configs import base
 from jaxvlm.config import MeshConfig, ModelConfig
 from jaxvlm.families.build import build_model
+from jaxvlm.families.llava.weights import HUB, llava_rules, llava_sizes
 from jaxvlm.families.registry import resolve
 from jaxvlm.models import variants
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights.folder import TensorSource, open_tensors, write_tensors
-from jaxvlm.weights.llava import HUB, llava_rules, llava_sizes
+from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import export_tensors, import_tensors
+from jaxvlm.weights.tensors import TensorSource
+from jaxvlm.weights.writing import write_tensors
 
 SHARDS = 4
 TINY_VISION = {"image_size": 21, "patch_size": 7, "embed_dim": 36, "mlp_dim": 44, "num_layers": 3, "num_heads": 3}

@@ -18,7 +18,7 @@ from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from jaxvlm.trees import paths
-from jaxvlm.weights.folder import open_tensors
+from jaxvlm.weights.reading import open_tensors
 from tests import hf_folders
 from tests.e2e.conftest import COLORS
 from tests.parity import pairs

@@ -27,7 +27,8 @@ from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.trees import paths
 from jaxvlm.weights import rules
-from jaxvlm.weights.source import load_weights, open_source
+from jaxvlm.families.sources import open_source
+from jaxvlm.weights.source import load_weights
 from tests.mesh.test_import_processes import MODEL
 
 copied, copy = [], rules._copy

@@ -15,11 +15,12 @@ from jaxvlm.batch import Batch, Images
 from jaxvlm.config import DecoderConfig, ModelConfig, ProjectorConfig, RopeScaling, VisionConfig
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.config import LlavaConfig
+from jaxvlm.families.llava.weights import llava_rules, llava_sizes
 from jaxvlm.models.vlm import Model
-from jaxvlm.weights.llava import llava_rules, llava_sizes
 from jaxvlm.weights.rules import import_tensors
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.2, 0.25)  # of the pixels, for each channel another
+SIGLIP = {"class_token": False, "pre_norm": False, "patch_bias": True, "pool": True}
 IMAGE_TOKEN = 7  # placeholder id; text never draws it
 
 
@@ -43,7 +44,7 @@ class Sample:
 
 def tiny_config(**changes) -> ModelConfig:
     """Every axis of another size; images of 23 pixels leave two over behind patches of 7."""
-    vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2, MEAN, STD, "clip", "quick_gelu")
+    vision = VisionConfig(23, 7, 40, 44, 4, 5, 1e-5, -2, MEAN, STD, True, True, False, False, "quick_gelu")
     language = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 10000.0, None, False, False, False)
     config = LlavaConfig("llava", language, "float32", "none", vision, ProjectorConfig("mlp2x_gelu"))
     return dataclasses.replace(config, **changes)
@@ -59,7 +60,7 @@ def tied_config() -> ModelConfig:
 def siglip_config(**language) -> ModelConfig:
     """SigLIP's encoder before a decoder with other choices."""
     config = tiny_config()
-    vision = dataclasses.replace(config.vision, family="siglip", activation="gelu_tanh", norm_epsilon=1e-6)
+    vision = dataclasses.replace(config.vision, activation="gelu_tanh", norm_epsilon=1e-6, **SIGLIP)
     return dataclasses.replace(config, vision=vision, language=dataclasses.replace(config.language, **language))
 
 
@@ -77,7 +78,7 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         s = t.rope_scaling
         rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor}
         rope |= {"high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original_max_positions}
-    vision_class = transformers.CLIPVisionConfig if v.family == "clip" else transformers.SiglipVisionConfig
+    vision_class = transformers.CLIPVisionConfig if v.class_token else transformers.SiglipVisionConfig
     vision = vision_class(
         hidden_size=v.embed_dim,
         intermediate_size=v.mlp_dim,
@@ -110,7 +111,7 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         text_config=text,
         image_token_index=IMAGE_TOKEN,
         vision_feature_layer=v.feature_layer,
-        vision_feature_select_strategy="default" if v.family == "clip" else "full",
+        vision_feature_select_strategy="default" if v.class_token else "full",
         tie_word_embeddings=t.tie_embeddings,
     )
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from jaxvlm.families.llava.weights import llava_rules, llava_sizes
 from jaxvlm.models.layers import run_stack
 from jaxvlm.trees import paths
-from jaxvlm.weights.llava import llava_rules, llava_sizes
 from jaxvlm.weights.rules import import_tensors
 from tests.parity import pairs
 
@@ -15,8 +15,8 @@ CONFIGS = {  # config, and the decoder's type at Hugging Face
     "clip_llama2_untied": (pairs.tiny_config(), "llama"),
     "clip_llama3_tied": (pairs.tied_config(), "llama"),
     "clip_gelu_mistral": (pairs.gelu_config(), "mistral"),
-    "siglip_qwen2_tied": (pairs.siglip_config(qkv_bias=True, tie_embeddings=True), "qwen2"),
-    "siglip_qwen3": (pairs.siglip_config(qk_norm=True), "qwen3"),
+    "siglip_qwen2_tied": (pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
+    "siglip_qwen3": (pairs.siglip_config(architecture="qwen3", qk_norm=True), "qwen3"),
 }
 TOKENS, IMAGES = 40, 2  # of all our rows, so that a model compiles once
 
@@ -126,7 +126,7 @@ def test_layers_of_vision(pair):
     layer = pair.model.config.vision.feature_layer
     np.testing.assert_allclose(
         features,
-        want[layer][:, 1:].numpy() if pair.model.config.vision.family == "clip" else want[layer].numpy(),
+        want[layer][:, 1:].numpy() if pair.model.config.vision.class_token else want[layer].numpy(),
         atol=1e-5,
     )
 

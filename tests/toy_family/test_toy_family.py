@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvlm import evaluate, generate, inspect_data, train
+from jaxvlm import convert, evaluate, generate, inspect_data, train
 from jaxvlm.batch import Batch
 from jaxvlm.command import load_config
 from jaxvlm.data.recipe_tokenizer import saved_tokenizer
 from jaxvlm.data.rows.pipeline import batch_spec, build_pipeline
+from jaxvlm.errors import UserError
 from jaxvlm.families.registry import media_layout
 from jaxvlm.media import MediaError, Size
 from jaxvlm.planning.program import build_step
@@ -146,3 +147,14 @@ def test_no_other_file_knows_it():
         ["grep", "-rlE", r"toy_family|ToyLayout", "jaxvlm", "configs"], capture_output=True, text=True, cwd="."
     )
     assert found.stdout == ""
+
+
+def test_it_has_no_hugging_face_files(run, tmp_path):
+    with pytest.raises(
+        UserError, match=r'family "tests.toy_family" has no Hugging Face codec \(tests/toy_family/hf.py\)'
+    ):
+        convert.main(["export", "--run", str(run), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="rope_axes = .* one position for each token"):
+        convert.main(["export", "--run", str(run), "--out", str(tmp_path / "out"), "--part", "language"])
+    assert not (tmp_path / "out").exists()

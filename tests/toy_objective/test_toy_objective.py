@@ -20,7 +20,7 @@ from jaxvlm.objectives.registry import find_objective
 from jaxvlm.planning.program import build_step
 from jaxvlm.runs import RunFolder
 from jaxvlm.training.metrics import read_metrics
-from jaxvlm.training.optimizer import paths
+from jaxvlm.trees import paths
 
 RECIPE = __file__.replace("test_toy_objective.py", "recipe.py")
 

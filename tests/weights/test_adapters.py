@@ -19,13 +19,14 @@ import transformers
 from jaxvlm.config import LoraConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
+from jaxvlm.families.llava.weights import adapter_names
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights.adapters import read_adapter, write_adapter
+from jaxvlm.weights import adapters as peft_folders
 from tests.parity import pairs
 
 CONFIGS = {
     "clip_llama": (pairs.tiny_config(), "llama"),
-    "siglip_qwen2": (pairs.siglip_config(qkv_bias=True, tie_embeddings=True), "qwen2"),
+    "siglip_qwen2": (pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
 }
 CONFIG = CONFIGS["clip_llama"][0]
 LANGUAGE, BOTH = {"language": LoraConfig(5, 8)}, {"vision": LoraConfig(4, 6.5), "language": LoraConfig(5, 8.0)}
@@ -45,6 +46,19 @@ CASES = {  # name of the config, adapters, whether with a projector
     ),
     "siglip_qwen2": ("siglip_qwen2", BOTH, True),
 }
+
+
+def abstract(config, adapters):
+    return build_model(config, adapters).abstract
+
+
+def read_adapter(folder, config):
+    return peft_folders.read_adapter(folder, config, adapter_names(config), functools.partial(abstract, config))
+
+
+def write_adapter(folder, params, config, adapters, **options):
+    names = adapter_names(config)
+    return peft_folders.write_adapter(folder, params, abstract(config, adapters), names, adapters, **options)
 
 
 @functools.cache

@@ -15,17 +15,10 @@ import safetensors.numpy
 import torch
 
 from jaxvlm.errors import UserError
-from jaxvlm.weights import folder as folder_module
-from jaxvlm.weights.folder import (
-    DictSource,
-    RenamedSource,
-    TensorSource,
-    TensorSpec,
-    new_folder,
-    open_tensors,
-    parse_size,
-    write_tensors,
-)
+from jaxvlm.weights import reading, writing
+from jaxvlm.weights.reading import open_tensors
+from jaxvlm.weights.tensors import DictSource, RenamedSource, TensorSource, TensorSpec
+from jaxvlm.weights.writing import new_folder, parse_size, write_tensors
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int64]
 TORCH = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64]
@@ -112,7 +105,7 @@ def test_a_pickle(tmp_path, name, zipped):
 
 
 def test_a_pickle_is_mapped_anew_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "_SERVED_BYTES", 100)
+    monkeypatch.setattr(reading, "_SERVED_BYTES", 100)
     path = tmp_path / "pytorch_model.bin"
     torch.save({f"x{i}": torch.full((9,), i) for i in range(9)}, path)
     loads, load = [], torch.load
@@ -277,7 +270,7 @@ def test_one_shard_is_in_memory_at_a_time(tmp_path):
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     usage = types.SimpleNamespace(free=3 * 10**9)
-    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage)
     source = Made(count=1, size=5 * 10**9)
     with pytest.raises(UserError, match=r"the weights need 5\.00 GB, 3\.00 GB are free"):
         write_tensors(tmp_path, source, shard_bytes=10**9)

@@ -19,8 +19,8 @@ from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.inference.decoding import decode
 from jaxvlm.inference.programs import Programs
-from jaxvlm.weights import llama
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
+from jaxvlm.weights.hf import decoder
 from jaxvlm.weights.rules import import_tensors, prefixed
 from tests import tiny
 from tests.layouts import empty_batch, slots
@@ -29,7 +29,7 @@ from tests.smollm2 import smollm2_file
 # Q8_0 wants rows of a multiple of 32 numbers: D, F and N * H.
 V, D, F, L, N, K, H = 101, 64, 160, 3, 4, 2, 24
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
-RULES = (*prefixed(llama.RULES, "model.", ""), *prefixed(llama.HEAD, "lm_head.", ""))
+RULES = (*prefixed(decoder.RULES, "model.", ""), *prefixed(decoder.HEAD, "lm_head.", ""))
 
 
 def hf_tensors(architecture: str, *, tied: bool = False) -> dict[str, np.ndarray]:
@@ -119,7 +119,9 @@ def test_tensors_come_back_bit_equal(architecture, tmp_path):
         np.testing.assert_array_equal(source[name], array, err_msg=name)
         assert source.spec(name) == (array.shape, np.dtype(np.float32)), name
         assert source.where(name) == path
-    assert gguf_decoder_config(source) == config(qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3")
+    assert gguf_decoder_config(source) == config(
+        qkv_bias=architecture == "qwen2", qk_norm=architecture == "qwen3", architecture=architecture
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -151,7 +153,7 @@ def test_a_bias_of_llama_is_permuted_too(tmp_path):
     source = GGUFSource(write_model(tmp_path / "a.gguf", "llama", tensors))
     for part, size in (("q", N * H), ("k", K * H), ("v", K * H)):
         np.testing.assert_array_equal(source[f"model.layers.2.self_attn.{part}_proj.bias"], np.arange(size))
-    assert gguf_decoder_config(source) == config(qkv_bias=True)
+    assert gguf_decoder_config(source) == config(qkv_bias=True, architecture="qwen2")
 
 
 def rope_factors(factor: float, low: float, high: float, original: int) -> np.ndarray:

@@ -8,9 +8,12 @@ import transformers
 
 from jaxvlm.config import DecoderConfig, ProjectorConfig, RopeScaling, VisionConfig, build_config
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava import hf
 from jaxvlm.families.llava.config import LlavaConfig
+from jaxvlm.families.sources import folder_codec
 from jaxvlm.models import variants
-from jaxvlm.weights import hf_config
+from jaxvlm.weights.hf import decoder, strict
+from jaxvlm.weights.hf import vision as encoders
 
 LLAMA = json.loads("""{
   "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
@@ -227,8 +230,8 @@ PUBLISHED_DECODERS = {
 @pytest.mark.parametrize("name", PUBLISHED_DECODERS)
 def test_published_decoders(name, folder):
     at = folder(PUBLISHED_DECODERS[name])
-    assert hf_config.hf_folder_kind(at) == "language"
-    assert hf_config.read_language(at) == language(name)
+    assert folder_codec(at) is decoder.CODEC
+    assert decoder.read_language(at) == language(name)
 
 
 PUBLISHED_ENCODERS = {
@@ -242,50 +245,50 @@ PUBLISHED_ENCODERS = {
 @pytest.mark.parametrize("name", PUBLISHED_ENCODERS)
 def test_published_encoders(name, folder):
     at = folder(PUBLISHED_ENCODERS[name])
-    assert hf_config.hf_folder_kind(at) == "vision"
-    assert hf_config.read_vision(at) == vision(name)
-    assert hf_config.read_vision(at, -1) == vision(name, feature_layer=-1)
+    assert folder_codec(at) is encoders.CODEC
+    assert encoders.read_vision(at) == vision(name)
+    assert encoders.read_vision(at, -1) == vision(name, feature_layer=-1)
 
 
 def test_an_encoder_without_its_text_encoder(folder):
     values = CLIP_L336["vision_config"]
-    assert hf_config.read_vision(folder(values)) == vision("clip_l14_336")
+    assert encoders.read_vision(folder(values)) == vision("clip_l14_336")
     values = SIGLIP["vision_config"]
-    assert hf_config.hf_folder_kind(folder(values)) == "vision"
-    assert hf_config.read_vision(folder(values)) == vision("siglip_so400m_384")
+    assert folder_codec(folder(values)) is encoders.CODEC
+    assert encoders.read_vision(folder(values)) == vision("siglip_so400m_384")
 
 
 @pytest.mark.parametrize("name", ["preprocessor_config", "processor_config"])
 def test_mean_and_deviation_come_from_the_preprocessor(name, folder):
     values = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_normalize": True, "do_rescale": True}
     files = {name: {"image_processor": values} if name == "processor_config" else values}
-    config = hf_config.read_vision(folder(CLIP_L336, **files))
+    config = encoders.read_vision(folder(CLIP_L336, **files))
     assert config == vision("clip_l14_336", image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6))
 
 
 def test_a_preprocessor_that_does_something_else(folder):
     values = {"do_normalize": False, "do_rescale": True, "rescale_factor": 1 / 127.5, "image_mean": [0.1]}
     with pytest.raises(UserError) as error:
-        hf_config.read_vision(folder(CLIP_L336, preprocessor_config=values))
+        encoders.read_vision(folder(CLIP_L336, preprocessor_config=values))
     for found in ("do_normalize = false", "rescale_factor = 0.0078", "image_mean = [0.1]", "image_std = null"):
         assert found in str(error.value)
 
 
 def test_llava(folder):
     at = folder(LLAVA, preprocessor_config=CLIP_PIXELS)
-    assert hf_config.hf_folder_kind(at) == "llava"
-    assert hf_config.read_llava(at) == hf_config.Llava(
+    assert folder_codec(at) is hf.CODEC and not hf.is_original(strict.read_config(at))
+    assert hf.read_llava(at) == hf.Llava(
         vision("clip_l14_336"), ProjectorConfig("mlp2x_gelu"), language("vicuna15_7b", vocab_size=32064), 32000
     )
 
 
 def test_llava_layer_counted_from_the_front_and_ties_of_either_place(folder):
     # Hugging Face's 0 is what enters the first block, so 23 of 24 blocks is the block before the last.
-    read = hf_config.read_llava(folder(LLAVA | {"vision_feature_layer": 23}))
+    read = hf.read_llava(folder(LLAVA | {"vision_feature_layer": 23}))
     assert read.vision.feature_layer == -2
-    assert hf_config.read_llava(folder(LLAVA | {"tie_word_embeddings": True})).language.tie_embeddings
+    assert hf.read_llava(folder(LLAVA | {"tie_word_embeddings": True})).language.tie_embeddings
     tied = LLAVA | {"text_config": LLAVA["text_config"] | {"tie_word_embeddings": True}}
-    assert hf_config.read_llava(folder(tied)).language.tie_embeddings
+    assert hf.read_llava(folder(tied)).language.tie_embeddings
 
 
 def test_llava_of_siglip_and_qwen(folder):
@@ -296,17 +299,15 @@ def test_llava_of_siglip_and_qwen(folder):
         "image_token_id": 151646,
     }
     del values["image_token_index"], values["tie_word_embeddings"]
-    read = hf_config.read_llava(folder(values))
-    assert read == hf_config.Llava(
-        vision("siglip_so400m_384"), ProjectorConfig("mlp2x_gelu"), language("qwen25_0_5b"), 151646
-    )
+    read = hf.read_llava(folder(values))
+    assert read == hf.Llava(vision("siglip_so400m_384"), ProjectorConfig("mlp2x_gelu"), language("qwen25_0_5b"), 151646)
 
 
 @pytest.mark.parametrize("kind", ["llava_llama", "llava"])
 def test_original_llava(kind, folder):
     at = folder(ORIGINAL | {"model_type": kind})
-    assert hf_config.hf_folder_kind(at) == "llava_original"
-    assert hf_config.read_original_llava(at) == hf_config.OriginalLlava(
+    assert folder_codec(at) is hf.CODEC and hf.is_original(strict.read_config(at))
+    assert hf.read_original_llava(at) == hf.OriginalLlava(
         ProjectorConfig("mlp2x_gelu"),
         language("vicuna15_7b"),
         vision_tower="openai/clip-vit-large-patch14-336",
@@ -319,11 +320,11 @@ def test_original_llava(kind, folder):
 
 def test_original_llava_of_other_decoders(folder):
     mm = {name: value for name, value in ORIGINAL.items() if name not in LLAMA}
-    read = hf_config.read_original_llava(folder(MISTRAL | mm | {"model_type": "llava_mistral"}))
+    read = hf.read_original_llava(folder(MISTRAL | mm | {"model_type": "llava_mistral"}))
     assert read.language == language("mistral03_7b")
-    read = hf_config.read_original_llava(folder(QWEN25 | mm | {"model_type": "llava_qwen"}))
+    read = hf.read_original_llava(folder(QWEN25 | mm | {"model_type": "llava_qwen"}))
     assert read.language == language("qwen25_0_5b")
-    read = hf_config.read_original_llava(folder(ORIGINAL | {"image_aspect_ratio": None}))
+    read = hf.read_original_llava(folder(ORIGINAL | {"image_aspect_ratio": None}))
     assert read.aspect == "square"
 
 
@@ -333,10 +334,10 @@ NEW_ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_f
 def test_rope_of_transformers_5(folder):
     values = LLAMA32 | {"rope_parameters": NEW_ROPE | {"original_max_position_embeddings": 8192}}
     del values["rope_scaling"], values["rope_theta"]
-    config = hf_config.read_language(folder(values))
+    config = decoder.read_language(folder(values))
     assert (config.rope_theta, config.rope_scaling) == (5e5, RopeScaling(8.0, 1.0, 4.0, 8192))
     values["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6}
-    config = hf_config.read_language(folder(values))
+    config = decoder.read_language(folder(values))
     assert (config.rope_theta, config.rope_scaling) == (1e6, None)
 
 
@@ -368,14 +369,14 @@ REFUSED_DECODERS = {
 def test_refused_decoders(message, folder):
     at = folder(REFUSED_DECODERS[message])
     with pytest.raises(UserError) as error:
-        hf_config.read_language(at)
+        decoder.read_language(at)
     assert message in str(error.value) and "config.json" in str(error.value)
 
 
 def test_all_problems_of_a_file_come_in_one_message(folder):
     values = LLAMA | {"mlp_bias": True, "hidden_act": "gelu", "new": 1, "rope_scaling": {"type": "linear", "factor": 2}}
     with pytest.raises(UserError) as error:
-        hf_config.read_language(folder(values))
+        decoder.read_language(folder(values))
     for found in ("mlp_bias = true", 'hidden_act = "gelu"', "new = 1", 'rope_type = "linear"'):
         assert found in str(error.value)
 
@@ -404,7 +405,7 @@ REFUSED_ENCODERS = {
 @pytest.mark.parametrize("message", REFUSED_ENCODERS)
 def test_refused_encoders(message, folder):
     with pytest.raises(UserError) as error:
-        hf_config.read_vision(folder(REFUSED_ENCODERS[message]))
+        encoders.read_vision(folder(REFUSED_ENCODERS[message]))
     assert message in str(error.value)
 
 
@@ -433,7 +434,7 @@ REFUSED_LLAVAS = {
 @pytest.mark.parametrize("message", REFUSED_LLAVAS)
 def test_refused_llavas(message, folder):
     with pytest.raises(UserError) as error:
-        hf_config.read_llava(folder(REFUSED_LLAVAS[message]))
+        hf.read_llava(folder(REFUSED_LLAVAS[message]))
     assert message in str(error.value)
 
 
@@ -456,34 +457,35 @@ REFUSED_ORIGINALS = {
 @pytest.mark.parametrize("message", REFUSED_ORIGINALS)
 def test_refused_originals(message, folder):
     with pytest.raises(UserError) as error:
-        hf_config.read_original_llava(folder(REFUSED_ORIGINALS[message]))
+        hf.read_original_llava(folder(REFUSED_ORIGINALS[message]))
     assert message in str(error.value)
 
 
 def test_files_that_are_no_configs(folder, tmp_path):
     with pytest.raises(UserError, match="config.json does not exist; point at a folder"):
-        hf_config.read_config(tmp_path)
+        strict.read_config(tmp_path)
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        hf_config.read_config(folder("{"))
+        strict.read_config(folder("{"))
     with pytest.raises(UserError, match="holds a list, expected a JSON object"):
-        hf_config.read_config(folder("[]"))
+        strict.read_config(folder("[]"))
     with pytest.raises(UserError, match='model_type "gpt2" is not supported; known: llava_llama, llava, .*qwen3$'):
-        hf_config.hf_folder_kind(folder({"model_type": "gpt2"}))
+        folder_codec(folder({"model_type": "gpt2"}))
     with pytest.raises(UserError, match='model_type "gpt2" is not supported; known: llama, mistral, qwen2, qwen3'):
-        hf_config.read_language(folder({"model_type": "gpt2"}))
+        decoder.read_language(folder({"model_type": "gpt2"}))
     with pytest.raises(UserError, match="model_type null"):
-        hf_config.hf_folder_kind(folder({}))
+        folder_codec(folder({}))
 
 
 @pytest.mark.parametrize("name", variants._VISION)
 def test_encoders_come_back(name, folder):
     config = vision(name)
-    values = hf_config.hf_vision_config(config, dtype="float16")
+    values = encoders.hf_vision_config(config, dtype="float16")
     pixels = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
     at = folder(values, preprocessor_config=pixels)
-    assert hf_config.read_vision(at) == config
+    assert encoders.read_vision(at) == config
     loaded = transformers.AutoConfig.from_pretrained(at)
-    assert loaded.model_type == f"{config.family}_vision_model" and loaded.num_hidden_layers == config.num_layers
+    assert loaded.model_type == ("siglip_vision_model" if config.pool else "clip_vision_model")
+    assert loaded.num_hidden_layers == config.num_layers
     assert values["dtype"] == "float16" and values["transformers_version"] == transformers.__version__
 
 
@@ -494,16 +496,18 @@ TINY = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 5000.0, None, False, qkv_bi
 def test_decoders_come_back(name, folder):
     tiny = {
         "tiny": TINY,
-        "tiny_bias": dataclasses.replace(TINY, qkv_bias=True, tie_embeddings=True),
-        "tiny_norm": dataclasses.replace(TINY, qk_norm=True, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)),
+        "tiny_bias": dataclasses.replace(TINY, qkv_bias=True, architecture="qwen2", tie_embeddings=True),
+        "tiny_norm": dataclasses.replace(
+            TINY, qk_norm=True, architecture="qwen3", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)
+        ),
     }
     config = tiny.get(name) or language(name)
-    values = hf_config.hf_language_config(config, Ids, dtype="bfloat16", max_positions=2048)
+    values = decoder.hf_language_config(config, Ids, dtype="bfloat16", max_positions=2048)
     at = folder(values)
-    assert hf_config.read_language(at) == config
+    assert decoder.read_language(at) == config
     loaded = transformers.AutoConfig.from_pretrained(at)
     assert loaded.architectures == [
-        {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[loaded.model_type] + "ForCausalLM"
+        {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[loaded.model_type] + "ForCausalLM"
     ]
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 2, 0)
     assert (loaded.max_position_embeddings, loaded.rope_parameters["rope_theta"]) == (2048, config.rope_theta)
@@ -514,11 +518,11 @@ def test_decoders_come_back(name, folder):
 @pytest.mark.parametrize("decoder", ["vicuna15_7b", "llama32_1b", "mistral03_7b", "qwen25_0_5b", "qwen3_0_6b"])
 def test_llavas_come_back(encoder, decoder, folder):
     config = LlavaConfig("llava", language(decoder), "bfloat16", "full", vision(encoder), ProjectorConfig("mlp2x_gelu"))
-    values = hf_config.hf_llava_config(config, Ids, image_token_id=77, dtype="bfloat16", max_positions=2048)
+    values = hf.hf_llava_config(config, Ids, image_token_id=77, dtype="bfloat16", max_positions=2048)
     pixels = {"image_mean": list(config.vision.image_mean), "image_std": list(config.vision.image_std)}
     at = folder(values, preprocessor_config=pixels)
-    assert hf_config.hf_folder_kind(at) == "llava"
-    assert hf_config.read_llava(at) == hf_config.Llava(config.vision, config.projector, config.language, 77)
+    assert folder_codec(at) is hf.CODEC and not hf.is_original(strict.read_config(at))
+    assert hf.read_llava(at) == hf.Llava(config.vision, config.projector, config.language, 77)
     loaded = transformers.AutoConfig.from_pretrained(at)
     assert type(loaded) is transformers.LlavaConfig
     assert loaded.tie_word_embeddings == loaded.text_config.tie_word_embeddings == config.language.tie_embeddings
@@ -527,14 +531,14 @@ def test_llavas_come_back(encoder, decoder, folder):
 
 def test_models_that_transformers_has_not():
     both = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True)
-    with pytest.raises(UserError, match="both qkv_bias and qk_norm is no model of transformers"):
-        hf_config.hf_language_config(both, Ids, dtype="float32", max_positions=64)
+    with pytest.raises(UserError, match="qkv_bias = True and qk_norm = True is no model of transformers"):
+        decoder.hf_language_config(both, Ids, dtype="float32", max_positions=64)
     odd = dataclasses.replace(TINY, embed_dim=49)
     with pytest.raises(UserError, match="LlamaConfig of transformers refuses the model"):
-        hf_config.hf_language_config(odd, Ids, dtype="float32", max_positions=64)
+        decoder.hf_language_config(odd, Ids, dtype="float32", max_positions=64)
     config = LlavaConfig("llava", TINY, "float32", "none", vision("clip_b32"), ProjectorConfig("linear"))
     with pytest.raises(UserError, match='projector.kind = "linear", LLaVA of transformers has only "mlp2x_gelu"'):
-        hf_config.hf_llava_config(config, Ids, image_token_id=7, dtype="float32", max_positions=64)
+        hf.hf_llava_config(config, Ids, image_token_id=7, dtype="float32", max_positions=64)
     config = dataclasses.replace(config, projector=ProjectorConfig("mlp2x_gelu"))
     with pytest.raises(UserError, match="the image token has id 101 and the model 101 rows of embeddings; 102 are"):
-        hf_config.hf_llava_config(config, Ids, image_token_id=101, dtype="float32", max_positions=64)
+        hf.hf_llava_config(config, Ids, image_token_id=101, dtype="float32", max_positions=64)

@@ -15,8 +15,8 @@ from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.data.text.conversation import TEMPLATES, Renderer
 from jaxvlm.data.text.tokenizer import train_tokenizer, training_texts
 from jaxvlm.errors import UserError
+from jaxvlm.families.llava.processor import chat_template, ensure_image_token, write_processor
 from jaxvlm.models import variants
-from jaxvlm.weights.processor import chat_template, ensure_image_token, write_processor
 from tests.data.conftest import WORDS, data_config
 from tests.data.test_conversation import CHAT, byte_tokenizer, llama_tokenizer, record
 from tests.parity.pairs import tiny_config

@@ -11,12 +11,14 @@ import pytest
 from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
+from jaxvlm.families.llava.weights import HUB, MEMORY, llava_rules, llava_sizes
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights import rules as rules_module
-from jaxvlm.weights.folder import DictSource, TensorSource, TensorSpec, open_tensors, write_tensors
-from jaxvlm.weights.llava import HUB, MEMORY, llava_rules, llava_sizes
+from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import Rule, export_tensors, import_tensors
+from jaxvlm.weights.tensors import DictSource, TensorSource, TensorSpec
+from jaxvlm.weights.writing import write_tensors
 from tests.parity import pairs
 
 

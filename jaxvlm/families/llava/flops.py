@@ -21,13 +21,13 @@ def media_flops(model: LlavaConfig, parts: PartsConfig, work: Work) -> list[Flop
 
 def vision_positions(model: LlavaConfig, work: Work) -> float:
     """Positions at which the encoder's projections are applied, as a share of all its blocks; for adapters."""
-    seen = model.vision.features_per_image + (model.vision.family == "clip")
+    seen = model.vision.features_per_image + model.vision.class_token
     return work.rows * work.units * seen * _blocks(model.vision) / model.vision.num_layers
 
 
 def _vision(c: VisionConfig, policy: str, images: float) -> list[Flops]:
     P, E, blocks = c.features_per_image, c.embed_dim, _blocks(c)
-    seen = P + (c.family == "clip")
+    seen = P + c.class_token
     trained, is_full = float(policy != "frozen"), float(policy == "full")
     of_patches, of_blocks = 3 * c.patch_size**2 * E, blocks * vision_block_weights(c)
     said = f"{blocks} of {c.num_layers} blocks, {seen} positions an image"

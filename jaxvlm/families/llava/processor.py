@@ -33,7 +33,7 @@ _PROBES = ("\nWhat is it?", "What is it?", " ASSISTANT:")
 def ensure_image_token(tokenizer: Any) -> tuple[Any, int, list[str]]:
     """A tokenizer of which "<image>" is one special token, as `LlavaProcessor` needs.
 
-    Whether the model has a row for its id is the caller's to check (`hf_config.hf_llava_config` does): Vicuna's 32,000
+    Whether the model has a row for its id is the caller's to check (`hf.hf_llava_config` does): Vicuna's 32,000
     rows have none left for it, Qwen's tokenizers have fewer tokens than the model has rows.
 
     Args:
@@ -92,15 +92,14 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
     tokenizer.save_pretrained(folder)
     assert isinstance(data.media, LlavaMedia)
     _write(folder / "preprocessor_config.json", _image_processor(vision, data.media.aspect))
-    is_clip = vision.family == "clip"
     _write(
         folder / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
             "image_token": IMAGE,
             "patch_size": vision.patch_size,
-            "vision_feature_select_strategy": "default" if is_clip else "full",
-            "num_additional_image_tokens": int(is_clip),  # the class token, which "default" takes off again
+            "vision_feature_select_strategy": "default" if vision.class_token else "full",
+            "num_additional_image_tokens": int(vision.class_token),  # the class token, which "default" takes off again
         },
     )
     pad = tokenizer.pad_token_id

@@ -1,30 +1,20 @@
-"""Tensors in Hugging Face folders: named sources that read on access, and the writing of shards into a new folder."""
+"""The tensors of Hugging Face folders: safetensors and pickles, one file or several with an index."""
 
 from __future__ import annotations
 
-import abc
-import contextlib
-import errno
-import functools
 import json
 import math
-import os
 import pickle
-import re
-import shutil
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from jaxvlm.errors import UserError
-
-LISTED = 20  # items of a list in a message; the rest is counted
+from jaxvlm.weights.tensors import TensorSource, TensorSpec, listed
 
 # Source of the format: https://huggingface.co/docs/safetensors, "Format".
 _SAFETENSORS_DTYPES = {
@@ -50,136 +40,6 @@ _SAFETENSORS_DTYPES = {
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "mm_projector.bin")
 _SERVED_BYTES = 64 * 2**20  # read of a pickle before it is mapped anew
-
-
-class TensorSpec(NamedTuple):
-    """What is known of a tensor before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-class TensorSource(Mapping[str, np.ndarray]):
-    """Named tensors; `source[name]` makes the array anew at each access, everything else reads nothing."""
-
-    def __init__(self, specs: Mapping[str, TensorSpec]):
-        self._specs = dict(specs)
-
-    def spec(self, name: str) -> TensorSpec:
-        """Shape and dtype of a tensor."""
-        return self._specs[name]
-
-    def where(self, name: str) -> str:
-        """The file of a tensor, for messages; "" if it is in none."""
-        return ""
-
-    def is_mapped(self, name: str) -> bool:
-        """Whether an access costs nothing, and memory only what is then looked at."""
-        return False
-
-    @property
-    def dtype(self) -> np.dtype:
-        """That of most of the bytes."""
-        sizes: dict[np.dtype, int] = {}
-        for spec in self._specs.values():
-            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
-        return max(sizes, key=sizes.__getitem__)
-
-    @abc.abstractmethod
-    def __getitem__(self, name: str) -> np.ndarray: ...
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._specs)
-
-    def __len__(self) -> int:
-        return len(self._specs)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._specs
-
-
-class DictSource(TensorSource):
-    """Arrays in memory."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray]):
-        super().__init__({name: TensorSpec(tuple(x.shape), x.dtype) for name, x in tensors.items()})
-        self._tensors = tensors
-
-    def is_mapped(self, name: str) -> bool:
-        """Always."""
-        return True
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name]
-
-
-class DerivedSource(TensorSource):
-    """Tensors that are made of those of another source, under the same names; such as need no work are passed on."""
-
-    def __init__(self, source: TensorSource, specs: Mapping[str, TensorSpec]):
-        super().__init__(specs)
-        self._source = source
-
-    def where(self, name: str) -> str:
-        """The file of a tensor."""
-        return self._source.where(name)
-
-    def is_mapped(self, name: str) -> bool:
-        """As in the other source, if it is passed on."""
-        return self.spec(name) == self._source.spec(name) and self._source.is_mapped(name)
-
-
-class RenamedSource(TensorSource):
-    """Another source under names that `rename` gives; those for which it gives None are left out.
-
-    Raises:
-      UserError: two tensors get one name.
-    """
-
-    def __init__(self, source: TensorSource, rename: Callable[[str], str | None]):
-        renamed = [(new, old) for old in source if (new := rename(old)) is not None]
-        self._source, self._old = source, dict(renamed)
-        if len(renamed) != len(self._old):
-            twice = [f"{old} and {self._old[new]} ({new})" for new, old in renamed if self._old[new] != old]
-            raise UserError(f"tensors of one meaning: {listed(twice)}; keep one of each in the folder")
-        super().__init__({new: source.spec(old) for new, old in renamed})
-
-    def where(self, name: str) -> str:
-        """The file of a tensor."""
-        return self._source.where(self._old[name])
-
-    def is_mapped(self, name: str) -> bool:
-        """As in the other source."""
-        return self._source.is_mapped(self._old[name])
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._source[self._old[name]]
-
-
-class CastSource(DerivedSource):
-    """Another source in one dtype."""
-
-    def __init__(self, source: TensorSource, dtype: np.dtype):
-        super().__init__(source, {name: TensorSpec(source.spec(name).shape, dtype) for name in source})
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._source[name].astype(self.spec(name).dtype, copy=False)
-
-
-def as_source(tensors: Mapping[str, np.ndarray]) -> TensorSource:
-    """`tensors` itself if it is a source, else a source of the arrays in it."""
-    return tensors if isinstance(tensors, TensorSource) else DictSource(tensors)
-
-
-def listed(items: Sequence[str], separator: str = ", ") -> str:
-    """The first `LISTED` of them and how many more there are."""
-    more = f"{separator}and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return separator.join(items[:LISTED]) + more
 
 
 def open_tensors(folder: Path) -> TensorSource:
@@ -380,129 +240,3 @@ def _from_torch(tensor: Any) -> np.ndarray:
         return tensor.numpy()
     bits, dtype = dtypes[tensor.dtype]
     return tensor.view(bits).numpy().view(dtype)
-
-
-def parse_size(text: str) -> int:
-    """ "5GB" -> 5_000_000_000 bytes; KB, MB, GB, TB are powers of 1000, KiB, MiB, GiB, TiB of 1024.
-
-    Raises:
-      UserError: anything else, or nothing.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
-    power = 0 if match is None or match[2] is None else 1 + "kmgt".index(match[2].lower())
-    size = 0 if match is None else int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-    if size == 0:
-        raise UserError(f'"{text}" is no size; write a number of bytes above 0 such as 5GB, 500MB or 2GiB')
-    return size
-
-
-def write_tensors(
-    folder: Path,
-    tensors: Mapping[str, np.ndarray],
-    *,
-    shard_bytes: int,
-    metadata: Mapping[str, str] = types.MappingProxyType({"format": "pt"}),
-) -> None:
-    """Writes tensors as transformers does, one shard in memory at a time.
-
-    Writes model.safetensors if all of them fit into `shard_bytes`, else model-00001-of-0000N.safetensors, ... and
-    model.safetensors.index.json. A tensor larger than `shard_bytes` gets a shard of its own.
-
-    Args:
-      folder: exists; `new_folder` makes one.
-      tensors: written in their order; those of a `TensorSource` are made when their shard is.
-      shard_bytes: the most tensor bytes in a file.
-      metadata: of each file; transformers wants the format.
-
-    Raises:
-      UserError: the disk is too small.
-    """
-    source = as_source(tensors)
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name in source:
-        size += source.spec(name).nbytes
-        if shards[-1] and size > shard_bytes:
-            shards.append([])
-            size = source.spec(name).nbytes
-        shards[-1].append(name)
-    total = sum(source.spec(name).nbytes for name in source)
-    _check_space(folder, total)
-    files = [f"model-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(1, len(shards) + 1)]
-    files = files if len(shards) > 1 else ["model.safetensors"]
-    for file, names in zip(files, shards, strict=True):
-        _save({name: np.asarray(source[name], order="C") for name in names}, folder / file, dict(metadata), total)
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _save(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str], total: int) -> None:
-    try:
-        safetensors.numpy.save_file(tensors, path, metadata)
-    except (safetensors.SafetensorError, OSError) as error:
-        if _is_full(error):
-            raise _full(path.parent, total) from error
-        raise
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    if shutil.disk_usage(folder).free < needed:
-        raise _full(folder, needed)
-
-
-def _full(folder: Path, needed: int) -> UserError:
-    free = shutil.disk_usage(folder).free
-    return UserError(
-        f"no space left for {folder}: the weights need {needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free; "
-        "free some or choose a folder on another disk"
-    )
-
-
-def _is_full(error: Exception) -> bool:
-    # safetensors is in Rust and has no errno, only its text.
-    return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
-
-
-@contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` which takes its name when the block ends; after an error nothing is left of it.
-
-    Args:
-      path: the folder to make, and those above it if they are missing.
-      overwrite: whether an existing folder may be replaced, which happens after the new one is whole.
-
-    Raises:
-      UserError: `path` is a file, or a folder with something in it and not to be overwritten; no folder can be made
-        there; the disk is full.
-    """
-    path = Path(os.path.realpath(path))  # beside the folder itself, not beside a link to it
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; choose another folder")
-    if not overwrite and path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{path} is not empty; pass --overwrite to replace it, or choose another folder")
-    new, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
-    remove = functools.partial(shutil.rmtree, ignore_errors=True)
-    remove(new)  # of a process that was killed and had this number
-    try:
-        new.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot make a folder in {path.parent}: {error.strerror}; choose another") from error
-    try:
-        yield new
-        try:
-            if path.exists():
-                path.rename(old)
-            new.rename(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
-        remove(old)
-    except BaseException as error:
-        remove(new)
-        if isinstance(error, OSError) and _is_full(error):
-            raise UserError(f"no space left for {path}; free some or choose a folder on another disk") from error
-        raise

@@ -1,0 +1,314 @@
+"""LLaVA's config.json, in transformers' form and in the original project's: read, written, opened.
+
+Source: transformers models/llava/configuration_llava.py; LLaVA's own llava/model/llava_arch.py and
+llava/model/language_model/llava_llama.py for the fields that begin with "mm_".
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from PIL import Image
+
+from jaxvlm.config import PARTS, DecoderConfig, ProjectorConfig, VisionConfig
+from jaxvlm.errors import UserError
+from jaxvlm.families.llava.config import LlavaConfig
+from jaxvlm.families.llava.processor import ensure_image_token, write_processor
+from jaxvlm.families.llava.weights import HUB, KNOWN, adapter_names, is_of_transformers, llava_rules, llava_sizes
+from jaxvlm.models.projector import projector_depth
+from jaxvlm.weights.codec import Codec, Export, Reference
+from jaxvlm.weights.hf.decoder import CODEC as DECODER
+from jaxvlm.weights.hf.decoder import decoder_config, decoder_kind, hf_language_config
+from jaxvlm.weights.hf.strict import CONFIG_FILE, Report, check_fields, fill, make, read_config, requirement, unknown
+from jaxvlm.weights.hf.vision import CODEC as VISION
+from jaxvlm.weights.hf.vision import hf_vision_config, read_pixels, read_vision, vision_config, vision_kind
+from jaxvlm.weights.hub import find_source
+from jaxvlm.weights.reading import open_tensors
+from jaxvlm.weights.source import Source, part_source
+
+# Of the original LLaVA code, and whose decoder each has. "llava" is what that code wrote before version 1.2.
+_ORIGINAL = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+PROJECTOR = ProjectorConfig("mlp2x_gelu")  # the only one of transformers
+
+# `image_seq_length` only counts placeholders, and in old files stands at its default whatever the encoder is.
+_IRRELEVANT = frozenset({"ignore_index", "vocab_size", "image_seq_length"})
+_ORIGINAL_IRRELEVANT_NAMES = """
+freeze_mm_mlp_adapter tune_mm_mlp_adapter freeze_mm_vision_resampler tune_mm_vision_resampler pretrain_mm_mlp_adapter
+mm_projector_lr mm_vision_tower_lr tokenizer_model_max_length tokenizer_padding_side version
+"""
+_ORIGINAL_IRRELEVANT = frozenset(_ORIGINAL_IRRELEVANT_NAMES.split())
+
+# What a field must be, and in brackets why; a field that is not in the file and not in the class passes.
+_REQUIRED: dict[str, tuple[Any, str]] = {
+    "projector_hidden_act": ("gelu", "exact GELU"),
+    "multimodal_projector_bias": (True, "a projector with biases"),
+}
+_ORIGINAL_REQUIRED: dict[str, tuple[Any, str]] = {
+    "use_mm_proj": (True, "a model with a projector"),
+    "mm_vision_select_feature": ("patch", "patches without the class token"),
+    "mm_use_im_start_end": (False, "no tokens round an image"),
+    "mm_use_im_patch_token": (False, "no tokens of patches"),
+    "mm_resampler_type": (None, "no resampler"),
+    "mm_patch_merge_type": ("flat", "one view of each image; LLaVA-NeXT's tiles are another model"),
+    "s2": (False, "one scale"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Llava:
+    """What config.json of a LLaVA in transformers' form says."""
+
+    vision: VisionConfig
+    projector: ProjectorConfig
+    language: DecoderConfig
+    image_token_id: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalLlava:
+    """What config.json of a LLaVA in the original project's form says; its encoder is another folder."""
+
+    projector: ProjectorConfig
+    language: DecoderConfig
+    vision_tower: str  # a name on the hub or a folder
+    vision_embed_dim: int | None  # of the encoder, if the file says so
+    feature_layer: int  # for `read_vision` of that folder
+    aspect: str  # as in config.data.media.aspect
+    tower_trained: bool  # the encoder was trained too: its weights are in this folder, not in that
+
+
+def is_original(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json of a LLaVA is in the original project's form."""
+    marks = "mm_vision_tower" in values or "LlavaLlamaForCausalLM" in (values.get("architectures") or ())
+    return marks or values.get("model_type") != "llava"
+
+
+def read_llava(folder: str | Path) -> Llava:
+    """The parts of a folder of `LlavaForConditionalGeneration`.
+
+    Raises:
+      UserError: no config.json, another model, or fields that we cannot do; all of them.
+    """
+    values = read_config(folder)
+    report = Report(str(Path(folder) / CONFIG_FILE))
+    if values.get("model_type") != "llava":
+        raise unknown(values.get("model_type"), ["llava"], report.where)
+    text = {"model_type": "llama"} | (values.get("text_config") or {})
+    text_kind = decoder_kind(text, f"{report.where}, text_config")
+    vision = values.get("vision_config") or {}
+    vision_kind(vision, f"{report.where}, vision_config")
+
+    parts = {"text_config", "vision_config"}
+    mapped = {"image_token_index", "image_token_id", "vision_feature_layer", "vision_feature_select_strategy"}
+    filled = fill(transformers.LlavaConfig, values, "", report)
+    if filled is None:
+        raise report.error()
+    check_fields(
+        transformers.LlavaConfig,
+        values,
+        filled,
+        "",
+        report,
+        mapped=mapped | parts | {"tie_word_embeddings"},
+        required=_REQUIRED,
+        irrelevant=_IRRELEVANT,
+    )
+    # A hub file holds a part's own fields only; those that LLaVA's class gives an encoder are then CLIP-L/336's.
+    encoder = vision_config(vision or filled["vision_config"], 0, read_pixels(folder), report, "vision_config.")
+    decoder = decoder_config(text_kind, text, "text_config.", report)
+    if encoder is not None:
+        layer = _negative_layer(filled["vision_feature_layer"], encoder.num_layers, report)
+        encoder = dataclasses.replace(encoder, feature_layer=layer)
+        strategy, name = _strategy(encoder), vision_kind(vision, report.where).partition("_")[0]
+        if filled["vision_feature_select_strategy"] != strategy:
+            report.add(
+                "vision_feature_select_strategy",
+                filled["vision_feature_select_strategy"],
+                f'"{strategy}" for {name} (all patches and no class token)',
+            )
+    if decoder is not None and filled["tie_word_embeddings"]:  # the class has taken it from either place
+        decoder = dataclasses.replace(decoder, tie_embeddings=True)
+    report.check()
+    assert encoder is not None and decoder is not None  # else there was something to report
+    return Llava(encoder, PROJECTOR, decoder, filled["image_token_index"])
+
+
+def read_original_llava(folder: str | Path) -> OriginalLlava:
+    """The parts of a folder that the original LLaVA code wrote: a decoder's config with "mm_" fields.
+
+    Raises:
+      UserError: no config.json, another model, or fields that we cannot do; all of them.
+    """
+    values = read_config(folder)
+    report = Report(str(Path(folder) / CONFIG_FILE))
+    kind = values.get("model_type")
+    if kind not in _ORIGINAL:
+        raise unknown(kind, _ORIGINAL, report.where)
+    own = set(_ORIGINAL_REQUIRED) | {
+        "mm_vision_tower",
+        "mm_projector_type",
+        "mm_vision_select_layer",
+        "mm_hidden_size",
+        "unfreeze_mm_vision_tower",
+        "image_aspect_ratio",
+        "image_grid_pinpoints",
+    }
+    irrelevant = _ORIGINAL_IRRELEVANT
+    text = {name: value for name, value in values.items() if name not in own | irrelevant}
+    decoder = decoder_config(_ORIGINAL[kind], text, "", report)
+    for name, (expected, why) in _ORIGINAL_REQUIRED.items():
+        if name in values and values[name] != expected:
+            report.add(name, values[name], requirement(expected, why))
+    aspect = values.get("image_aspect_ratio") or "square"  # LLaVA leaves it out where it does nothing
+    if aspect not in ("pad", "square"):
+        report.add("image_aspect_ratio", aspect, '"pad" or "square" (one view of each image)')
+    tower, layer = values.get("mm_vision_tower"), values.get("mm_vision_select_layer")
+    if not isinstance(tower, str) or not tower:
+        report.add("mm_vision_tower", tower, "the name or folder of the encoder")
+    if not isinstance(layer, int) or layer >= 0:
+        report.add("mm_vision_select_layer", layer, "a negative number (-2 is the block before the last)")
+    projector = values.get("mm_projector_type", "linear")  # as in LLaVA 1.0
+    try:
+        projector_depth(str(projector))
+    except UserError:
+        report.add("mm_projector_type", projector, '"linear", "mlp2x_gelu", "mlp3x_gelu", ...')
+    report.check()
+    assert decoder is not None and isinstance(tower, str) and isinstance(layer, int)
+    return OriginalLlava(
+        ProjectorConfig(str(projector)),
+        decoder,
+        vision_tower=tower,
+        vision_embed_dim=values.get("mm_hidden_size"),
+        feature_layer=layer,
+        aspect=aspect,
+        tower_trained=bool(values.get("unfreeze_mm_vision_tower")),
+    )
+
+
+def hf_llava_config(
+    config: LlavaConfig, tokenizer: Any, *, image_token_id: int, dtype: str, max_positions: int
+) -> dict[str, Any]:
+    """config.json of a `LlavaForConditionalGeneration`.
+
+    Args:
+      config: of the whole model.
+      tokenizer: of transformers; its BOS, EOS and padding ids are written.
+      image_token_id: of "<image>" (`processor.ensure_image_token`).
+      dtype: of the weights beside it: "float32", "bfloat16" or "float16".
+      max_positions: tokens that servers allow in a row; the function does not depend on it.
+
+    Raises:
+      UserError: a projector that transformers has not, no row for the image token, and what the parts raise.
+    """
+    if config.projector != PROJECTOR:
+        raise UserError(
+            f'config.model.projector.kind = "{config.projector.kind}", LLaVA of transformers has only "mlp2x_gelu"; '
+            "train with it to export in this form"
+        )
+    if not 0 <= image_token_id < config.language.vocab_size:
+        raise UserError(
+            f"the image token has id {image_token_id} and the model {config.language.vocab_size} rows of embeddings; "
+            f"{image_token_id + 1} are needed: resize the embeddings"
+        )
+    vision = hf_vision_config(config.vision, dtype=dtype)
+    text = hf_language_config(config.language, tokenizer, dtype=dtype, max_positions=max_positions)
+    made = make(
+        transformers.LlavaConfig,
+        architectures=["LlavaForConditionalGeneration"],
+        dtype=dtype,
+        vision_config=copy.deepcopy(vision),
+        text_config=copy.deepcopy(text),
+        image_token_index=image_token_id,
+        image_seq_length=config.vision.features_per_image,
+        vision_feature_layer=config.vision.feature_layer,
+        vision_feature_select_strategy=_strategy(config.vision),
+        projector_hidden_act="gelu",
+        multimodal_projector_bias=True,
+        tie_word_embeddings=config.language.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return made | {"vision_config": vision, "text_config": text}
+
+
+def _negative_layer(layer: Any, num_layers: int, report: Report) -> int:
+    """Counted from the end, as ours is. Hugging Face's 0 is what enters the first block, -1 the last block's output."""
+    if not isinstance(layer, int):
+        report.add("vision_feature_layer", layer, "one layer (features of several cannot be joined)")
+        return -1
+    negative = layer - (num_layers + 1) if layer >= 0 else layer
+    if not -num_layers <= negative <= -1:
+        report.add("vision_feature_layer", layer, f"-{num_layers} to -1, or 1 to {num_layers}")
+    return negative
+
+
+def _strategy(config: VisionConfig) -> str:
+    """transformers' word for all patches and no class token; "default" takes the first position away."""
+    return "default" if config.class_token else "full"
+
+
+def _open(spec: str, path: Path) -> Source:
+    """Opens a folder in either form."""
+    tensors = open_tensors(path)
+    if is_original(read_config(path)):
+        return _open_original(spec, path)
+    llava = read_llava(path)
+    configs = {part: getattr(llava, part) for part in PARTS}
+    return part_source(CODEC, spec, path, tensors, configs, **_SETTINGS)
+
+
+def _open_original(spec: str, path: Path) -> Source:
+    """A folder of the original LLaVA: perhaps only a projector; the encoder is a folder or a name in its config."""
+    llava = read_original_llava(path)
+    configs: dict[str, Any] = {"projector": llava.projector, "language": llava.language}
+    source = part_source(CODEC, spec, path, open_tensors(path), configs, media={"aspect": llava.aspect}, **_SETTINGS)
+    if "language" not in source.configs:
+        return source
+    # A path in the config is relative to the folder that holds it, if it is there.
+    beside = path / llava.vision_tower
+    tower = find_source(str(beside) if beside.is_dir() else llava.vision_tower)
+    found, pieces = {"vision": read_vision(tower, llava.feature_layer)}, source.pieces
+    if "vision" not in pieces[0].spelling.prefixes():
+        pieces += part_source(VISION, spec, tower, open_tensors(tower), found).pieces
+    return dataclasses.replace(source, pieces=pieces, configs={**source.configs, **found})
+
+
+def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
+    values = hf_llava_config(
+        export.config,
+        export.tokenizer,
+        image_token_id=export.image_token_id,
+        dtype=export.dtype,
+        max_positions=export.max_positions,
+    )
+    return values, write_processor(folder, export.tokenizer, export.config.vision, export.data)
+
+
+def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
+    opened = [Image.open(image).convert("RGB") for image in images]
+    return processor(text=text, images=opened or None, return_tensors="pt", add_special_tokens=False)
+
+
+# The folder's own chat template is not ours: a run that is made of it answers in the template of LLaVA-1.5.
+_SETTINGS: dict[str, str] = {"family": "llava", "template": "vicuna_v1"}
+
+CODEC = Codec(
+    name="llava",
+    open=_open,
+    hub=HUB,
+    known=KNOWN,
+    rules=llava_rules,
+    sizes=llava_sizes,
+    ignored=(*VISION.ignored, *DECODER.ignored),
+    write=_write,
+    loads=is_of_transformers,
+    extend_tokenizer=ensure_image_token,
+    adapters=adapter_names,
+    reference=Reference(transformers.AutoModelForImageTextToText, transformers.AutoProcessor, _inputs),
+)

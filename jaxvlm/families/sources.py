@@ -1,0 +1,43 @@
+"""Checkpoints of Hugging Face's world, opened by the codec of their family or part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxvlm.families.registry import MODEL_TYPES, codec
+from jaxvlm.weights.codec import Codec, Source
+from jaxvlm.weights.hf import decoder, vision
+from jaxvlm.weights.hf.strict import CONFIG_FILE, read_config, unknown
+from jaxvlm.weights.hub import find_source
+
+# Parts that come and go alone.
+PART_CODECS = {"vision": vision.CODEC, "language": decoder.CODEC}
+_PART_TYPES = dict.fromkeys(vision.MODEL_TYPES, vision.CODEC) | dict.fromkeys(decoder.MODEL_TYPES, decoder.CODEC)
+
+
+def folder_codec(folder: Path) -> Codec:
+    """The codec of a folder, told from the `model_type` in its config.json.
+
+    Raises:
+      UserError: no config.json, or a `model_type` that we do not have.
+    """
+    name = read_config(folder).get("model_type")
+    if name in MODEL_TYPES:
+        return codec(MODEL_TYPES[name])
+    if name in _PART_TYPES:
+        return _PART_TYPES[name]
+    raise unknown(name, [*MODEL_TYPES, *_PART_TYPES], str(folder / CONFIG_FILE))
+
+
+def open_source(spec: str) -> Source:
+    """Opens a checkpoint: its configs are read, of its weights only the names and shapes.
+
+    Args:
+      spec: a folder of a family's model or of a part alone (CLIP, SigLIP, a decoder); a GGUF file; or the hub's name of
+        one.
+
+    Raises:
+      UserError: it is none of these, or has a field or files that we cannot read.
+    """
+    path = find_source(spec)
+    return decoder.open_gguf(spec, path) if path.is_file() else folder_codec(path).open(spec, path)

@@ -1,0 +1,94 @@
+"""The contract of a codec: how one kind of Hugging Face folder is read and written.
+
+A family has one, `CODEC` in its file `hf.py`; so has each part that families share (`jaxvlm/weights/hf/`), whose
+folders may come and go alone. Nothing else knows a `model_type`, a name of a tensor or a field of config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxvlm.config import DataConfig, DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
+from jaxvlm.weights.rules import Rule
+from jaxvlm.weights.spelling import Known, Spelling
+from jaxvlm.weights.tensors import TensorSource
+
+
+class Export(NamedTuple):
+    """What the small files of an exported folder say."""
+
+    config: Any  # of the whole model
+    tokenizer: Any  # what `extend_tokenizer` made
+    image_token_id: int  # -1: there is none
+    data: DataConfig  # of the stage whose result is exported
+    dtype: str  # of the weights: "float32", "bfloat16" or "float16"
+    max_positions: int  # tokens that servers allow in a row; the function does not depend on it
+
+
+class Reference(NamedTuple):
+    """How transformers loads a folder, to compare with."""
+
+    model: Any  # its class, an Auto class
+    processor: Any
+    inputs: Callable[[Any, str, list[Path]], Mapping[str, Any]]  # processor, text with placeholders, image files
+
+
+class AdapterNames(NamedTuple):
+    """How PEFT calls what it adapts."""
+
+    spelling: Spelling  # of transformers' module in memory
+    rules: Callable[[Spelling], tuple[Rule, ...]]
+    sizes: Mapping[str, int]
+    module: str  # regex of a module of a block in any spelling; groups "vision" (None: the decoder), "layer", "name"
+    known: Known
+    projector: str  # the module that is saved whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """Reads and writes one kind of folder; functions that take a config take that of the whole model."""
+
+    name: str
+    open: Callable[[str, Path], Source]  # what was named, and the folder; of the weights only names and shapes are read
+    hub: Spelling  # of the files that transformers writes
+    known: Known
+    rules: Callable[[Any, Spelling], tuple[Rule, ...]]  # of the parts that the spelling has, with paths of the model
+    sizes: Callable[[Any], dict[str, int]]  # of the engine
+    ignored: tuple[str, ...]  # patterns of tensors that may be in the files and have no place
+    write: Callable[
+        [Path, Export], tuple[dict[str, Any], list[str]]
+    ]  # all but weights; config.json's values, and notes
+    loads: Callable[[Spelling], bool] = lambda spelling: False  # whether transformers loads it too, beside `hub`
+    # The tokenizer or an extended copy, the id of its placeholder of images, and the tokens that were added.
+    extend_tokenizer: Callable[[Any], tuple[Any, int, list[str]]] = lambda tokenizer: (tokenizer, -1, [])
+    adapters: Callable[[Any], AdapterNames] | None = None
+    reference: Reference | None = None  # None: a part without logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Tensors of one folder or file, and how it spells the parts that it has."""
+
+    tensors: TensorSource
+    spelling: Spelling
+    codec: Codec
+
+    def rules(self, config: ModelConfig) -> tuple[Rule, ...]:
+        """The table of its parts."""
+        return self.codec.rules(config, self.spelling)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One or several parts of a model."""
+
+    spec: str  # as it was named
+    path: Path  # the folder, or the GGUF file; the tokenizer is here too
+    pieces: tuple[Piece, ...]
+    configs: Mapping[str, VisionConfig | ProjectorConfig | DecoderConfig]  # by part
+    family: str = ""  # "": parts that any family may take
+    template: str = ""  # of conversations; "": the tokenizer's own
+    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the files say of `data.media`

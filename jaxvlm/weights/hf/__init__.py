@@ -1,0 +1,1 @@
+"""Codecs of the parts that families share: how Hugging Face writes an encoder or a decoder."""

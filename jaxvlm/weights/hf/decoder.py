@@ -1,0 +1,270 @@
+"""LLaMA, Mistral, SmolLM2, Qwen2 and Qwen3: tensor names and config.json.
+
+Source: HF models/llama/modeling_llama.py, LlamaModel; models/{mistral,qwen2,qwen3}/; all configuration_*.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from jaxvlm.config import DecoderConfig, RopeScaling
+from jaxvlm.errors import UserError
+from jaxvlm.models.decoder import ARCHITECTURES, check_architecture
+from jaxvlm.weights.codec import Codec, Export, Reference
+from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
+from jaxvlm.weights.hf.strict import CONFIG_FILE, Report, check_fields, fill, make, read_config, unknown
+from jaxvlm.weights.reading import open_tensors
+from jaxvlm.weights.rules import Rule, prefixed
+from jaxvlm.weights.source import Source, part_source
+from jaxvlm.weights.spelling import Known, Spelling
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """One architecture; `jaxvlm.models.decoder.ARCHITECTURES` has its biases and norms."""
+
+    config: type  # transformers' config class
+    model: str  # transformers' model class
+    written: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields that an export needs besides
+
+
+DECODERS = {
+    "llama": Decoder(transformers.LlamaConfig, "LlamaForCausalLM"),
+    # Without the null, transformers would take a window of 4,096 tokens.
+    "mistral": Decoder(transformers.MistralConfig, "MistralForCausalLM", {"sliding_window": None}),
+    "qwen2": Decoder(transformers.Qwen2Config, "Qwen2ForCausalLM"),
+    "qwen3": Decoder(transformers.Qwen3Config, "Qwen3ForCausalLM"),
+}
+MODEL_TYPES = tuple(DECODERS)
+
+# Ours on the left, Hugging Face's on the right.
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "embed_dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "norm_epsilon": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+}
+_ROPE_FIELDS = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_positions": "original_max_position_embeddings",
+}
+
+# What a field must be, and in brackets why; a field that is not in the file and not in the class passes.
+_REQUIRED: dict[str, tuple[Any, str]] = {
+    "hidden_act": ("silu", "the gate of the MLP"),
+    "attention_bias": (False, "biases at queries, keys and values only, as Qwen2 has them"),
+    "mlp_bias": (False, "no biases in the MLP"),
+    "sliding_window": (None, "full attention"),
+    "rope_interleaved": (False, "halves are rotated, not pairs"),
+    "use_mrope": (False, "one position for each token"),
+    "is_decoder": (False, ""),
+    "add_cross_attention": (False, ""),
+    "pruned_heads": ({}, ""),
+}
+
+IGNORED = (r".*rotary_emb\.inv_freq",)  # a buffer that old versions of transformers saved
+ALONE = Spelling(language="model.", head="lm_head.")
+KNOWN: Known = {
+    "language": (("model.language_model.", "language_model.model.", "model.", ""), "embed_tokens.weight"),
+    "head": (("language_model.lm_head.", "lm_head."), "weight"),
+}
+
+_BLOCK = "layers.{i}."
+
+# Letters: V vocab, D embed, F mlp, N heads, K key/value heads, H head_dim.
+RULES = (
+    Rule("embed_tokens.weight", "embed/w", "V D -> V D"),
+    Rule(_BLOCK + "input_layernorm.weight", "blocks/attention_norm/scale"),
+    Rule(_BLOCK + "self_attn.q_proj.weight", "blocks/attention/q/w", "(N H) D -> D N H"),
+    Rule(_BLOCK + "self_attn.k_proj.weight", "blocks/attention/k/w", "(K H) D -> D K H"),
+    Rule(_BLOCK + "self_attn.v_proj.weight", "blocks/attention/v/w", "(K H) D -> D K H"),
+    Rule(_BLOCK + "self_attn.q_proj.bias", "blocks/attention/q/bias", "(N H) -> N H"),  # Qwen2
+    Rule(_BLOCK + "self_attn.k_proj.bias", "blocks/attention/k/bias", "(K H) -> K H"),
+    Rule(_BLOCK + "self_attn.v_proj.bias", "blocks/attention/v/bias", "(K H) -> K H"),
+    Rule(_BLOCK + "self_attn.q_norm.weight", "blocks/attention/q_norm/scale"),  # Qwen3
+    Rule(_BLOCK + "self_attn.k_norm.weight", "blocks/attention/k_norm/scale"),
+    Rule(_BLOCK + "self_attn.o_proj.weight", "blocks/attention/out/w", "D (N H) -> N H D"),
+    Rule(_BLOCK + "post_attention_layernorm.weight", "blocks/mlp_norm/scale"),
+    Rule(_BLOCK + "mlp.gate_proj.weight", "blocks/mlp/gate/w", "F D -> D F"),
+    Rule(_BLOCK + "mlp.up_proj.weight", "blocks/mlp/up/w", "F D -> D F"),
+    Rule(_BLOCK + "mlp.down_proj.weight", "blocks/mlp/down/w", "D F -> F D"),
+    Rule("norm.weight", "norm/scale"),
+)
+
+# The output projection; a model with tied embeddings has none, and its HF name is then left out of `hf`.
+HEAD = (Rule("weight", "head/w", "V D -> V D"),)
+
+
+def decoder_rules(config: DecoderConfig, spelling: Spelling) -> tuple[Rule, ...]:
+    """The table of the decoder, with our paths of the whole model; without what the files do not have."""
+    rules: tuple[Rule, ...] = ()
+    if spelling.language is not None:
+        rules += prefixed(RULES, spelling.language, "language/")
+    if spelling.head is not None and not config.tie_embeddings:
+        rules += prefixed(HEAD, spelling.head, "language/")
+    return rules
+
+
+def read_language(folder: str | Path) -> DecoderConfig:
+    """The decoder of a folder of LLaMA, Mistral, Qwen2 or Qwen3 (SmolLM2 and Vicuna are LLaMAs).
+
+    Raises:
+      UserError: no config.json, another model, or fields that we cannot do; all of them.
+    """
+    values = read_config(folder)
+    report = Report(str(Path(folder) / CONFIG_FILE))
+    return report.finish(decoder_config(decoder_kind(values, report.where), values, "", report))
+
+
+def decoder_kind(values: Mapping[str, Any], where: str) -> str:
+    """The row of `DECODERS` for a `model_type`.
+
+    Raises:
+      UserError: another model.
+    """
+    kind = values.get("model_type")
+    if kind not in DECODERS:
+        raise unknown(kind, DECODERS, where)
+    return str(kind)
+
+
+def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, report: Report) -> DecoderConfig | None:
+    """The decoder that a file describes; None, and a problem, if transformers refuses it."""
+    cls = DECODERS[architecture].config
+    filled = fill(cls, values, prefix, report)
+    if filled is None:
+        return None
+    rope = {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"}
+    mapped = {*_FIELDS.values(), "layer_types"} | rope
+    # Qwen2 and Qwen3 write a window and do not use it: the class has then put None in its place.
+    check_fields(cls, values, filled, prefix, report, mapped=mapped, required=_REQUIRED, irrelevant=frozenset())
+    kinds = sorted(set(filled.get("layer_types") or ["full_attention"]))
+    if kinds != ["full_attention"]:
+        report.add(f"{prefix}layer_types", kinds, '"full_attention" in every layer')
+    theta, scaling = _rope(filled.get("rope_parameters") or {}, prefix, report)
+    # Qwen2's class has no field for it.
+    filled["head_dim"] = filled.get("head_dim") or filled["hidden_size"] // filled["num_attention_heads"]
+    fields = {ours: filled[theirs] for ours, theirs in _FIELDS.items()}
+    qkv_bias, qk_norm = ARCHITECTURES[architecture]
+    return DecoderConfig(
+        **fields | {"norm_epsilon": float(fields["norm_epsilon"])},
+        rope_theta=theta,
+        rope_scaling=scaling,
+        qkv_bias=qkv_bias,
+        qk_norm=qk_norm,
+        architecture=architecture,
+    )
+
+
+def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, RopeScaling | None]:
+    """Reads `rope_parameters`, into which the class has put the older `rope_theta` and `rope_scaling` too."""
+    kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
+    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    numbers = {"default": (), "llama3": tuple(_ROPE_FIELDS.values())}.get(kind)
+    if numbers is None:
+        report.add(f"{prefix}rope_type", kind, "default, llama3")
+        return 0.0, None
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        report.add(f"{prefix}partial_rotary_factor", rope["partial_rotary_factor"], "1.0 (all of a head is rotated)")
+    for name in sorted(set(rope) - known - set(numbers)):
+        if rope[name] is not None:
+            report.say(f"{prefix}rope_parameters.{name} = {json.dumps(rope[name])}, a field that we do not know")
+    missing = [name for name in (*numbers, "rope_theta") if rope.get(name) is None]
+    if missing:
+        report.say(f"{prefix}rope_parameters lacks {', '.join(missing)}")
+        return 0.0, None
+    if not numbers:
+        return float(theta), None  # type: ignore[arg-type]
+    scaling = {ours: float(rope[theirs]) for ours, theirs in _ROPE_FIELDS.items() if ours != "original_max_positions"}
+    positions = int(rope["original_max_position_embeddings"])
+    return float(theta), RopeScaling(**scaling, original_max_positions=positions)  # type: ignore[arg-type]
+
+
+def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max_positions: int) -> dict[str, Any]:
+    """config.json of a decoder alone, as the class of its `architecture`.
+
+    Args:
+      config: of a decoder.
+      tokenizer: of transformers; its BOS, EOS and padding ids are written.
+      dtype: of the weights beside it: "float32", "bfloat16" or "float16".
+      max_positions: tokens that servers allow in a row; the function does not depend on it.
+
+    Raises:
+      UserError: the architecture has other biases or norms, positions have several axes, or transformers refuses the
+        sizes.
+    """
+    check_architecture(config)
+    if config.rope_axes:
+        raise UserError(
+            f"config.model.language.rope_axes = {config.rope_axes}: a decoder of transformers that comes alone has one "
+            "position for each token"
+        )
+    decoder = DECODERS[config.architecture]
+    scaling = config.rope_scaling
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if scaling is not None:
+        rope = {theirs: getattr(scaling, ours) for ours, theirs in _ROPE_FIELDS.items()} | {"rope_type": "llama3"}
+    made = make(
+        decoder.config,
+        architectures=[decoder.model],
+        dtype=dtype,
+        **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
+        rope_parameters=rope | {"rope_theta": config.rope_theta},
+        max_position_embeddings=max_positions,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Transformers 4 does not know `rope_parameters` and would take 10,000 without a word.
+    old = {"rope_theta": config.rope_theta, "rope_scaling": None if scaling is None else rope}
+    return made | old | decoder.written
+
+
+def open_gguf(spec: str, path: Path) -> Source:
+    """Opens a GGUF file.
+
+    Raises:
+      UserError: it is no GGUF file, or holds something that is not a decoder of ours.
+    """
+    file = GGUFSource(path)
+    return part_source(CODEC, spec, path, file, {"language": gguf_decoder_config(file)})
+
+
+def _open(spec: str, path: Path) -> Source:
+    return part_source(CODEC, spec, path, open_tensors(path), {"language": read_language(path)})
+
+
+def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
+    export.tokenizer.save_pretrained(folder)
+    config, tokenizer = export.config.language, export.tokenizer
+    return hf_language_config(config, tokenizer, dtype=export.dtype, max_positions=export.max_positions), []
+
+
+def _inputs(tokenizer: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False)
+
+
+CODEC = Codec(
+    name="language",
+    open=_open,
+    hub=ALONE,
+    known=KNOWN,
+    rules=lambda config, spelling: decoder_rules(config.language, spelling),
+    sizes=lambda config: {},
+    ignored=IGNORED,
+    write=_write,
+    reference=Reference(transformers.AutoModelForCausalLM, transformers.AutoTokenizer, _inputs),
+)

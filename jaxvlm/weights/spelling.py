@@ -1,0 +1,66 @@
+"""What stands before the tensor names of each part; one model is spelled in several ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+from jaxvlm.config import PARTS
+from jaxvlm.weights.tensors import RenamedSource, TensorSource
+
+# Part, or "head" -> all prefixes that were ever written, the longest first, and a tensor that shows one.
+Known = Mapping[str, tuple[tuple[str, ...], str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """What stands before the names of each part; None: the part is not in the files.
+
+    `{i}` stands for the number of a part's layer, and `{2i}` for its place in a `Sequential` in which every other
+    module is an activation.
+    """
+
+    vision: str | None = None
+    projector: str | None = None
+    language: str | None = None
+    head: str | None = None
+
+    def prefixes(self) -> dict[str, str]:
+        """Part -> what its tensors begin with."""
+        prefixes: dict[str, str | None] = {part: getattr(self, part) for part in PARTS}
+        return {part: prefix for part, prefix in prefixes.items() if prefix is not None}
+
+
+def numbered(prefix: str, i: int) -> str:
+    """The prefix of layer `i`, counted from 1."""
+    return re.sub(r"\{(2?)i\}", lambda match: str(2 * (i - 1) if match[1] else i), prefix)
+
+
+def find_spelling(names: Iterable[str], known: Known) -> Spelling:
+    """The spelling of a checkpoint, told from the names of its tensors."""
+    names = set(names)
+    return Spelling(
+        **{
+            part: next((prefix for prefix in prefixes if numbered(prefix, 1) + marker in names), None)
+            for part, (prefixes, marker) in known.items()
+        }
+    )
+
+
+def respelled(tensors: TensorSource, old: Spelling, new: Spelling) -> TensorSource:
+    """A checkpoint's tensors under the names of another spelling; those of a part that either lacks keep theirs."""
+    news = dataclasses.asdict(new)
+    pairs = [
+        (numbered(prefix, i), numbered(news[part], i))
+        for part, prefix in dataclasses.asdict(old).items()
+        if prefix is not None and news[part] is not None
+        for i in (range(1, 10) if "i}" in prefix else (1,))
+    ]
+    # The head before the language, of whose prefix its own may be a part; the longest first.
+    pairs.sort(key=lambda pair: -len(pair[0]))
+
+    def rename(name: str) -> str:
+        return next((to + name.removeprefix(start) for start, to in pairs if name.startswith(start)), name)
+
+    return RenamedSource(tensors, rename)

@@ -1,0 +1,144 @@
+"""Named tensors that are read on access."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxvlm.errors import UserError
+
+LISTED = 20  # items of a list in a message; the rest is counted
+
+
+class TensorSpec(NamedTuple):
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class TensorSource(Mapping[str, np.ndarray]):
+    """Named tensors; `source[name]` makes the array anew at each access, everything else reads nothing."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]):
+        self._specs = dict(specs)
+
+    def spec(self, name: str) -> TensorSpec:
+        """Shape and dtype of a tensor."""
+        return self._specs[name]
+
+    def where(self, name: str) -> str:
+        """The file of a tensor, for messages; "" if it is in none."""
+        return ""
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether an access costs nothing, and memory only what is then looked at."""
+        return False
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of most of the bytes."""
+        sizes: dict[np.dtype, int] = {}
+        for spec in self._specs.values():
+            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
+        return max(sizes, key=sizes.__getitem__)
+
+    @abc.abstractmethod
+    def __getitem__(self, name: str) -> np.ndarray: ...
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._specs
+
+
+class DictSource(TensorSource):
+    """Arrays in memory."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        super().__init__({name: TensorSpec(tuple(x.shape), x.dtype) for name, x in tensors.items()})
+        self._tensors = tensors
+
+    def is_mapped(self, name: str) -> bool:
+        """Always."""
+        return True
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+
+class DerivedSource(TensorSource):
+    """Tensors that are made of those of another source, under the same names; such as need no work are passed on."""
+
+    def __init__(self, source: TensorSource, specs: Mapping[str, TensorSpec]):
+        super().__init__(specs)
+        self._source = source
+
+    def where(self, name: str) -> str:
+        """The file of a tensor."""
+        return self._source.where(name)
+
+    def is_mapped(self, name: str) -> bool:
+        """As in the other source, if it is passed on."""
+        return self.spec(name) == self._source.spec(name) and self._source.is_mapped(name)
+
+
+class RenamedSource(TensorSource):
+    """Another source under names that `rename` gives; those for which it gives None are left out.
+
+    Raises:
+      UserError: two tensors get one name.
+    """
+
+    def __init__(self, source: TensorSource, rename: Callable[[str], str | None]):
+        renamed = [(new, old) for old in source if (new := rename(old)) is not None]
+        self._source, self._old = source, dict(renamed)
+        if len(renamed) != len(self._old):
+            twice = [f"{old} and {self._old[new]} ({new})" for new, old in renamed if self._old[new] != old]
+            raise UserError(f"tensors of one meaning: {listed(twice)}; keep one of each in the folder")
+        super().__init__({new: source.spec(old) for new, old in renamed})
+
+    def where(self, name: str) -> str:
+        """The file of a tensor."""
+        return self._source.where(self._old[name])
+
+    def is_mapped(self, name: str) -> bool:
+        """As in the other source."""
+        return self._source.is_mapped(self._old[name])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._source[self._old[name]]
+
+
+class CastSource(DerivedSource):
+    """Another source in one dtype."""
+
+    def __init__(self, source: TensorSource, dtype: np.dtype):
+        super().__init__(source, {name: TensorSpec(source.spec(name).shape, dtype) for name in source})
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._source[name].astype(self.spec(name).dtype, copy=False)
+
+
+def as_source(tensors: Mapping[str, np.ndarray]) -> TensorSource:
+    """`tensors` itself if it is a source, else a source of the arrays in it."""
+    return tensors if isinstance(tensors, TensorSource) else DictSource(tensors)
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first `LISTED` of them and how many more there are."""
+    more = f"{separator}and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return separator.join(items[:LISTED]) + more
