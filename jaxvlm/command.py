@@ -53,6 +53,19 @@ class Parser(Subparser):
         return args, rest
 
 
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `processes.connect` reads."""
+    group = parser.add_argument_group("several processes (each is started with the same command)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (or JAXVLM_COORDINATOR)")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many (or JAXVLM_NUM_PROCESSES)")
+    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0 (or JAXVLM_PROCESS_ID)")
+    group.add_argument(
+        "--distributed",
+        choices=["auto"],
+        help="auto: find all three in the cluster's environment (TPU VM, GKE, Slurm)",
+    )
+
+
 def _is_override(arg: str, before: str) -> bool:
     return arg.startswith("--config.") or (before.startswith("--config.") and "=" not in before)
 

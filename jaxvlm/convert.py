@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.command import Parser, Subparser, run
-from jaxvlm.conversion import export_run, import_run, verify_pair
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -63,6 +62,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     verify.add_argument("--prompt", default="Describe the image.", metavar="TEXT", help="with --logits")
 
     args = parser.parse_args(argv)
+
+    from jaxvlm.conversion import export_run, import_run, verify_pair  # here: it takes seconds, and --help needs none
+
     return {"import": import_run, "export": export_run, "verify": verify_pair}[args.command](args)
 
 

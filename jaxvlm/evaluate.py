@@ -22,9 +22,6 @@ from typing import Any
 
 from jaxvlm.command import Parser, run
 from jaxvlm.errors import UserError
-from jaxvlm.evaluation.evaluate import evaluate_run, result_name
-from jaxvlm.restore import open_run
-from jaxvlm.runs import RunFolder
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -42,6 +39,11 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     args = parser.parse_args(argv)
     if args.step < 0 or args.limit < 0:
         raise UserError(f"--step {args.step} --limit {args.limit}: numbers from 1 on, or 0 for the newest and for all")
+
+    # Here, since they take seconds, and --help needs none of them.
+    from jaxvlm.evaluation.evaluate import evaluate_run, result_name
+    from jaxvlm.restore import open_run
+    from jaxvlm.runs import RunFolder
 
     evaluation = RunFolder(args.run).load_config().evaluation
     if args.data:

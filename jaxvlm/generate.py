@@ -22,15 +22,13 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxvlm.command import Parser, run
 from jaxvlm.errors import UserError
-from jaxvlm.inference.conversation import Conversation, check_image
-from jaxvlm.inference.engine import Engine
-from jaxvlm.inference.sampling import Sampling
-from jaxvlm.restore import open_run
-from jaxvlm.runs import RunFolder
+
+if TYPE_CHECKING:
+    from jaxvlm.inference.conversation import Conversation
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -46,6 +44,13 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--stage", default="", metavar="NAME", help="stage of the weights (default: the last)")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
     args = parser.parse_args(argv)
+    # Here, since they take seconds, and --help needs none of them.
+    from jaxvlm.inference.conversation import Conversation, check_image
+    from jaxvlm.inference.engine import Engine
+    from jaxvlm.inference.sampling import Sampling
+    from jaxvlm.restore import open_run
+    from jaxvlm.runs import RunFolder
+
     # What can be wrong is found before the weights are read, which takes a while.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     RunFolder(args.run).load_config()

@@ -19,17 +19,12 @@ from typing import Any
 
 from jaxvlm.command import Answer, Parser, check_stage, load_config, run
 from jaxvlm.files import cache_folder
-from jaxvlm.planning.compiler import use_tpu_compiler
-from jaxvlm.planning.report import Assumptions, table, to_json
-from jaxvlm.planning.search import plan_once, search
-from jaxvlm.planning.slices import find_slice
 
 DOES_NOT_FIT = 3  # exit code
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
     """Runs the command; returns what `--json` prints."""
-    use_tpu_compiler()
     parser = Parser("plan", __doc__)
     parser.add_config()
     parser.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e-16, v5p-8, v6e-8, 2xv5e-64")
@@ -48,6 +43,13 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--cache", type=Path, default=default, metavar="DIR", help=f"of results (default: {default})")
     parser.add_argument("--no-cache", action="store_true", help="compile again")
     args, overrides = parser.parse_with_overrides(argv)
+
+    from jaxvlm.planning.compiler import use_tpu_compiler  # here, since it takes seconds, and --help needs none of it
+    from jaxvlm.planning.report import Assumptions, table, to_json
+    from jaxvlm.planning.search import plan_once, search
+    from jaxvlm.planning.slices import find_slice
+
+    use_tpu_compiler()
     config, on = load_config(args.config, overrides), find_slice(args.topology)
     stage = args.stage or config.stages[-1]
     check_stage(config, stage, args.config)

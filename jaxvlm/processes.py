@@ -37,21 +37,11 @@ _failing = threading.Event()
 _calls = itertools.count()  # all processes make the same calls in the same order
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `connect` reads."""
-    group = parser.add_argument_group("several processes (each is started with the same command)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 (or JAXVLM_COORDINATOR)")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many (or JAXVLM_NUM_PROCESSES)")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0 (or JAXVLM_PROCESS_ID)")
-    group.add_argument(
-        "--distributed",
-        choices=["auto"],
-        help="auto: find all three in the cluster's environment (TPU VM, GKE, Slurm)",
-    )
-
-
 def connect(args: argparse.Namespace) -> None:
     """Joins the other processes, if flags or environment name any; before anything asks jax for devices.
+
+    Args:
+      args: with the flags of `command.add_process_flags`.
 
     Raises:
       UserError: some of the three values are missing or wrong, or there is no cluster to find them in. If the others do

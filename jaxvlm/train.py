@@ -25,11 +25,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxvlm import processes
-from jaxvlm.command import Parser, check_stage, load_config, run
+from jaxvlm.command import Parser, add_process_flags, check_stage, load_config, run
 from jaxvlm.errors import UserError
 from jaxvlm.files import unfailing_streams
-from jaxvlm.runs import RunFolder
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -40,8 +38,14 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--stage", metavar="NAME", help="run only this stage of the recipe")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the workdir")
     parser.add_argument("--resume-or-start", action="store_true", help="the same, or start if there is none")
-    processes.add_flags(parser)
+    add_process_flags(parser)
     args, overrides = parser.parse_with_overrides(argv)
+
+    # Here, since they take seconds, and --help needs none of them.
+    from jaxvlm import processes
+    from jaxvlm.runs import RunFolder
+    from jaxvlm.stages import run_recipe
+
     config = load_config(args.config, overrides)
     if args.stage:
         check_stage(config, args.stage, args.config)
@@ -51,8 +55,6 @@ def main(argv: list[str]) -> dict[str, Any] | None:
             f"--workdir {args.workdir}: a workdir is a folder that every process sees; mount the bucket (gcsfuse) and "
             "pass the folder"
         )
-    from jaxvlm.stages import run_recipe  # here, since it takes seconds, and --help needs none of it
-
     workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
     how = "resume or start" if args.resume_or_start else "resume" if args.resume else "start"
     with unfailing_streams():

@@ -7,12 +7,13 @@ Axis letters:
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator
 from typing import Self
 
 import numpy as np
 
 from jaxvlm.batch import Array, Batch
+from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.inference.programs import STEP_TOKENS, Programs, Requests, Rows, bucket
 from jaxvlm.inference.sampling import GREEDY, Sampling
 from jaxvlm.sharding import to_devices
@@ -108,8 +109,7 @@ def decode(
 class Stream(Iterator[str]):
     """An answer as it is written: an iterator of pieces of its text, which together are the answer.
 
-    No piece ends within a character. A piece is never taken back: if the model writes bytes that are no UTF-8, the text
-    may differ from the answer's in what stands for them.
+    No piece ends within a character.
 
     Attributes:
       tokens: ids so far, without the stop id.
@@ -117,25 +117,32 @@ class Stream(Iterator[str]):
       finish_reason: "stop" (the model ended it), "length" (cut at the limit), "cancelled", or "" while it is written.
     """
 
-    def __init__(self, decoding: Decoding, decode: Callable[[Sequence[int]], str], stop_ids: Iterable[int]):
-        """The text of the first row of `decoding`; `decode` makes stripped text of ids."""
-        self._decoding, self._decode, self._stop_ids = decoding, decode, frozenset(stop_ids)
+    def __init__(self, decoding: Decoding, renderer: Renderer, open_ids: Container[int]):
+        """The text of the first row of `decoding`.
+
+        Args:
+          open_ids: tokens that are bytes, and special ones, which are not written. A run of them is decoded as a whole.
+        """
+        self._decoding, self._renderer, self._open_ids = decoding, renderer, open_ids
         self.tokens: list[int] = []
         self.text = self.finish_reason = ""
 
     def __next__(self) -> str:
         for tokens_BN in self._decoding:
             new = [token for token in tokens_BN[0].tolist() if token >= 0]
-            if new and new[-1] in self._stop_ids:
+            if new and new[-1] in self._renderer.stop_ids:
                 self.finish_reason = "stop"
                 new.pop()
             self.tokens += new
-            # Bytes that are not yet a whole character are decoded as U+FFFD.
-            piece = self._new_text(self._decode(self.tokens).rstrip("\ufffd"))
+            end = len(self.tokens)
+            while end and self.tokens[end - 1] in self._open_ids:
+                end -= 1
+            # A byte-level token may end within a character, which is then decoded as U+FFFD.
+            piece = self._new_text(self._renderer.decode(self.tokens[:end]).rstrip("\ufffd"))
             if piece:
                 return piece
         self.finish_reason = self.finish_reason or "length"
-        piece = "" if self.finish_reason == "cancelled" else self._new_text(self._decode(self.tokens))
+        piece = "" if self.finish_reason == "cancelled" else self._new_text(self._renderer.decode(self.tokens))
         if not piece:
             raise StopIteration
         return piece

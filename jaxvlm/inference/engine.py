@@ -76,6 +76,13 @@ class Engine:
         """The compiled `encode`, `prefill` and `step`."""
         return Programs(self.model, self.params, self.renderer.stop_ids, Placement(self.mesh, self.rules))
 
+    @functools.cached_property
+    def _open_ids(self) -> frozenset[int]:
+        """The tokens of a SentencePiece vocabulary that are bytes, and all special tokens; see `Stream`."""
+        vocab = self.tokenizer.get_vocab()
+        spelled = (f"<0x{byte:02X}>" for byte in range(256))
+        return frozenset(vocab[token] for token in spelled if token in vocab) | set(self.tokenizer.all_special_ids)
+
     def answer(
         self,
         records: Sequence[Record],
@@ -135,7 +142,7 @@ class Engine:
         ((numbers_B, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
         here_B = numbers_B[rows_of_this_host(self.mesh, self.rules, len(numbers_B))]
         decoding = Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling), steps)
-        return Stream(decoding, self.renderer.decode, self.renderer.stop_ids)
+        return Stream(decoding, self.renderer, self._open_ids)
 
     def logits(self, record: Record) -> np.ndarray:
         """float32[T, V], logits behind each token of a record's prompt."""

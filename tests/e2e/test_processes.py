@@ -194,10 +194,10 @@ def test_other_data_of_a_process_is_named(start, tmp_path):
 JOIN = """
 import argparse, os, sys
 from jaxvlm import processes
-from jaxvlm.command import run
+from jaxvlm.command import add_process_flags, run
 processes._JOIN_SECONDS = 2
 parser = argparse.ArgumentParser()
-processes.add_flags(parser)
+add_process_flags(parser)
 if os.environ.get("JAXVLM_PROCESS_ID") != os.environ.get("ABSENT", "none"):
     sys.exit(run(lambda argv: processes.connect(parser.parse_args(argv)), sys.argv[1:]))
 """

@@ -11,6 +11,7 @@ from jaxvlm import evaluate, generate
 from jaxvlm.command import run
 from jaxvlm.errors import UserError
 from jaxvlm.evaluation.questions import load_questions
+from jaxvlm.inference.conversation import Conversation
 from tests import tiny
 from tests.inference import tiny_run
 
@@ -131,6 +132,30 @@ def test_generate_holds_a_conversation(folder, data, monkeypatch, capsys):
     assert [turn["question"] for turn in turns] == asked
     assert capsys.readouterr().out.splitlines() == [turn["answer"] for turn in turns]
     assert turns[3] == turns[0]
+
+
+def test_ctrl_c_cancels_an_answer_and_keeps_the_conversation(folder, data, monkeypatch, capsys):
+    lines = iter(["what color is it?", "is it red?", "what color?"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, "/quit"))
+    stream, asked = Conversation.stream, []
+
+    def interrupted(self, text):
+        asked.append(text)
+        for piece in stream(self, text):
+            yield piece
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "stream", interrupted)
+    arguments = ["--run", str(folder), "--image", str(data.parent / "red.png"), "--max-new-tokens", "20"]
+    turns = generate.main(arguments)["turns"]
+    assert [turn["question"] for turn in turns] == ["what color is it?", "what color?"]
+    assert "cancelled" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what color is it?\nwhat color?\n"))
+    assert generate.main(arguments)["turns"] == turns
 
 
 def test_a_conversation_ends_with_the_input(folder, monkeypatch):

@@ -605,8 +605,9 @@ def test_processes_under_slurm_find_each_other(world, tmp_path):
     program = f"""#!{sys.executable}
 import argparse, sys
 from jaxvlm import processes
+from jaxvlm.command import add_process_flags
 parser = argparse.ArgumentParser()
-processes.add_flags(parser)
+add_process_flags(parser)
 processes.connect(parser.parse_known_args(sys.argv[1:])[0])
 open(f"joined-{{processes.index()}}", "w").write(str(processes.count()))
 """

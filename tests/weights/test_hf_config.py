@@ -8,12 +8,14 @@ import transformers
 
 from jaxvlm.config import DecoderConfig, ProjectorConfig, RopeScaling, VisionConfig, build_config
 from jaxvlm.errors import UserError
+from jaxvlm.families.build import build_model
 from jaxvlm.families.llava import hf
 from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.families.sources import folder_codec
 from jaxvlm.models import variants
 from jaxvlm.weights.hf import decoder, strict
 from jaxvlm.weights.hf import vision as encoders
+from tests.parity import pairs
 
 LLAMA = json.loads("""{
   "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
@@ -542,3 +544,22 @@ def test_models_that_transformers_has_not():
     config = dataclasses.replace(config, projector=ProjectorConfig("mlp2x_gelu"))
     with pytest.raises(UserError, match="the image token has id 101 and the model 101 rows of embeddings; 102 are"):
         hf.hf_llava_config(config, Ids, image_token_id=101, dtype="float32", max_positions=64)
+
+
+@pytest.mark.parametrize("changes", [{"architecture": "qwen2"}, {"qkv_bias": True}, {"architecture": "gpt2"}])
+def test_an_architecture_has_its_own_biases_and_norms(changes):
+    config = pairs.tiny_config()
+    config = dataclasses.replace(config, language=dataclasses.replace(config.language, **changes))
+    with pytest.raises(UserError, match='architecture "(llama|qwen2|gpt2)" with qkv_bias = .*qwen3: False, True'):
+        build_model(config)
+
+
+def test_a_mistral_keeps_its_class_and_no_window(folder):
+    values = decoder.hf_language_config(language("mistral03_7b"), Ids, dtype="bfloat16", max_positions=2048)
+    loaded = transformers.AutoConfig.from_pretrained(folder(values))
+    assert (loaded.model_type, loaded.sliding_window) == ("mistral", None)
+
+
+def test_an_encoder_between_clip_and_siglip_is_none_of_transformers():
+    with pytest.raises(UserError, match="'pre_norm': False.* is no encoder of transformers, which has clip_vision"):
+        encoders.hf_vision_config(vision("clip_b32", pre_norm=False), dtype="float32")
