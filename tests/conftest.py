@@ -27,3 +27,13 @@ atexit.register(shutil.rmtree, os.environ["JAXVLM_CACHE"], ignore_errors=True)
 settings.register_profile("search", deadline=None, database=None)
 settings.register_profile("same", settings.get_profile("search"), derandomize=True)
 settings.load_profile("same")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves nightly tests out, unless `-m` names them."""
+    if "nightly" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("nightly")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]

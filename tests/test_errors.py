@@ -9,7 +9,7 @@ import pytest
 
 from jaxvlm import train
 from jaxvlm.errors import UserError, explained
-from jaxvlm.training.checkpoint import _is_not_of_orbax
+from jaxvlm.training.quiet import is_not_of_orbax
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
@@ -35,9 +35,9 @@ def _failed(module, message):
 
 @pytest.mark.parametrize("message", ["Task exception was never retrieved", "Exception in callback", "reworded"])
 def test_what_orbax_leaves_behind_is_not_logged_whatever_its_words(message):
-    assert not _is_not_of_orbax(_failed("orbax.checkpoint.handlers", message))
-    assert not _is_not_of_orbax(_failed("tensorstore", message))
-    assert _is_not_of_orbax(_failed("somebody.elses", message))
+    assert not is_not_of_orbax(_failed("orbax.checkpoint.handlers", message))
+    assert not is_not_of_orbax(_failed("tensorstore", message))
+    assert is_not_of_orbax(_failed("somebody.elses", message))
 
 
 def test_a_real_task_of_a_module_of_orbax_is_silent(caplog):
@@ -50,7 +50,7 @@ def test_a_real_task_of_a_module_of_orbax_is_silent(caplog):
         del task
 
     logger = logging.getLogger("asyncio")
-    logger.addFilter(_is_not_of_orbax)
+    logger.addFilter(is_not_of_orbax)
     asyncio.run(forget())
     assert "lost" not in caplog.text
 

@@ -187,7 +187,6 @@ def test_prepare_says_what_the_recipe_is_to_name(command, tmp_path):
     assert [source["records"] for source in result["sources"]] == [19, 4] and result["rejected"] == {}
 
 
-@pytest.mark.slow
 def test_show_opens_the_batch_of_a_loss_that_was_not_finite(command, tmp_path, monkeypatch):
     data = write_records(tmp_path, 40)
     monkeypatch.setenv("JAXVLM_TEST_DATA", str(data))

@@ -20,11 +20,11 @@ evaluation: batch_size image_folder max_new_tokens source
 init: language model projector resize_vocab vision
 mesh: data fsdp tensor
 model: compute_dtype family remat
-model.language: architecture embed_dim head_dim mlp_dim norm_epsilon num_heads num_kv_heads num_layers qk_norm qkv_bias rope_axes
-  rope_scaling rope_theta tie_embeddings vocab_size
+model.language: architecture embed_dim head_dim mlp_dim norm_epsilon num_heads num_kv_heads num_layers qk_norm
+  qkv_bias rope_axes rope_scaling rope_theta tie_embeddings vocab_size
 model.projector: kind
-model.vision: class_token patch_bias pool pre_norm activation embed_dim feature_layer image_mean image_size image_std mlp_dim norm_epsilon
-  num_heads num_layers patch_size
+model.vision: activation class_token embed_dim feature_layer image_mean image_size image_std mlp_dim norm_epsilon
+  num_heads num_layers patch_bias patch_size pool pre_norm
 stage.NAME: checkpoint_every compiler_options epochs eval_every eval_records frozen_dtype global_batch_size
   keep_checkpoints log_every micro_batches nonfinite_limit objective on_nonfinite
 stage.NAME.data: allow_outside answers heldout image_folder mix on_bad pack source system template tokens workers

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import shutil
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from etils import epath
 
 from jaxvlm import processes
 from jaxvlm.errors import UserError, out_of_memory
+from jaxvlm.training.quiet import drop_reports_of_orbax
 from jaxvlm.training.state import State
 from jaxvlm.trees import map_paths, paths
 
@@ -86,7 +85,7 @@ class Checkpoints:
         self._keep = keep
         self._saving = 0  # the step that is being written
         self._manager: _Manager | None = self._open()
-        logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
+        drop_reports_of_orbax()
 
     def newest(self) -> int | None:
         """The newest whole checkpoint's step, or None."""
@@ -316,24 +315,6 @@ class Checkpoints:
                 f"the checkpoint {self.folder / str(step)} is of another model: {'; '.join(differing[:10])}{more}; "
                 "use the recipe it was made with, or another --workdir"
             )
-
-
-def _is_not_of_orbax(message: logging.LogRecord) -> bool:
-    """Drops what asyncio logs of tasks of orbax that failed.
-
-    Of a save or a read that fails each other array would be logged with a traceback; the failure itself is raised.
-    """
-    error = message.exc_info[1] if message.exc_info else None
-    return "orbax/checkpoint" not in message.getMessage() and not _raised_by_orbax(error)
-
-
-def _raised_by_orbax(error: BaseException | None) -> bool:
-    while error is not None:
-        modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-        if any(name.partition(".")[0] in ("orbax", "tensorstore") for name in modules):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _training(state: State) -> dict[str, Any]:

@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import jax
-import pytest
 
 
-@pytest.mark.slow
 def test_prints_finite_numbers():
     command = [sys.executable, "-m", "tests.benchmarks.lora_step", "--model", "tiny", "--rounds", "1", "--json"]
     # As in test_step_cpu.py: not the fake devices of conftest.py, and quick to compile.

@@ -28,8 +28,6 @@ MODEL = pairs.tiny_config()
 MODEL = dataclasses.replace(MODEL, language=dataclasses.replace(MODEL.language, vocab_size=VOCAB))
 QUESTION = "what color is it?"
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():

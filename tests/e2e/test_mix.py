@@ -17,6 +17,7 @@ from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.runs import RunFolder
 from tests.data.conftest import data_config
 from tests.e2e.conftest import ROOT, write_data
+from tests.e2e.small_run import finish
 from tests.e2e.test_train import KILLED, losses
 
 MIXED = str(ROOT / "tests/e2e/mixed.py")
@@ -47,17 +48,16 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-def test_stopped_and_gone_on_with_other_workers(command, environment, folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(environment, "JAXVLM_TEST_MIX", str(folder))
-    straight = command("train", "--config", MIXED, "--workdir", tmp_path / "whole", "--json")
-    assert straight.returncode == 0, straight.stderr[-3000:]
-    arguments = ("--config", MIXED, "--workdir", tmp_path / "stopped", "--config.stage.finetune.data.workers=1")
-    killed = command("train", *arguments, code=KILLED.format(batch=7))
-    assert killed.returncode == -9, killed.stderr[-3000:]
-    arguments = ("--config", MIXED, "--workdir", tmp_path / "stopped", "--config.stage.finetune.data.workers=2")
-    resumed = command("train", *arguments, "--resume")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+def test_stopped_and_gone_on_with_other_workers(server, folder, tmp_path):
+    def train(name, *arguments, **options):
+        run = ("--config", MIXED, "--workdir", tmp_path / name)
+        return server.fork(*run, *arguments, JAXVLM_TEST_MIX=str(folder), **options)
+
+    finish(train("whole"))
+    workers = "--config.stage.finetune.data.workers"
+    code, log = train("stopped", f"{workers}=1", code=KILLED.replace("BATCH", "7")).wait()
+    assert code == -9, log[-3000:]
+    finish(train("stopped", f"{workers}=2", "--resume"))
     assert len(losses(tmp_path / "whole")) == 12
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 

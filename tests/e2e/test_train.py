@@ -17,28 +17,20 @@ from jaxvlm.runs import RunFolder
 from jaxvlm.training.metrics import read_metrics
 from jaxvlm.trees import paths
 from tests.e2e.conftest import RECIPE
+from tests.e2e.small_run import HOOK, finish
 
 # Kills its own process with SIGKILL 5 ms after the n-th batch has gone to the device: within the four micro-batches of
 # a step, with later batches already read ahead.
-KILLED = """
-import os, signal, sys, threading
-import jaxvlm.train
-from jaxvlm.command import run
-from jaxvlm.config import PARTS
-from jaxvlm.errors import UserError
-from jaxvlm.training import loop
-
-place, calls = loop.to_devices, []
-
-def to_devices(*arguments):
-    calls.append(1)
-    if len(calls) == {batch}:
+KILLED = (
+    HOOK
+    + """
+import signal, threading
+def before(number, batch):
+    if number == BATCH:
         threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return place(*arguments)
-
-loop.to_devices = to_devices
-sys.exit(run(jaxvlm.train.main, sys.argv[1:]))
+hook(before)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +74,14 @@ def test_it_learns_and_the_second_stage_starts_from_the_first(whole):
     assert heldout and all(0 <= m["heldout_exact_match"] <= 1 for m in heldout)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [2, 8])
-def test_a_killed_run_resumes_bit_for_bit(whole, command, tmp_path, batch):
+@pytest.mark.parametrize("batch", [pytest.param(2, marks=pytest.mark.nightly), 8])
+def test_a_killed_run_resumes_bit_for_bit(whole, server, tmp_path, batch):
     """Batch 2: before any checkpoint. Batch 8: in the middle of an epoch, two steps after a checkpoint."""
     arguments = ("--config", RECIPE, "--workdir", tmp_path)
-    killed = command("train", *arguments, code=KILLED.format(batch=batch))
-    assert killed.returncode == -9, killed.stderr[-3000:]
+    code, log = server.fork(*arguments, code=KILLED.replace("BATCH", str(batch))).wait()
+    assert code == -9, log[-3000:]
     assert len(losses(tmp_path)) < batch
-    resumed = command("train", *arguments, "--resume")
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    finish(server.fork(*arguments, "--resume"))
     assert losses(tmp_path) == losses(whole[0])
     assert (
         json.loads((tmp_path / "evaluation.json").read_text())["answers"]
@@ -99,11 +89,9 @@ def test_a_killed_run_resumes_bit_for_bit(whole, command, tmp_path, batch):
     )
 
 
-@pytest.mark.slow
-def test_stages_run_alone_are_the_chain(whole, command, tmp_path):
+def test_stages_run_alone_are_the_chain(whole, server, tmp_path):
     for stage in ("align", "finetune"):
-        result = command("train", "--config", RECIPE, "--workdir", tmp_path, "--stage", stage)
-        assert result.returncode == 0, result.stderr[-3000:]
+        finish(server.fork("--config", RECIPE, "--workdir", tmp_path, "--stage", stage))
     assert losses(tmp_path) == losses(whole[0])
 
 

@@ -25,7 +25,7 @@ from jaxvlm.planning.slices import GIB, find_slice
 from jaxvlm.sharding import Placement, batch_sharding
 from jaxvlm.training.state import merge
 
-pytestmark = [pytest.mark.tpu_compiler, pytest.mark.slow]
+pytestmark = pytest.mark.tpu_compiler
 
 # The compiler's default, not ours of tuning.py: a third of the time to compile, and 7 % more cycles.
 OPTIONS = "--config.stage.finetune.compiler_options=xla_tpu_scoped_vmem_limit_kib=16384"
@@ -33,7 +33,7 @@ FIGURES = json.loads(Path(__file__).with_name("llava_plans.json").read_text())
 GROWTH = 1.03
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [pytest.param("finetune on v5e-16", marks=pytest.mark.nightly), "LoRA on v5e-8"])
 def test_a_step_has_not_grown(name):
     stored = FIGURES[name]
     use_tpu_compiler()

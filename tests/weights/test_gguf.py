@@ -397,7 +397,6 @@ def smollm2_of_transformers(smollm2):
     ).eval()
 
 
-@pytest.mark.slow
 def test_smollm2_has_the_weights_of_transformers(smollm2, smollm2_of_transformers):
     theirs = dict(smollm2_of_transformers.named_parameters())
     assert set(theirs) == set(smollm2)
@@ -405,7 +404,6 @@ def test_smollm2_has_the_weights_of_transformers(smollm2, smollm2_of_transformer
         np.testing.assert_array_equal(smollm2[name], weight.detach().numpy(), err_msg=name)
 
 
-@pytest.mark.slow
 def test_smollm2_has_the_logits_of_transformers(smollm2_tokenizer, smollm2_model, smollm2_of_transformers):
     ids = smollm2_tokenizer("The capital of France is Paris, and that of Japan is").input_ids
     model, params = smollm2_model
@@ -417,7 +415,6 @@ def test_smollm2_has_the_logits_of_transformers(smollm2_tokenizer, smollm2_model
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-4)  # measured 1.3e-4, at logits up to 28
 
 
-@pytest.mark.slow
 # Without its question word the model, in either framework, takes the sentence for French and speaks of travels.
 @pytest.mark.parametrize(
     ("question", "word"), [("What is the capital of France?", "Paris"), ("The capital of France is", "")]

@@ -1,0 +1,94 @@
+"""What processes agree on: settings, data, who is there, who may use a workdir, which images are bad."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jaxvlm.data.sources.load import id_hash
+from tests.e2e.small_run import HOOK, arguments, finish_all
+
+
+def test_images_that_break_late_are_counted_over_all_processes(start_processes, environment, tmp_path):
+    """Each process meets some of them, in the first half of a run that is stopped and goes on."""
+    data = tmp_path / "data"
+    shutil.copytree(Path(environment["JAXVLM_TEST_DATA"]).parent, data)
+    for number in range(20, 40):
+        picture = data / f"{number}_0.png"
+        whole = picture.read_bytes()
+        picture.write_bytes(whole[:60] + whole[70:])
+    own = (f"--config.stage.only.data.source={data / 'data.json'}", "--config.stage.only.data.on_bad=skip")
+    told = f"{HOOK}import signal\n"
+    told += "hook(lambda step, batch: os.kill(os.getpid(), signal.SIGTERM) if step == 12 else None)"
+    codes, logs = start_processes(*arguments(tmp_path / "run", *own), count=2, devices=2, code=told).wait()
+    assert codes == [75, 75] and all("nothing of this record is trained on" in log for log in logs), logs
+    finish_all(start_processes(*arguments(tmp_path / "run", *own, "--resume"), count=1, devices=4))
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())["only"]
+    heldout = sum(20 <= number < 40 for number in heldout_ids())
+    assert ledger["rejected"] == {
+        "total": 20 - heldout,
+        "reasons": {"image_broken, found while training": 20 - heldout},
+    }
+    assert ledger["read"] == 90
+
+
+def heldout_ids():
+    return [n for n in range(90) if id_hash(str(n)) < 0.1 * 2.0**64]
+
+
+def test_other_settings_of_a_process_are_named(start_processes, tmp_path):
+    running = start_processes(*arguments(tmp_path), count=2, devices=2, each=[(), ("--config.seed=7",)])
+    codes, logs = running.wait()
+    assert codes == [2, 2]
+    for log in logs:
+        assert "config.seed is 42 on process 0 and 7 on process 1" in log, log
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_other_data_of_a_process_is_named(start_processes, tmp_path):
+    """As where a host's copy of the data is another one."""
+    code = "import dataclasses\nindex = jaxvlm.stages.index_rows\ndef other(samples, **k):\n"
+    code += "    share = 0.1 + 0.2 * k['process'][0]\n"
+    code += "    samples.config = dataclasses.replace(samples.config, heldout=share)\n"
+    code += "    return index(samples, **k)\njaxvlm.stages.index_rows = other"
+    codes, logs = start_processes(*arguments(tmp_path), count=2, devices=2, code=code).wait()
+    assert codes == [2, 2] and "the data of stage only is '" in logs[0] and "on process 1" in logs[0]
+
+
+JOIN = """
+import argparse
+from jaxvlm import processes
+from jaxvlm.command import add_process_flags, run
+processes._JOIN_SECONDS = 2
+parser = argparse.ArgumentParser()
+add_process_flags(parser)
+if os.environ.get("JAXVLM_PROCESS_ID") != os.environ.get("ABSENT", "none"):
+    sys.exit(run(lambda argv: processes.connect(parser.parse_args(argv)), sys.argv[1:]))
+sys.exit()
+"""
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_one_that_is_left_alone_says_so(start_processes, own):
+    codes, logs = start_processes(count=2, devices=1, code=JOIN, ABSENT=str(1 - own)).wait()
+    assert codes[own] == 1  # which is started again
+    assert f"error: process {own} of 2: the others were not all there within 2 seconds" in logs[own]
+
+
+def test_without_a_cluster_auto_is_a_mistake(server):
+    code, log = server.fork("--distributed", "auto", code=JOIN).wait()
+    assert code == 2 and log.startswith("error: --distributed auto finds no cluster here")
+
+
+def test_a_second_run_is_refused(start_processes, tmp_path):
+    running = start_processes(*arguments(tmp_path, "--config.steps=5000"), count=1, devices=1)
+    running.wait_for(lambda: (tmp_path / "checkpoints").exists())
+    codes, logs = start_processes(*arguments(tmp_path, "--resume", "--config.steps=5000"), count=1, devices=1).wait()
+    assert codes == [2] and "is in use by another run" in logs[0] and str(running.children[0].pid) in logs[0]
+    running.children[0].kill()
+    running.wait()
+    again = start_processes(*arguments(tmp_path, "--resume", "--config.steps=5000"), count=1, devices=1)
+    again.wait_for(lambda: "resumed at step" in again.children[0].read_log() or "only:" in again.children[0].read_log())
+    again.children[0].terminate()
+    assert again.wait()[0] == [75]
