@@ -13,7 +13,7 @@ from jaxvlm.data.recipe_tokenizer import build_tokenizer
 from jaxvlm.data.rows.packing import plan_rows
 from jaxvlm.data.rows.plan import Plan
 from jaxvlm.data.sources.mix import load_mix
-from jaxvlm.data.text.conversation import TEMPLATES
+from jaxvlm.data.text.templates import TEMPLATES
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import stage_model
 from jaxvlm.training.optimizer import group_of, schedule

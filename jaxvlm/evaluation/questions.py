@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.sources.load import load_source
-from jaxvlm.data.text.conversation import drop_leading_answer
+from jaxvlm.data.text.turns import drop_leading_answer
 from jaxvlm.errors import UserError
 
 _NAMED_PROBLEMS = 10

@@ -11,7 +11,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
-from jaxvlm.data.text.conversation import Renderer, check_turns, drop_leading_answer, place_images
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.templates import place_images
+from jaxvlm.data.text.turns import check_turns, drop_leading_answer
 from jaxvlm.errors import UserError
 
 CHAT = ("<|im_start|>", "<|im_end|>")

@@ -27,7 +27,7 @@ from jaxvlm import inspect_data
 from jaxvlm.command import run
 from jaxvlm.data import cache
 from jaxvlm.data.rows.ledger import FATES
-from jaxvlm.data.text import conversation
+from jaxvlm.data.text import turns
 from jaxvlm.errors import UserError
 from tests.data.conftest import WORDS, data_config
 from tests.data.test_formats import ITEMS
@@ -558,7 +558,7 @@ def follow(source, fates, tokenizer, check, out):
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest takes away the filter of images.py
 @pytest.mark.parametrize("place", PLACES)
 def test_each_record_is_counted_once(place, world, tokenizer, check, monkeypatch):
-    monkeypatch.setattr(conversation, "MAX_CHARACTERS", 40_000)
+    monkeypatch.setattr(turns, "MAX_CHARACTERS", 40_000)
     path, source = source_of(world, place)
     read = collections.Counter()
 

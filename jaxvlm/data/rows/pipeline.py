@@ -221,9 +221,8 @@ class Pipeline:
         A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
         """
         source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
-        records = [
-            [found for index in members for found in self._describe(index)] for _, members in source.rows(number)
-        ]
+        rows = source.rows(number)
+        records = [[found for index in members for found in self._describe(index)] for _, members in rows]
         return source[number][0], records
 
     def _describe(self, index: int) -> list[dict[str, Any]]:
@@ -310,7 +309,7 @@ def build_pipeline(
     process_count: int = 1,
     pairs: bool = False,
 ) -> Pipeline:
-    """`open_samples` and `index_rows` in one; the arguments are theirs."""
+    """`open_samples` and `index_rows` in one."""
     samples = open_samples(config, tokenizer, layout, pairs=pairs)
     return index_rows(samples, rows=rows, seed=seed, process=(process_index, process_count))
 

@@ -19,7 +19,8 @@ from jaxvlm.data.records import IMAGE, Record, RecordError, Turn, sides
 from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
-from jaxvlm.data.text.conversation import Renderer, Sample, drop_leading_answer
+from jaxvlm.data.text.conversation import Renderer, Sample
+from jaxvlm.data.text.turns import drop_leading_answer
 from jaxvlm.media import MediaLayout, Size
 
 # A conversation in another order of its rounds has other words next to the image and to its start, which may cost a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,9 +11,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jaxvlm.config import TokenizerConfig
-from jaxvlm.data.records import IMAGE, Record
-from jaxvlm.data.text.conversation import TEMPLATES, place_images
+from jaxvlm.data.records import IMAGE, Record, RecordError
 from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
+from jaxvlm.data.text.templates import TEMPLATES, Draft, TemplateScript
+from jaxvlm.data.text.turns import check_turns
 from jaxvlm.errors import UserError
 
 # Llama's order, so that ids 0 to 2 mean what they mean there.
@@ -85,22 +87,14 @@ def training_texts(records: Iterable[Record], template: str, system: str | None 
             f'a tokenizer cannot be trained for template "{template}"; templates: {", ".join(TEMPLATES)} '
             "(config.data.template)"
         )
-    style = TEMPLATES[template]
-    default = style.system if system is None else system
+    tokens = {"{bos}": _SPECIALS["bos_token"], "{eos}": _SPECIALS["eos_token"]}
+    script = TemplateScript(TEMPLATES[template], system, tokens)
     for record in records:
-        own = [turn.text for turn in record.turns if turn.role == "system"]
-        message = own[0] if own else default
-        before = style.opening.replace("{system}", message) if message else style.bare_opening
-        pieces = []
-        for turn in record.turns:
-            if turn.role == "user":
-                asked = IMAGE if style.captions else place_images(turn.text)
-                pieces.append(f"{before}{asked}{style.ask}")
-                before = style.following
-            elif turn.role == "assistant":
-                pieces.append(f"{style.before_answer}{turn.text}{style.after_answer}")
-        pieces.append(style.end)
-        yield "".join(pieces).replace("{bos}", _SPECIALS["bos_token"]).replace("{eos}", _SPECIALS["eos_token"])
+        with contextlib.suppress(RecordError):  # the index names those that cannot be rendered
+            check_turns(record)
+            draft = Draft()
+            script.write(draft, record)
+            yield IMAGE.join("".join(chunk) for chunk in draft.chunks)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -12,7 +12,8 @@ from PIL import Image
 from jaxvlm.config import VisionConfig, build_config
 from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import IMAGE, Record, Turn
-from jaxvlm.data.text.conversation import TEMPLATES, Renderer
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.templates import TEMPLATES
 from jaxvlm.data.text.tokenizer import train_tokenizer, training_texts
 from jaxvlm.errors import UserError
 from jaxvlm.families.llava.processor import chat_template, ensure_image_token, write_processor

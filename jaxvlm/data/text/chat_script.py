@@ -1,0 +1,168 @@
+"""Conversations written by the tokenizer's own chat template (Jinja)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.text.templates import OWN_TEMPLATE, TEMPLATES, Draft, place_images
+from jaxvlm.errors import UserError
+
+# Two code points that no record holds, see turns.py.
+_BREAK = "\ufdd1"  # breaks up the spelling of a control token while a chat template handles it
+_SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # stand round a turn's number, for its text, in what a chat template writes
+
+
+class ChatScript:
+    """Writes records by the tokenizer's own chat template (Jinja).
+
+    The template is rendered up to each answer and again up to its end. What the second adds to the first is supervised,
+    except white space after the control token that ends the turn. That takes a render for each turn, so it is done once
+    for all conversations of the same roles, with slots for their contents. A record is rendered once, as a whole: where
+    that is the filled-in form, it is used; otherwise the record is rendered turn by turn itself.
+    """
+
+    def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str):
+        if not tokenizer.chat_template:
+            raise UserError(
+                f'template "{OWN_TEMPLATE}" needs a tokenizer with a chat template and {tokenizer.name_or_path!r} has '
+                f"none; templates: {', '.join(TEMPLATES)} (config.data.template)"
+            )
+        self._system = system
+        self._tokenizer = tokenizer
+        self._marks, self._all_marks = marks, tuple(marks.values())
+        self._image_mark = image_mark
+        # Longest first, so that "<|im_end|>" is not found as a shorter token and a rest.
+        longest_first = sorted(marks, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        try:
+            tokenizer.get_chat_template()
+        except ValueError as error:
+            raise UserError(
+                f"tokenizer {tokenizer.name_or_path!r} has chat templates {', '.join(sorted(tokenizer.chat_template))} "
+                'and none of them is the "default"; keep one of them in its files, as chat_template.jinja'
+            ) from error
+        self._forms: dict[tuple[str, ...], list[str]] = {}  # by roles: what each turn adds, contents as in `str.format`
+
+    def probe(self) -> list[str]:
+        """Marks of the control token that ends an answer, none if the template ends it by text.
+
+        Raises:
+          UserError: the template cannot render one question and answer, or not in the way `write` needs.
+        """
+        turns = (Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "more"))
+        probe = Record(id="probe", turns=turns, images=(), origin="a probe of two rounds")
+        draft = Draft()
+        try:
+            self.write(draft, probe)
+            question = [{"role": "user", "content": "question"}]
+            asked, bare = (self._rendered(question, "", probe, add_generation_prompt=ask) for ask in (True, False))
+        except RecordError as error:
+            raise UserError(str(error)) from error
+        _, start, stop, _, _ = draft.spans[0]
+        written = "".join(draft.chunks[0])[start:stop]
+        if asked == bare and not written.lstrip().startswith("answer"):
+            raise UserError(str(self._error(probe, "it writes a header before the answer that no prompt ends with")))
+        return [mark for mark in self._all_marks if written.endswith(mark)]
+
+    def write(self, draft: Draft, record: Record) -> None:
+        """Writes a record that `turns.check_turns` accepts.
+
+        Raises:
+          RecordError: the chat template refuses it, or changes what it wrote for earlier turns.
+        """
+        contents = [self._content(turn) for turn in record.turns]
+        texts = self._filled_in(record, contents)
+        if texts is None:
+            texts = [self._marked(text) for text in self._by_steps(record, [*map(self._escaped, contents)])]
+        answers = [text for turn, text in zip(record.turns, contents, strict=True) if turn.role == "assistant"]
+        for index, text in enumerate(texts):
+            if index % 2 == 0:
+                draft.text(text)
+                continue
+            supervised = text.rstrip()
+            if not supervised.endswith(self._all_marks):
+                supervised = text  # white space is how this template ends a turn
+            before, answer, after = supervised.partition(answers[index // 2])
+            if answer:
+                draft.answer(before, answer, after)
+            else:  # this template writes it otherwise
+                draft.answer("", supervised, "")
+            draft.text(text[len(supervised) :])
+
+    def _content(self, turn: Turn) -> str:
+        """A turn's text as the template is to write it."""
+        if turn.role == "user":
+            return place_images(turn.text).replace(IMAGE, self._image_mark)
+        # Stripped, as many templates do: the text before an answer may end in a newline, which could merge.
+        return turn.text.strip() if turn.role == "assistant" else turn.text
+
+    def _filled_in(self, record: Record, contents: Sequence[str]) -> list[str] | None:
+        """What each turn adds, from the form of the record's roles; None if the template writes something else."""
+        messages = self._messages(record, [*map(self._escaped, contents)])
+        try:
+            texts = [form.format(*contents) for form in self._forms_for(record)]
+            whole = self._rendered(messages, "", record, add_generation_prompt=messages[-1]["role"] == "user")
+        except RecordError:
+            return None  # turn by turn it is seen which one the template refuses
+        return texts if "".join(texts) == self._marked(whole) else None
+
+    def _forms_for(self, record: Record) -> list[str]:
+        roles = tuple(turn.role for turn in record.turns)
+        if roles not in self._forms:
+            slots = [f"{_SLOT}{index}{_SLOT_END}" for index in range(len(roles))]
+            texts = map(self._marked, self._by_steps(record, slots))
+            escaped = (text.replace("{", "{{").replace("}", "}}") for text in texts)
+            self._forms[roles] = [text.replace(_SLOT, "{").replace(_SLOT_END, "}") for text in escaped]
+        return self._forms[roles]
+
+    def _by_steps(self, record: Record, contents: Sequence[str]) -> list[str]:
+        """What each turn adds to the text before it, the prompt of an answer with the user's turn."""
+        messages, texts, done = self._messages(record, contents), [], ""
+        for count in range(1, len(messages) + 1):
+            role = messages[count - 1]["role"]
+            if role != "system":
+                text = self._rendered(messages[:count], done, record, add_generation_prompt=role == "user")
+                texts.append(text[len(done) :])
+                done = text
+        return texts
+
+    def _messages(self, record: Record, contents: Sequence[str]) -> list[dict[str, str]]:
+        messages = [{"role": turn.role, "content": text} for turn, text in zip(record.turns, contents, strict=True)]
+        if self._system is not None and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self._escaped(self._system)})
+        return messages
+
+    def _escaped(self, text: str) -> str:
+        """Breaks up every control token spelled in `text`, also one that would begin with the last character."""
+        return self._control.sub(lambda found: _BREAK.join(found[0]) + _BREAK, text)
+
+    def _marked(self, text: str) -> str:
+        """Text of the template with marks for its control tokens and what `_escaped` broke up put together again."""
+        return self._control.sub(lambda found: self._marks[found[0]], text).replace(_BREAK, "")
+
+    def _rendered(self, messages: list[dict], done: str, record: Record, *, add_generation_prompt: bool) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise self._error(record, f"message {len(messages) - 1}: {error}") from error
+        if not text.startswith(done):
+            raise self._error(
+                record, f"message {len(messages) - 1} ({messages[-1]['role']}) changes the text before itself"
+            )
+        return text
+
+    def _error(self, record: Record, finding: str) -> RecordError:
+        name = self._tokenizer.name_or_path
+        return RecordError(
+            f"{record.origin}: the chat template of tokenizer {name!r} must add each message to the text before it; "
+            f"{finding}; use another template (config.data.template)",
+            origin=record.origin,
+            reason="chat_template",
+        )

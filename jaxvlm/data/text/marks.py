@@ -1,0 +1,74 @@
+"""A copy of a tokenizer in which control tokens are plain text, and marks that no record holds stand for them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from jaxvlm.data.records import IMAGE
+from jaxvlm.data.text.templates import Template
+from jaxvlm.errors import UserError
+
+_MARK = "\ufdd0"  # with a private-use character after it: stands for one control token
+_PRIVATE_USE = 0xF0000  # the first code point of Unicode's largest private-use plane
+
+
+def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> dict[str, int]:
+    """Id of every control token that the template can write, by its spelling."""
+    if not isinstance(template, Template):  # a chat template can write any of them
+        return {
+            token["content"]: token["id"]
+            for token in state["added_tokens"]
+            if token["special"] and token["id"] != tokenizer.unk_token_id
+        }
+    text = "".join(value for value in vars(template).values() if isinstance(value, str))
+    ids = {spelling: tokenizer.backend_tokenizer.token_to_id(spelling) for spelling in template.control}
+    missing = [spelling for spelling, token in ids.items() if token is None]
+    for name in ("bos", "eos"):
+        spelling, token = getattr(tokenizer, f"{name}_token"), getattr(tokenizer, f"{name}_token_id")
+        if token is not None:
+            ids[spelling] = token
+        elif f"{{{name}}}" in text:
+            missing.append(f"a token for {name.upper()}")
+    if missing:
+        raise UserError(
+            f"the template writes tokens that {tokenizer.name_or_path!r} has not: {', '.join(missing)}; "
+            "choose another template (config.data.template) or add them to the tokenizer"
+        )
+    return ids
+
+
+def marked_backend(
+    state: dict, control_ids: set[int], image_token_id: int, spellings: dict[str, int]
+) -> tuple[Tokenizer, str, dict[str, str]]:
+    """A tokenizer to which control tokens are text, its mark for an image, and its mark for each spelling.
+
+    A mark is an added token with the white space rules of the token for which it stands, so the text after it is
+    tokenized as after that token ("USER" after "</s>" has a space put before it by old Llama tokenizers only).
+    """
+    flags = {token["id"]: token for token in state["added_tokens"]}
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] or token["id"] in control_ids
+    backend = Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
+    backend.encode_special_tokens = True  # to tokenizers: split special tokens as text
+
+    marks = [_MARK + chr(_PRIVATE_USE + index) for index in range(1 + len(spellings))]
+    ids = [image_token_id, *spellings.values()]
+    backend.add_tokens(
+        [
+            AddedToken(
+                mark,
+                lstrip=flags.get(token, {}).get("lstrip", False),
+                rstrip=flags.get(token, {}).get("rstrip", False),
+                normalized=False,
+                special=False,
+            )
+            for mark, token in zip(marks, ids, strict=True)
+        ]
+    )
+    own = dict(zip(spellings, marks[1:], strict=True))
+    if spellings.get(IMAGE) == image_token_id:  # one that a chat template writes; the end token may have the same id
+        own[IMAGE] = marks[0]
+    return backend, marks[0], own
