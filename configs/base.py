@@ -87,11 +87,20 @@ def stage() -> ConfigDict:
     """One stage: everything trains, LLaVA-1.5's optimizer."""
     c = ConfigDict()
     c.objective = "sft"  # jaxvlm/objectives/registry.py has the others, and what one of your own takes
-    # "frozen", "full", or for vision and language "lora(rank=128, alpha=256, dropout=0.05, targets='blocks/.*')"
+    # "frozen", "full", or for vision and language "lora", with the settings below
     c.parts = ConfigDict()
     c.parts.vision = "full"
     c.parts.projector = "full"
     c.parts.language = "full"
+    c.parts.lora = ConfigDict()
+    for part in ("vision", "language"):
+        lora = ConfigDict()
+        lora.rank = 128
+        lora.alpha = 256.0
+        lora.dropout = 0.0  # of what enters an adapter, while training
+        lora.targets = "blocks/.*"  # regex of the projections that get one, such as "blocks/attention/(q|v)"
+        lora.rslora = False  # scale by alpha / sqrt(rank) instead of alpha / rank
+        c.parts.lora[part] = lora
     c.frozen_dtype = "bfloat16"  # in which frozen weights are kept
 
     c.data = ConfigDict()

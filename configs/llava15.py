@@ -77,7 +77,8 @@ def lora(decoder: str, projector: str) -> ConfigDict:
     """Stage 2 with adapters at every linear layer of the decoder's blocks; the projector trains as in `finetune`."""
     c = finetune(decoder, projector)
     stage = c.stage.finetune
-    stage.parts.language = "lora(rank=128, alpha=256, dropout=0.05)"
+    stage.parts.language = "lora"
+    stage.parts.lora.language.update(rank=128, alpha=256.0, dropout=0.05)
     stage.optimizer.learning_rate = 2e-4
     stage.optimizer.groups = (("projector/.*", {"learning_rate": 2e-5}),)  # LLaVA's mm_projector_lr
     return c

@@ -6,7 +6,6 @@ A recipe is a Python file with one `get_config() -> ConfigDict`. Every key has i
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import types
@@ -165,7 +164,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters of a part (arXiv:2106.09685): the fields of the policy `lora(rank=128, alpha=256, ...)`."""
+    """Low-rank adapters of a part (arXiv:2106.09685)."""
 
     rank: int
     alpha: float
@@ -174,23 +173,37 @@ class LoraConfig:
     rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732)
 
     @property
-    def policy(self) -> str:
-        """The same in a recipe's words."""
-        return f"lora({', '.join(f'{name}={value!r}' for name, value in dataclasses.asdict(self).items())})"
-
-    @property
     def scale(self) -> float:
         """By what the low-rank term is multiplied."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
+    def problems(self, where: str) -> list[str]:
+        """Its values that mean nothing; `where` is its path in the recipe."""
+        found = [] if self.rank >= 1 else [f"{where}.rank = {self.rank}, expected 1 or more"]
+        return found + ([] if 0 <= self.dropout < 1 else [f"{where}.dropout = {self.dropout}, expected 0 to below 1"])
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraPartsConfig:
+    """The adapters of the parts that may have some."""
+
+    vision: LoraConfig
+    language: LoraConfig
+
 
 @dataclasses.dataclass(frozen=True)
 class PartsConfig:
-    """What is trained of each part: "frozen", "full" or "lora(rank=..., alpha=..., ...)"."""
+    """What is trained of each part: "frozen", "full" or, of vision and language, "lora" with the settings in `lora`."""
 
     vision: str
     projector: str
     language: str
+    lora: LoraPartsConfig
+
+    @property
+    def policies(self) -> dict[str, str]:
+        """Part -> what is trained of it."""
+        return {part: getattr(self, part) for part in PARTS}
 
     def adapters(self) -> dict[str, LoraConfig]:
         """Part -> its adapters, of the parts that have some.
@@ -198,54 +211,21 @@ class PartsConfig:
         Raises:
           UserError: every policy that is unknown or has a bad value, in one message.
         """
-        policies: dict[str, str] = dataclasses.asdict(self)
         problems: list[str] = []
-        found = {part: _policy(policy, f"parts.{part}", problems) for part, policy in policies.items()}
-        if found["projector"] is not None:
-            problems.append('parts.projector has no adapters; train it "full", it is small')
+        found: dict[str, LoraConfig] = {}
+        for part, policy in self.policies.items():
+            lora: LoraConfig | None = getattr(self.lora, part, None)
+            if policy == "lora" and lora is None:
+                problems.append(f'parts.{part} has no adapters; train it "full", it is small')
+            elif policy == "lora" and lora is not None:
+                found[part] = lora
+                problems += lora.problems(f"parts.lora.{part}")
+            elif policy not in ("frozen", "full"):
+                known = '"frozen", "full", "lora" (with its settings in parts.lora)'
+                problems.append(f"parts.{part} = {policy!r} is no policy; known: {known}")
         if problems:
             raise UserError("; ".join(problems))
-        return {part: lora for part, lora in found.items() if lora is not None}
-
-
-_LORA_KINDS: dict[str, Any] = {
-    "rank": int,
-    "alpha": (int, float),
-    "dropout": (int, float),
-    "targets": str,
-    "rslora": bool,
-}
-
-
-def _policy(policy: str, where: str, problems: list[str]) -> LoraConfig | None:
-    """The adapters that a policy asks for; appends to `problems` what is wrong with it."""
-    if policy in ("frozen", "full"):
-        return None
-    try:
-        call = ast.parse(policy, mode="eval").body
-        if not isinstance(call, ast.Call) or ast.unparse(call.func) != "lora":
-            raise ValueError
-        values: dict[str, Any] = dict(zip(_LORA_KINDS, map(ast.literal_eval, call.args), strict=False))
-        values |= {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
-        known = '"frozen", "full", "lora(rank=128, alpha=256, dropout=0.05)"'
-        problems.append(f"{where} = {policy!r} is no policy; known: {known}")
-        return None
-    wrong = [
-        f"{name} = {value!r}"
-        for name, value in values.items()
-        if not isinstance(value, _LORA_KINDS.get(name, ())) or (name != "rslora" and isinstance(value, bool))
-    ]
-    wrong += [f"{name} is missing" for name in ("rank", "alpha") if name not in values]
-    if not wrong:
-        lora = LoraConfig(**values)
-        wrong += [f"rank = {lora.rank}, expected 1 or more"] if lora.rank < 1 else []
-        wrong += [f"dropout = {lora.dropout}, expected 0 <= dropout < 1"] if not 0 <= lora.dropout < 1 else []
-    if wrong:
-        fields = ", ".join(_LORA_KINDS)
-        problems.append(f"{where} = {policy!r}: {'; '.join(wrong)} (lora takes {fields})")
-        return None
-    return lora
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,9 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     trained: dict[str, Any] = {}
     if args.adapter:
         trained, adapters = _read_adapter(find_source(args.adapter), config.model)
-        parts = dataclasses.replace(config.stage[STAGE].parts, **{part: lora.policy for part, lora in adapters.items()})
+        parts = config.stage[STAGE].parts
+        lora = dataclasses.replace(parts.lora, **adapters)
+        parts = dataclasses.replace(parts, lora=lora, **dict.fromkeys(adapters, "lora"))
         stage = dataclasses.replace(config.stage[STAGE], parts=parts)
         config = dataclasses.replace(config, stage={STAGE: stage})
     with new_folder(args.to, overwrite=False) as folder:

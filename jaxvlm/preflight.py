@@ -86,7 +86,7 @@ def open_data(setups: Sequence[Setup], tokenizer: Any) -> dict[str, Samples]:
 def check_trains(stage: StageConfig, name: str) -> None:
     """Raises `UserError` if every part of a stage is frozen, or a policy is unknown."""
     stage.parts.adapters()
-    if set(dataclasses.asdict(stage.parts).values()) == {"frozen"}:
+    if set(stage.parts.policies.values()) == {"frozen"}:
         raise UserError(
             f"every part is frozen; set one of config.stage.{name}.parts.vision, parts.projector, parts.language "
             'to "full"'

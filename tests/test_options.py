@@ -32,6 +32,8 @@ stage.NAME.data.augment: flip shift shuffle_turns
 stage.NAME.data.media: aspect units
 stage.NAME.optimizer: b1 b2 clip_norm epsilon groups learning_rate no_weight_decay schedule warmup weight_decay
 stage.NAME.parts: language projector vision
+stage.NAME.parts.lora.language: alpha dropout rank rslora targets
+stage.NAME.parts.lora.vision: alpha dropout rank rslora targets
 tokenizer: source vocab_size
 """
 FLAGS = """\

@@ -64,8 +64,7 @@ VALUES = {
         "data.source": "data/blip_laion_cc_sbu_558k.json",
     },
     "finetune": {"optimizer.learning_rate": 2e-5, "parts.language": "full"} | CONVERSATIONS,
-    "lora": {"optimizer.learning_rate": 2e-4, "parts.language": "lora(rank=128, alpha=256, dropout=0.05)"}
-    | CONVERSATIONS,
+    "lora": {"optimizer.learning_rate": 2e-4, "parts.language": "lora"} | CONVERSATIONS,
 }
 STAGE = {"align": "align", "finetune": "finetune", "lora": "finetune"}
 

@@ -175,7 +175,7 @@ def what_would_help(plan: Plan) -> list[str]:
     if stage.parts.language == "full":
         saved = (memory.trained + memory.optimizer - memory.trained / 2) / GIB
         ways.append(
-            f"adapters: --config.stage.{name}.parts.language='lora(rank=128, alpha=256)' keeps the decoder in "
+            f"adapters: --config.stage.{name}.parts.language=lora keeps the decoder in "
             f"{stage.frozen_dtype} without gradients and moments, about {saved:.2f} GiB a chip less"
         )
     if larger := larger_slice(on):

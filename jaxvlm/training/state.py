@@ -58,7 +58,7 @@ def split(params: dict, parts: PartsConfig) -> tuple[dict, dict]:
     Raises:
       UserError: an unknown policy.
     """
-    policies, adapters = dataclasses.asdict(parts), parts.adapters()
+    policies, adapters = parts.policies, parts.adapters()
     trained = {part: params[part] for part, policy in policies.items() if policy == "full"}
     frozen = {part: params[part] for part, policy in policies.items() if policy == "frozen"}
     for part in adapters:
@@ -189,7 +189,7 @@ def table_of_parts(layout: Layout, stage: StageConfig) -> str:
     """The table that a run prints at its start: what each part holds, what is trained of it, and how fast."""
     rows = [("part", "parameters", "trained", "learning rate", "weight decay", "dtype", "MiB")]
     groups = group_of(stage.optimizer, list(paths(layout.state.trained)), list(paths(layout.state.frozen)))
-    for part in dataclasses.asdict(stage.parts):
+    for part in stage.parts.policies:
         trained = paths({part: layout.state.trained.get(part, {})})
         leaves = trained | paths({part: layout.state.frozen.get(part, {})})
         rows.append(

@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxvlm.config import MeshConfig, PartsConfig
+from jaxvlm.config import MeshConfig
 from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
 from jaxvlm.training.state import initial_state, state_layout
@@ -40,7 +40,7 @@ from jaxvlm.training.step import compile_train_step
 from jaxvlm.tuning import POLICIES
 from tests.benchmarks.step_cpu import SIZES, Size, make_config, make_samples, pack, seconds
 
-VARIANTS = {"lora": "lora(rank=128, alpha=256)", "full": "full"}  # the decoder's policy; the order of the columns
+VARIANTS = ("lora", "full")  # the decoder's policy; the order of the columns
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")  # "5" sets the peak back to what is resident now
 
@@ -71,7 +71,7 @@ class Variant:
     def __init__(self, name: str, size: Size, remat: str):
         config = make_config(size)
         model_config = dataclasses.replace(config.model, remat=remat)
-        parts = PartsConfig(vision="frozen", projector="full", language=VARIANTS[name])
+        parts = dataclasses.replace(config.stage["only"].parts, vision="frozen", language=name)
         stage = dataclasses.replace(config.stage["only"], parts=parts, frozen_dtype="bfloat16")
         mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         self.batch = pack(model_config, size, make_samples(model_config, size, "full"))

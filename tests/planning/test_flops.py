@@ -56,7 +56,7 @@ def test_gradients_pass_through_a_frozen_decoder():
 
 
 def test_adapters_are_counted_apart():
-    found = flops_of(vision="frozen", language="lora(rank=4, alpha=8)")
+    found = flops_of(vision="frozen", language="lora", lora={"language": {"rank": 4, "alpha": 8.0}})
     assert found["language: blocks"].backward == 1 and found["language: adapters"].backward == 2
     ends = [48 + 60, 48 + 20, 48 + 20, 60 + 48, 48 + 56, 48 + 56, 56 + 48]
     assert found["language: adapters"].forward == 2 * 240 * 3 * 4 * sum(ends)

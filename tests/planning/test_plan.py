@@ -113,7 +113,7 @@ def test_out_of_memory_is_an_answer():
     assert not compiled.memory.fits and found.estimate is None and found.mfu is None
     said = table(found)
     assert "does NOT fit, by 0.05 GiB" in said and "2.02GiB  bf16[48,2048,11008]" in said
-    for way in ("micro_batches=2", "global_batch_size=4", "lora(rank=128, alpha=256)", "--topology v5e-8"):
+    for way in ("micro_batches=2", "global_batch_size=4", "parts.language=lora", "--topology v5e-8"):
         assert any(way in help for help in what_would_help(found)), way
     assert to_json(found)["memory_bytes"]["free"] == pytest.approx(-49.12 * 2**20)
 

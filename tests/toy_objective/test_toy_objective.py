@@ -131,8 +131,8 @@ def test_its_step_can_be_planned(data):
     state = step.layout.state
     assert jax.tree.structure(state.reference) == jax.tree.structure(state.trained)
     compile_train_step(step.layout, step.stage).lower(state, step.batch)
-    lora = "--config.stage.only.parts.language=lora(rank=2, alpha=4)"
-    adapted = build_step(load_config(RECIPE, [lora]), "only", find_slice("v5e-8")).layout
+    lora = ["--config.stage.only.parts.language=lora", "--config.stage.only.parts.lora.language.rank=2"]
+    adapted = build_step(load_config(RECIPE, lora), "only", find_slice("v5e-8")).layout
     assert set(adapted.state.reference) == {"vision", "projector"}  # of what only has adapters no copy is kept
     assert not any("lora" in path for path in paths(adapted.reference.abstract))
 

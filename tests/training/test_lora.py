@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxvlm.config import LoraConfig, MeshConfig, PartsConfig
+from jaxvlm.config import LoraConfig, MeshConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.models.layers import keep_mask
@@ -20,8 +20,9 @@ from jaxvlm.trees import paths
 from tests import tiny
 
 CONFIG = tiny.config(tiny.recipe()).model
-PARTS = {"vision": "lora(4, 6.0, targets='blocks/mlp/.*')", "projector": "full", "language": "lora(5, alpha=8)"}
-ADAPTERS = PartsConfig(**PARTS).adapters()
+LORA = {"vision": {"rank": 4, "alpha": 6.0, "targets": "blocks/mlp/.*"}, "language": {"rank": 5, "alpha": 8.0}}
+PARTS = {"vision": "lora", "projector": "full", "language": "lora", "lora": LORA}
+ADAPTERS = tiny.stage(parts=PARTS).parts.adapters()
 
 
 def one_device_layout(parts, **values):
@@ -44,7 +45,7 @@ def logits(adapters, params, key=None):
     return np.asarray(jax.jit(run)(params, tiny.batch(rows=2)))
 
 
-def test_a_policy_in_words():
+def test_the_settings_of_adapters():
     assert ADAPTERS["language"] == LoraConfig(rank=5, alpha=8)
     assert ADAPTERS["language"].scale == 8 / 5 and LoraConfig(9, 6.0, rslora=True).scale == 2.0
 
