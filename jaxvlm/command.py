@@ -130,7 +130,7 @@ def _unknown_override(name: str, keys: list[str]) -> str:
 
 
 class Answer(Exception):  # noqa: N818 - not an error
-    """An answer that the exit code tells too, such as `plan`'s 3 for "it does not fit"; not a failure."""
+    """A result with an exit code of its own, such as `plan`'s 3 for "it does not fit"; not an error."""
 
     def __init__(self, exit_code: int, result: dict[str, Any]):
         super().__init__(exit_code, result)
@@ -138,7 +138,7 @@ class Answer(Exception):  # noqa: N818 - not an error
 
 
 def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, an `Answer`'s, 130 after Ctrl-C, or 2 after what a user can mend.
+    """Runs a command; returns the exit code: 0, an `Answer`'s, 130 after Ctrl-C, or 2 after what a user can fix.
 
     What that is says `errors.explained`; it is said in one line.
 

@@ -345,7 +345,7 @@ _LEAST = {
 
 
 def check_values(config: Config) -> None:
-    """Checks what a recipe says of a run's course; what belongs to one component, that one checks.
+    """Validates the options of a run and its stages; each component validates its own.
 
     Raises:
       UserError: naming every value that is too small or unknown.

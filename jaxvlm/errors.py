@@ -1,4 +1,4 @@
-"""What a user can mend."""
+"""Errors that a user can fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class SharedError(UserError):
-    """One that all processes of a run meet at the same place, so that none has to tell the others."""
+    """An error that every process of a run raises at the same place, so that none has to abort the others."""
 
 
 def missing_extra(what: str, package: str, extra: str) -> UserError:
@@ -27,7 +27,7 @@ _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def explained(error: BaseException) -> UserError | None:
-    """What to say of an error that a user can mend, whatever raised it; None: it is of another kind."""
+    """The `UserError` for an exception that a user can fix, whatever raised it; None for any other."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and error.filename:

@@ -5,7 +5,7 @@ Examples:
   python -m jaxvlm.evaluate --run runs/quickstart --data easy_vqa:test --limit 500
   python -m jaxvlm.evaluate --run runs/mine --data test.json --image-folder images --stage pretrain --step 2000
 
-Without --data the recipe's own test is repeated. An answer counts if it is the true one, character by character but for
+Without --data the recipe's own test is repeated. An answer counts if it is the true one, character by character except
 white space at its ends. Every assistant turn of the data is a question; the turns before it are its context.
 
 Two files are written to --out: evaluation.json (exact match, and each question with answer and truth) and samples.png

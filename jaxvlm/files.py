@@ -22,12 +22,12 @@ def cache_folder() -> Path:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file at once: who reads it, also after a kill, finds the old text or the new one."""
+    """Replaces a text file atomically: a reader finds the old text or the new one, also after a kill."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """The same for any file."""
+    """Replaces any file atomically."""
     half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         half.write_bytes(content)

@@ -10,7 +10,7 @@ The images come before the text, in their order, unless the text says with <imag
 
 Without --prompt each line of standard input is a turn of one conversation, answered as it comes:
   /image FILE   adds an image to the next turn
-  /reset        begins anew, without the images so far
+  /reset        begins again, without the images so far
   /quit         ends, as does the end of the input
   Ctrl-C        on a terminal, during an answer: cancels it, and the conversation goes on without the turn
 """
@@ -85,7 +85,7 @@ def _converse(conversation: Conversation) -> Iterator[dict[str, str]]:
     """Answers the lines of standard input; yields each question with its answer."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        print("ask; /image FILE adds an image, /reset begins anew, /quit ends", file=sys.stderr)
+        print("ask; /image FILE adds an image, /reset begins again, /quit ends", file=sys.stderr)
     for line in _lines(is_terminal):
         text = line.strip()
         if text == "/quit":

@@ -117,7 +117,7 @@ def index() -> int:
 
 
 def say(*lines: str) -> None:
-    """Prints for the person who watches, on the first process; standard output is left to results."""
+    """Logs to standard error, on process 0 only; standard output is for results."""
     if index() == 0:
         print(*lines, sep="\n", file=sys.stderr, flush=True)
 
@@ -127,7 +127,7 @@ def _client() -> Any:
 
 
 def exchange(text: str) -> list[str]:
-    """Gives `text` to all processes and returns the texts of all, in their order."""
+    """All-gathers a text: returns those of all processes, in their order."""
     if count() == 1:
         return [text]
     client, call = _client(), next(_calls)
@@ -144,7 +144,7 @@ def gather(own: Mapping[int, str]) -> dict[int, str]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What process 0 gets from `make()`, a JSON value, on all processes; the others wait.
+    """Broadcasts the JSON value that `make()` returns on process 0; the others wait for it.
 
     Raises:
       UserError: on all of them, if process 0 meets one.
@@ -193,13 +193,13 @@ def failing() -> bool:
 
 
 class Peers:
-    """What the other processes say of themselves, and whether they still say anything."""
+    """Heartbeats of the other processes, and which of them are still alive."""
 
     def __init__(self) -> None:
         self._heard: dict[int, tuple[str, float]] = {}  # text, and when it changed by our own clock
 
     def tell(self, own: dict[str, Any]) -> dict[int, dict[str, Any]]:
-        """Tells the others about this process and returns what they told last; to be called every few seconds.
+        """Sends the heartbeat of this process and returns those received last; to be called every few seconds.
 
         Ends this process with a message if another one has failed or is gone.
         """
@@ -231,7 +231,7 @@ _ADVICE = "this process stops too; look at the end of that one's log, then start
 
 
 def leave(message: str, code: int) -> None:
-    """Ends this process at once, without waiting for the others: some of them will not come."""
+    """Exits at once, without a barrier: some of the other processes will not reach one."""
     print(f"\nerror: process {index()} of {count()}: {message}", file=sys.stderr, flush=True)
     _end(code)
 
@@ -246,7 +246,7 @@ def _end(code: int) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What fails within it on one process is told to the others, which then end too."""
+    """Aborts all processes if one of them raises within it."""
     try:
         yield
     except BaseException as error:
@@ -290,7 +290,7 @@ def _coordinator_lost() -> str | None:
 
 
 def _explain_abort(explain: Callable[[], str | None] | None) -> None:
-    """Has an abort of jax, which misses another process, end in a sentence and exit code 1.
+    """Ends with one message and exit code 1 when jax aborts because another process is missing.
 
     jax logs a stack trace and calls abort(), also from threads of its own, where no Python handler runs; hence ctypes.
 

@@ -16,7 +16,7 @@ Several processes (hosts of a TPU slice, say) are each started with this command
 run may go on with another number of them. heartbeats/I.json says what process I is doing.
 
 Told to stop (SIGTERM, a preemption), a run finishes its step, saves and ends with exit code 75: start it again. Other
-codes: 0 done, 1 a crash or another process gone, 2 a mistake that a person must mend.
+codes: 0 done, 1 a crash or another process gone, 2 a mistake that a person must fix.
 """
 
 from __future__ import annotations

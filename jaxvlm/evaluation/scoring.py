@@ -10,7 +10,7 @@ from jaxvlm.data.records import IMAGE, Record
 
 
 def score(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
-    """Share of answers that are the truth, character by character but for white space at both ends.
+    """Share of answers that are the truth, character by character except white space at both ends.
 
     Args:
       records: end in the true answer.

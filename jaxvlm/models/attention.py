@@ -42,7 +42,7 @@ def attend(
         (0) attends to padding, so every position has a key. None: all attend to all.
       causal: query t sees the keys s <= t of its row (then T = S).
 
-    The backward pass always makes the T x S numbers anew, whatever `config.model.remat` says.
+    The backward pass always makes the T x S numbers again, whatever `config.model.remat` says.
 
     Returns:
       float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `tuning.POLICIES`.

@@ -101,9 +101,8 @@ class PoolHead(nnx.Module):
 class Vision(nnx.Module):
     """From pixels to patch features.
 
-    All weights of the Hugging Face model exist, so that a checkpoint goes in and comes out whole. Those that the
-    features do not depend on (the blocks behind `feature_layer`, `post_norm`, `pool`) are not computed with; their
-    gradient is zero.
+    All weights of the Hugging Face model exist, for the round trip of a checkpoint. Those that the features do not
+    depend on (the blocks after `feature_layer`, `post_norm`, `pool`) are not computed with; their gradient is zero.
     """
 
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
@@ -144,7 +143,7 @@ class Vision(nnx.Module):
         """
         side, size = self.config.image_size // self.config.patch_size, self.config.patch_size
         B = pixels_BYXC.shape[0]
-        pixels_BYXC = pixels_BYXC[:, : side * size, : side * size]  # what is over, HF's convolution leaves out too
+        pixels_BYXC = pixels_BYXC[:, : side * size, : side * size]  # as HF's strided convolution, drops the rest
         patches = pixels_BYXC.reshape(B, side, size, side, size, 3).transpose(0, 1, 3, 2, 4, 5)
         mean, std = jnp.array(self.config.image_mean), jnp.array(self.config.image_std)
         patches = (patches.astype(jnp.float32) / 255 - mean) / std

@@ -41,8 +41,8 @@ class Cache:
         row 0   [ 5 6 7 p # # . ]   segments [ 1 1 1 0 1 1 0 ]
         row 1   [ 5 6 p p # # . ]   segments [ 1 1 0 0 1 1 0 ]   next 6
 
-    Every step writes the same slot in all rows; what counts is told by `segments`, order by the positions that
-    are already rotated into the keys.
+    Every step writes the same slot in all rows. `segments` says which slots are valid; the positions, already rotated
+    into the keys, give the order.
     """
 
     keys: Array  # float[L, B, S, K, H] in the compute dtype, rotated
@@ -226,7 +226,7 @@ class Decoder(nnx.Module):
         table, T = self._table(positions_BT), x_BTD.shape[1]
         free = [(0, 0), (0, max_length - T), (0, 0), (0, 0)]
 
-        # Free slots are added block by block: the whole cache would be there twice.
+        # Pad per layer: padding afterwards would hold two caches.
         def apply(block: Block, x_BTD: Array, _: None) -> tuple[Array, Pair]:
             x_BTD, (k_BTKH, v_BTKH) = block(x_BTD, table, segments_BT)
             return x_BTD, (jnp.pad(k_BTKH, free), jnp.pad(v_BTKH, free))

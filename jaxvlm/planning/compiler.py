@@ -165,7 +165,7 @@ def read_allocated(dump: Path) -> float | None:
     `memory_analysis().temp_size_in_bytes` is no substitute: for these steps libtpu 0.0.42 says up to 60 % more than it
     allocates, and takes programs of which arguments and that number are together far over the chip's memory.
     """
-    reports = sorted(dump.glob("*memory-usage-report.txt"))  # several where the compiler began anew to save memory
+    reports = sorted(dump.glob("*memory-usage-report.txt"))  # several where the compiler began again to save memory
     if not reports:
         return None
     match = re.search(r"Memory Space: default .*\nTotal bytes: (\d+)", reports[-1].read_text())

@@ -120,7 +120,7 @@ class Checkpoints:
                 return
         if wait:
             raise UserError(
-                f"step {step} could not be saved in {self.folder}; see the reason above; make room or mend it, and go "
+                f"step {step} could not be saved in {self.folder}; see the reason above; make room or fix it, and go "
                 f"on from step {self.newest() or 0} with --resume"
             )
 
@@ -130,7 +130,7 @@ class Checkpoints:
         def start() -> None:
             if self._manager is None:
                 self._manager = self._open()
-            # Forced: when to save is the loop's to say, and of a stop only jax may be asked, in the loop's own steps.
+            # force: the loop decides when to save; orbax would decide by its own count of steps.
             self._manager.save(step, args=items, force=True)
 
         return self._went_well(start)
@@ -240,7 +240,7 @@ class Checkpoints:
         target = folder / f"{step}-{time.time():.0f}"
         (self.folder / str(step)).rename(target)
         before = [other for other in _steps(self.folder) if other < step]
-        instead = f"going back to step {before[-1]}" if before else "there is none before it: the stage starts anew"
+        instead = f"going back to step {before[-1]}" if before else "there is none before it: the stage starts again"
         processes.say(
             "",
             f"WARNING: the checkpoint {self.folder / str(step)} is damaged ({problem[:500]}); it is now in {target}; "
@@ -288,7 +288,7 @@ class Checkpoints:
             )
         wanted = {name: tree for name, tree in wanted.items() if tree}
         arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
-        # Of the handler alone: a `Checkpointer` waits for all processes at its end, for ever if one of them fails.
+        # The handler directly: `Checkpointer.restore` ends in a barrier, which hangs if another process has failed.
         params = ocp.PyTreeCheckpointHandler().restore(
             epath.Path(self.folder / str(step) / "params"),
             args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),

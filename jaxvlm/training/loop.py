@@ -29,7 +29,7 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
-    broken: dict[int, str]  # records of earlier batches that are of no use
+    broken: dict[int, str]  # corrupt records of earlier batches: their tokens have no loss
 
     def get_state(self) -> dict[str, Any]:
         """JSON-ready position of the next batch."""
@@ -38,7 +38,7 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Keepers:
-    """What looks after a stage while it trains."""
+    """Services that the train loop calls."""
 
     checkpoints: Checkpoints
     writer: Writer  # of metrics
@@ -91,7 +91,7 @@ def train(
                     k.writer.log(step, info)
                     k.nonfinite.check(before=step)
                 k.watch.progressed(step)
-            # Who is told to stop has no time for it.
+            # A preempted run skips the evaluation: its grace period is for the checkpoint.
             if stage.eval_every and (step % stage.eval_every == 0 or last) and (last or not stopping):
                 with k.watch.phase("evaluate", step):
                     k.writer.evaluation(step, evaluate(state))

@@ -94,7 +94,7 @@ class Writer:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars under their names to both files.
 
-        On a full disk some forty lines stay in memory, and follow when there is room again.
+        On a full disk some forty lines are buffered, and written when there is room again.
         """
         if not self._writes:
             return

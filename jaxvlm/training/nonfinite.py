@@ -72,7 +72,7 @@ class NonFinite:
             found = f"step {step} of {self._stage}: loss {loss}, gradient norm {norm}"
             processes.say("", f"warning: {found}; {done}; its batch: {place}")
             if len(self._row) >= self._limit:
-                advice = "lower the learning rate, clip_norm or mend the records; --resume goes on from the last save"
+                advice = "lower the learning rate, clip_norm or fix the records; --resume goes on from the last save"
                 if self._policy == "stop":
                     advice += f", with --config.stage.{self._stage}.on_nonfinite=skip such updates are left out"
                 raise SharedError(

@@ -1,4 +1,4 @@
-"""Told to stop: SIGTERM, also the notice that a machine is taken away."""
+"""Preemption: SIGTERM, and the notice of a cloud that it takes the machine away."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from jaxvlm import processes
 
 
 class StartAgain(SystemExit):
-    """The run was told to stop and has saved; its exit code asks to be started again (75, EX_TEMPFAIL)."""
+    """The run was preempted and has saved; its exit code asks to be started again (75, EX_TEMPFAIL)."""
 
     def __init__(self) -> None:
         super().__init__(75)
 
 
 class Preemption:
-    """Hears SIGTERM. Within `held` the step is finished first; outside of it the process ends at once.
+    """Handles SIGTERM. Within `held` the step is finished first; outside of it the process exits at once.
 
-    On several processes jax hears it, and all of them agree on the step behind which they stop.
+    On several processes jax receives it, and all of them agree on the step after which they stop.
     """
 
     def __init__(self) -> None:
         self._told = self._held = False
-        self._stages = 0  # steps of the stages before: to jax the steps must go on
+        self._stages = 0  # steps of earlier stages: jax needs a step number that grows over all stages
         self._before: Any = None
 
     def __enter__(self) -> Preemption:

@@ -26,7 +26,7 @@ from jaxvlm.tuning import Options, compiler_options
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """All that a run needs to go on, but for its position in the data."""
+    """All that a run needs to resume, except its position in the data."""
 
     step: Array  # int32[], updates done
     trained: dict  # nested dict of float32 leaves
@@ -40,7 +40,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Everything known of a run before memory is used: shapes, dtypes, shardings, and the program's parts."""
+    """The abstract state of a stage: shapes, dtypes and shardings, with the model and the optimizer; uses no memory."""
 
     model: Model
     mesh: Mesh

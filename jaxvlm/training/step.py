@@ -39,8 +39,8 @@ def make_train_step(layout: Layout, stage: StageConfig) -> Callable[[State, Batc
     gradients_of = jax.grad(share_of_loss, has_aux=True)
 
     def train_step(state: State, batch: Batch) -> tuple[State, Info]:
-        # Known before the first micro-batch, so the division is of a number and not of every gradient. A batch without
-        # supervised tokens changes nothing but the moments.
+        # The weight of the whole batch comes first: so the loss is divided once, and not each gradient. A batch without
+        # supervised tokens changes only the optimizer's moments.
         weight = jnp.maximum(objective.weight(batch), 1.0)
         others = (state.frozen, state.reference)
         key = None

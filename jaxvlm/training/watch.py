@@ -20,7 +20,7 @@ from jaxvlm.files import replace_text
 
 _BEAT_SECONDS = 2.0
 _SLOW = 10  # times the median
-_SLOW_SECONDS = 2.0  # below which nobody wants to hear of it
+_SLOW_SECONDS = 2.0  # a step that is slower by less is not reported
 _LEAST_STEPS = 5  # before a median means something
 PHASES = {
     "start": "starting",
@@ -44,7 +44,7 @@ class Watch:
         self._phase, self._step, self._since = "start", 0, time.monotonic()
         self._spent: dict[str, float] = defaultdict(float)  # seconds in each phase
         self._rates: deque[float] = deque(maxlen=100)  # seconds a step
-        self._done_step, self._done_busy = 0, 0.0  # the newest step whose results have come, and `_busy` then
+        self._done_step, self._done_busy = 0, 0.0  # the last completed step, and `_busy` at that time
         self._interval, self._told = 1, False  # steps between two such, and whether the next was called slow
         self._peers = processes.Peers()
         self._ended = threading.Event()
@@ -64,7 +64,7 @@ class Watch:
         """This process is in a phase; afterwards in the one before.
 
         Args:
-          hidden: asked at the end, whether the devices had work all the while; then its time is that of a step.
+          hidden: asked at the end: whether the devices computed all the while. Its time then counts as that of a step.
         """
         before = self._enter(name, step)
         try:
@@ -85,7 +85,7 @@ class Watch:
             self._done_step, self._done_busy, self._told = step, busy, False
 
     def begin_stage(self) -> None:
-        """Steps are counted anew, and have another length."""
+        """Starts a stage: the steps are counted from 1 again, and take another time."""
         with self._lock:
             self._rates.clear()
             self._reset()

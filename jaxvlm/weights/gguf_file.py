@@ -41,7 +41,7 @@ _ROPE_FACTORS = "rope_freqs.weight"  # no weight: what the rotary frequencies ar
 # Keys behind the architecture's name that would make another model than ours, unless they are absent or 0.
 _OTHER_MODELS = ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale", "embedding_scale")
 
-# As Llama 3.1, 3.2 and 3.3 have it, but for the factor; a GGUF file holds only the numbers that come of it.
+# As Llama 3.1, 3.2 and 3.3 have it, except the factor; a GGUF file holds only the numbers that come of it.
 _LLAMA3 = RopeScaling(factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
 
 
@@ -122,7 +122,7 @@ def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
     """The decoder whose weights the file holds.
 
     Raises:
-      UserError: a number that the metadata lacks; or all that says of a model that the decoder is not, in one message.
+      UserError: a number that the metadata lacks; or all metadata of a model that we do not have, in one message.
     """
     heads, embed_dim = source.number("attention.head_count"), source.number("embedding_length")
     head_dim = source.number("attention.key_length", embed_dim // heads)

@@ -39,7 +39,7 @@ _SAFETENSORS_DTYPES = {
 # Files looked for, the first that exists is taken; between the second and the third comes any single *.safetensors.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "mm_projector.bin")
-_SERVED_BYTES = 64 * 2**20  # read of a pickle before it is mapped anew
+_SERVED_BYTES = 64 * 2**20  # read of a pickle before it is mapped again
 
 
 def open_tensors(folder: Path) -> TensorSource:
@@ -188,7 +188,7 @@ class _PickleFile(TensorSource):
         return True
 
     def __getitem__(self, name: str) -> np.ndarray:
-        # What was read stays in memory as long as anything of the mapping lives: now and then it is made anew. Two
+        # What was read stays in memory as long as anything of the mapping lives: now and then it is made again. Two
         # threads that do so at once are only slower.
         if self._mapped and self._served > _SERVED_BYTES:
             self._tensors, self._served = self._load(), 0

@@ -87,7 +87,7 @@ def import_tensors(
 
 
 def export_tensors(rules: Sequence[Rule], params: Mapping[str, Any], sizes: Mapping[str, int]) -> TensorSource:
-    """Hugging Face's tensors out of our weights: `import_tensors` backwards, each tensor made when it is asked for.
+    """Converts our weights to Hugging Face's tensors, lazily: the inverse of `import_tensors`.
 
     Args:
       rules: a table.

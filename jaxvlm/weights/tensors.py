@@ -27,7 +27,7 @@ class TensorSpec(NamedTuple):
 
 
 class TensorSource(Mapping[str, np.ndarray]):
-    """Named tensors; `source[name]` makes the array anew at each access, everything else reads nothing."""
+    """Named tensors; `source[name]` makes the array again at each access, everything else reads nothing."""
 
     def __init__(self, specs: Mapping[str, TensorSpec]):
         self._specs = dict(specs)

@@ -10,7 +10,7 @@ losses must agree to what bfloat16 leaves of the weights, 1e-3, or the program f
 
 A step of one and a step of the other take turns; "ratio" is the median over the rounds of (seconds of "full" / seconds
 of "lora" in the same round), above 1 where adapters are faster. "program" is what the compiler says of its own memory:
-outputs lie in the arguments' place but for the "new" ones, so a step takes arguments + new outputs + temporary.
+outputs lie in the arguments' place except the "new" ones, so a step takes arguments + new outputs + temporary.
 Resident memory is that of a process of its own, less what its imports take (Linux only): "whole run" is the peak of
 making the weights, compiling and three steps, "steps" that of two more.
 """

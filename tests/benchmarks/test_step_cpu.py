@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 
+@pytest.mark.nightly  # two minutes of compiling; test_lora_step runs most of the same code
 def test_prints_finite_numbers():
     command = [sys.executable, "-m", "tests.benchmarks.step_cpu", "--size", "tiny", "--rounds", "1", "--json"]
     # Not the fake devices of conftest.py; and almost all the time goes into compiling, which is quicker without LLVM's

@@ -190,8 +190,8 @@ def test_recognise(columns, expected):
 
 @pytest.mark.parametrize("columns", [[], ["text"], ["instruction"], ["messages", "image", "images"]])
 def test_columns_of_no_format(columns):
-    with pytest.raises(UserError, match="hf:x: its columns .*; mend them"):
-        recognise(columns, "hf:x", "mend them")
+    with pytest.raises(UserError, match="hf:x: its columns .*; fix them"):
+        recognise(columns, "hf:x", "fix them")
 
 
 NAMES = ["conversations", "messages", "from", "value", "role", "content", "image", "images", "chosen", "rejected"]

@@ -72,7 +72,7 @@ def test_the_same_loss_and_gradients_as_a_sample_a_row(model, params, epoch, pac
     gradients, want = paths(gradients), paths(want)
     assert all(want[path].any() for path in ("vision/patch/w", "projector/fc1/w", "language/embed/w"))
     for path, gradient in gradients.items():
-        # Those that are zero but for rounding, such as that of a key's bias, are held against the largest.
+        # Those that are zero except rounding, such as that of a key's bias, are held against the largest.
         scale = max(np.linalg.norm(want[path]), 1e-3 * np.linalg.norm(want["language/embed/w"]))
         assert np.linalg.norm(gradient - want[path]) <= 1e-5 * scale, path
 

@@ -210,7 +210,7 @@ def test_rows_of_llavas_mixture(tokens, images, fill, scale):
 @given(st.lists(st.lists(st.booleans(), min_size=2, max_size=6), min_size=1, max_size=4), st.integers(1, 3))
 @example([[True, True], [False, True]], 2)
 def test_packed_pieces_are_what_they_are_alone(kinds, P):
-    """Each sample's part of a packed row is its own row, but for where its images stand."""
+    """Each sample's part of a packed row is its own row, except where its images stand."""
     samples = [
         sample([IM if image else 5 + i % 4 for i, image in enumerate(kind)], [i % 2 for i in range(len(kind))])
         for kind in kinds

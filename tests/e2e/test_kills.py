@@ -70,9 +70,16 @@ jaxvlm.runs.RunFolder.save_ledger = killed
 
 
 def test_after_ctrl_c_it_resumes_bit_equal(undisturbed, start, tmp_path):
-    code = f"{HOOK}hook(lambda step, batch: time.sleep(60 if step == 8 else 0.0))\n"
+    waits = tmp_path / "waits"  # not before: a signal that comes within a callback of a library is lost
+    code = f"""{HOOK}
+def before(step, batch):
+    if step == 8:
+        open("{waits}", "w").close()
+        time.sleep(300)
+hook(before)
+"""
     child = start(tmp_path, code=code)
-    child.wait_for(lambda: last_step(tmp_path) >= 6)
+    child.wait_for(waits.exists)
     child.send(signal.SIGINT)
     code, log = child.wait()
     assert code == 130 and "Traceback" not in log

@@ -134,7 +134,7 @@ def test_finetune_goes_on_from_the_projector(world, align, finetune):
     for path in before:
         same = np.array_equal(before[path], after[path])
         assert same == path.startswith("vision/"), path
-    # What Adam can move in so few steps at 2e-5: had the projector started anew, it would be far away.
+    # What Adam can move in so few steps at 2e-5: had the projector started again, it would be far away.
     assert np.abs(before["projector/fc1/w"] - after["projector/fc1/w"]).max() < 2e-5 * 12
 
 

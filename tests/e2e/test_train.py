@@ -144,7 +144,7 @@ def test_a_refused_start_gives_the_lock_back(environment, monkeypatch, tmp_path)
 
 
 def test_a_mistake_leaves_nothing_in_the_way(environment, monkeypatch, capsys, tmp_path):
-    """After an error before the first step the mended command starts; nothing has to be deleted by hand."""
+    """After an error before the first step the fixed command starts; nothing has to be deleted by hand."""
     monkeypatch.setenv("JAXVLM_TEST_DATA", environment["JAXVLM_TEST_DATA"])
     for tokens in (9, 10):
         arguments = ["--config", RECIPE, "--workdir", str(tmp_path), f"--config.stage.align.data.tokens={tokens}"]

@@ -65,7 +65,7 @@ def compare(ours, expected, *, limit):
     for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
         where = jax.tree_util.keystr(path)
         if "['attention']['k']['bias']" in where:
-            continue  # adds the same to all logits of a query, so its gradient is 0 but for rounding
+            continue  # adds the same to all logits of a query, so its gradient is 0 except rounding
         a, b = np.asarray(a), np.asarray(b)
         difference = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)
         assert difference < limit, (where, difference)

@@ -93,7 +93,7 @@ def test_the_whole_model(monkeypatch, params, plain, name, remat):
     assert loss == pytest.approx(plain[0], rel=1e-5)
     for path, want in plain[1].items():
         if path.endswith("attention/k/bias"):
-            continue  # adds the same to all logits of a query, so its gradient is 0 but for rounding
+            continue  # adds the same to all logits of a query, so its gradient is 0 except rounding
         difference = np.linalg.norm(gradients[path] - want) / max(np.linalg.norm(want), 1e-12)
         assert difference < 1e-4, (path, difference)
 

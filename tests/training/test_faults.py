@@ -141,7 +141,7 @@ def test_without_a_whole_one_the_stage_starts_anew(three, capsys):
     wanted = small_state(1, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), PartitionSpec())
     checkpoints = Checkpoints(three)
     assert checkpoints.restore_newest(abstract(wanted)) is None
-    assert "there is none before it: the stage starts anew" in capsys.readouterr().err
+    assert "there is none before it: the stage starts again" in capsys.readouterr().err
     checkpoints.save(wanted, {}, 9, wait=True)
     assert checkpoints.steps() == [1]
     checkpoints.close()

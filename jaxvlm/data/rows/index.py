@@ -120,8 +120,8 @@ def measure_index(index: Index, layout: MediaLayout) -> Measured:
 def load_index(samples: Samples, *, quiet: bool = False) -> Index:
     """The index of all records: kept from an earlier run on the same data, or made now.
 
-    Of kept ones the images that could not be used are looked at again, because files are mended without a change in the
-    records. That others are still what they were is taken on trust.
+    Images that failed in a cached index are checked again, because a file can be fixed without a change in the records.
+    The other entries are trusted.
 
     Args:
       samples: the records, and how they are rendered.

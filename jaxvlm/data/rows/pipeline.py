@@ -74,8 +74,8 @@ class Batches:
     The position is the number of batches given out, so it may be restored with another number of workers or hosts.
 
     Attributes:
-      broken: record -> why it is of no use, of those in batches given out that were found to be so only then. Hosts
-        may tell each other theirs; they are part of the position.
+      broken: record -> reason, of the corrupt records found while batches were loaded. Hosts merge theirs, and they are
+        saved with the position.
     """
 
     def __init__(self, source: _BatchSource, workers: int, fingerprint: str):
@@ -446,5 +446,5 @@ def summary(errors: list[RecordError], total: int, remedy: str) -> str:
     lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
     if len(errors) > _NAMED_PROBLEMS:
         lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
-    lines.append(f"Mend them, or go on without them: {remedy} counts them in the ledger.")
+    lines.append(f"Fix them, or go on without them: {remedy} counts them in the ledger.")
     return "\n".join(lines)

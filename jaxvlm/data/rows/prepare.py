@@ -3,7 +3,7 @@
 Training on the result sees what it would see on the original, bit for bit if images are kept as PNG: the same ids, so
 the same held-out split, the same order, the same pixels. Each record keeps its first origin (file and index).
 
-A folder that was begun is gone on with: progress.json lists the shards that are whole.
+An interrupted run resumes: progress.json lists the shards that are complete.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def prepare(
 
     Raises:
       UserError: the folder holds something else; without `skip`, every image that cannot be decoded, when the others
-        are written: after these are mended, the same command writes what is missing.
+        are written: after these are fixed, the same command writes what is missing.
     """
     count = max(1, -(-len(mix) // shard_records))
     settings = {

@@ -35,7 +35,7 @@ _DIGESTED_BYTES = 2**14  # of an image file: with its size they tell files apart
 class Facts:
     """What the index pass finds out about a record; nothing of it depends on the family or on the rows."""
 
-    text: int = 0  # tokens but for placeholders
+    text: int = 0  # tokens except placeholders
     text_to_image: int = 0  # of them, those before the last placeholder
     text_to_answer: int = 0  # of them, those up to the first supervised one
     images_to_answer: int = 0  # placeholders before the first supervised token

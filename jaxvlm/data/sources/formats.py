@@ -400,4 +400,4 @@ def _image(image: Any) -> str | bytes | None:
 
 def _rejection(origin: str, problems: Problems) -> RecordError:
     words = "; ".join(problem for _, problem in problems)
-    return RecordError(f"{origin}: {words}; mend the record or remove it", origin, problems[0][0])
+    return RecordError(f"{origin}: {words}; fix the record or remove it", origin, problems[0][0])

@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); mend it there") from error
+        raise UserError(f"{path} is not valid JSON ({error}); fix it there") from error
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
@@ -151,13 +151,13 @@ class _ListScan:
                 self._scan()
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"{self._path} is not a JSON list of records ({error.msg}: {self._place(error.pos)}); mend it "
+                    f"{self._path} is not a JSON list of records ({error.msg}: {self._place(error.pos)}); fix it "
                     "there, or name the file .jsonl if each line is one record"
                 ) from error
             except RecursionError as error:
                 raise UserError(
                     f"{self._path}: the record at {self._place(self._at)} nests lists or objects too deep to be read; "
-                    "mend it there"
+                    "fix it there"
                 ) from error
         self._drop()
         return np.array(self._spans, np.int64).reshape(-1, 2)
@@ -222,7 +222,7 @@ class _ListScan:
             ) from error
 
     def _drop(self) -> None:
-        """Forgets the window up to here, but for where its elements stand in the file."""
+        """Forgets the window up to here, except where its elements stand in the file."""
         if self._text.isascii():
             self._spans.extend(self._bytes + place for place in self._found)
             self._bytes += self._at

@@ -36,7 +36,7 @@ VERSION = 1
 _CHUNK = 2**22  # bytes
 _SHARD = re.compile(r"part-\d{5,}-of-\d{5,}\.array_record")
 _HASH = re.compile(r"[0-9a-f]{128}")
-_REMEDY = "copy the folder anew, or prepare it anew with `inspect_data prepare`"
+_REMEDY = "copy the folder again, or prepare it again with `inspect_data prepare`"
 
 
 def shard_name(index: int, count: int) -> str:

@@ -34,7 +34,7 @@ class TfdsItems:
             raise RecordError(f"{origin} holds a text that is not UTF-8 ({error})", origin, "invalid_utf8") from error
         except Exception as error:  # of a damaged file, of a feature without a decoder
             raise RecordError(
-                f"{origin} cannot be read ({_words(error)}); prepare the data set anew", origin, "invalid_example"
+                f"{origin} cannot be read ({_words(error)}); prepare the data set again", origin, "invalid_example"
             ) from error
 
     def origin(self, index: int) -> str:

@@ -43,7 +43,7 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         where = f"turn {index} ({turn.role})"
         expected = "user" if (index - first) % 2 == 0 else "assistant"
         if index >= first and turn.role != expected:
-            remedy = "mend the roles"
+            remedy = "fix the roles"
             if index == first and turn.role == "assistant":
                 remedy = "drop that turn (drop_leading_answer does)"
             problems.append(("roles", f"{where}: roles alternate user, assistant from the first turn on; {remedy}"))

@@ -226,10 +226,10 @@ def read_pixels(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...
     """Mean and standard deviation in the folder's preprocessor_config.json, None if there is none."""
     path = Path(folder) / "preprocessor_config.json"
     if path.is_file():
-        values = read_json(path, "mend or remove it")
+        values = read_json(path, "fix or remove it")
     else:
         path = path.with_name("processor_config.json")  # where transformers 5 writes it
-        values = read_json(path, "mend or remove it").get("image_processor", {}) if path.is_file() else {}
+        values = read_json(path, "fix or remove it").get("image_processor", {}) if path.is_file() else {}
     if not values:
         return None
     report = Report(str(path))
