@@ -1,5 +1,8 @@
+import dataclasses
 import json
 import math
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -11,6 +14,8 @@ from jaxvlm.planning.compiler import compile_step, parse_out_of_memory, read_all
 from jaxvlm.planning.program import build_step
 from jaxvlm.planning.report import Assumptions, make_plan, table, to_json, what_would_help
 from jaxvlm.planning.slices import GIB, find_slice
+from jaxvlm.training import loop
+from jaxvlm.training.step import compile_train_step
 from tests import tiny
 
 tpu_compiler = pytest.mark.tpu_compiler
@@ -183,6 +188,29 @@ def test_the_cache_tells_programs_and_options_apart(tmp_path):
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[:20])
     assert not compile_step(tiny_step(), cache=tmp_path, compiler=count).cached
+
+
+def test_the_program_of_a_plan_is_that_of_a_run(monkeypatch):
+    stage = tiny.stage_recipe()
+    stage.on_nonfinite, stage.micro_batches, stage.global_batch_size = "skip", 2, 16
+    step = build_step(tiny.config(tiny.recipe(only=stage)), "only", find_slice("v5e-8"))
+    ours, planned = [], []
+
+    def compiler_of_run(layout, *arguments, **options):
+        ours.append(compile_train_step(layout, *arguments, **options).lower(layout.state, step.batch).as_text())
+
+    monkeypatch.setattr(loop, "compile_train_step", compiler_of_run)
+    loop.train(step.layout, step.stage, 0, SimpleNamespace(step=0), MagicMock(), MagicMock(), MagicMock())
+
+    def compile_plan(lowered, dump):
+        planned.append(lowered.as_text())
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        compile_step(step, compiler=compile_plan)
+    assert ours == planned
+    compiler_of_run(step.layout, dataclasses.replace(step.stage, on_nonfinite="stop"))
+    assert ours[0] != ours[1]
 
 
 @tpu_compiler
