@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,6 +17,18 @@ class UserError(ValueError):
 
 class SharedError(UserError):
     """An error that every process of a run raises at the same place, so that none has to abort the others."""
+
+
+def listed(items: Sequence[Any], separator: str = "; ", limit: int = 10) -> str:
+    """The first `limit` items in words, and how many more there are."""
+    more = f"{separator}and {len(items) - limit:,} more" if len(items) > limit else ""
+    return separator.join(map(str, items[:limit])) + more
+
+
+def on_a_line(error: BaseException) -> str:
+    """An exception of another package as one line: its type, and at most 300 characters of what it says."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words if len(words) <= 300 else words[:297] + '...'}"
 
 
 def missing_extra(what: str, package: str, extra: str) -> UserError:

@@ -38,7 +38,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-class Unfailing:
+class NonRaisingStream:
     """A text stream that drops what it cannot write: to a log on a full disk, or a terminal that is gone."""
 
     def __init__(self, stream: Any):
@@ -60,9 +60,12 @@ class Unfailing:
 
 
 @contextlib.contextmanager
-def unfailing_streams() -> Iterator[None]:
+def non_raising_streams() -> Iterator[None]:
     """Within it standard output and error drop what they cannot write: a run does not end because of its log."""
-    with contextlib.redirect_stdout(Unfailing(sys.stdout)), contextlib.redirect_stderr(Unfailing(sys.stderr)):
+    with (
+        contextlib.redirect_stdout(NonRaisingStream(sys.stdout)),
+        contextlib.redirect_stderr(NonRaisingStream(sys.stderr)),
+    ):
         yield
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the key-value store has no public door
 
-from jaxvlm.errors import SharedError, UserError, explained
+from jaxvlm.errors import SharedError, UserError, explained, listed
 
 T = TypeVar("T")
 
@@ -180,9 +180,8 @@ def check_same(values: dict[str, Any]) -> None:
             if first != its:
                 problems.append(f"{name} is {first!r} on process 0 and {its!r} on process {i}")
     if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise UserError(
-            f"the processes of this run were started with different settings: {'; '.join(problems[:10])}{more}; "
+            f"the processes of this run were started with different settings: {listed(problems)}; "
             "start all with the same command, recipe and version"
         )
 
@@ -210,7 +209,7 @@ class Peers:
         for _, text in client.key_value_dir_get("jaxvlm/failed/"):
             failed = json.loads(text)
             if failed["process"] != index():
-                leave(f"process {failed['process']} stopped: {failed['message']}", failed["code"])
+                exit_now(f"process {failed['process']} stopped: {failed['message']}", failed["code"])
         now = time.monotonic()
         for key, text in client.key_value_dir_get("jaxvlm/beat/"):
             i = int(key.rsplit("/", 1)[-1])
@@ -222,7 +221,7 @@ class Peers:
             if i != index() and silent > LOST_SECONDS and told.get(i, {}).get("phase") != "done":
                 last = told.get(i, {})
                 where = f"last on host {last['host']} in phase {last['phase']}, step {last['step']}; " if last else ""
-                leave(f"process {i} is gone: it has said nothing for {silent:.0f} seconds; {where}{_ADVICE}", 1)
+                exit_now(f"process {i} is gone: it has said nothing for {silent:.0f} seconds; {where}{_ADVICE}", 1)
         return told
 
 
@@ -230,7 +229,7 @@ _JOIN_ADVICE = "start all of them, and check that this host reaches the coordina
 _ADVICE = "this process stops too; look at the end of that one's log, then start all again with --resume-or-start"
 
 
-def leave(message: str, code: int) -> None:
+def exit_now(message: str, code: int) -> None:
     """Exits at once, without a barrier: some of the other processes will not reach one."""
     print(f"\nerror: process {index()} of {count()}: {message}", file=sys.stderr, flush=True)
     _end(code)
@@ -245,7 +244,7 @@ def _end(code: int) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def abort_together() -> Iterator[None]:
     """Aborts all processes if one of them raises within it."""
     try:
         yield
@@ -301,7 +300,7 @@ def _explain_abort(explain: Callable[[], str | None] | None) -> None:
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(_: int) -> None:
         if explain is not None and (sentence := explain()) is not None:
-            leave(sentence, 1)
+            exit_now(sentence, 1)
 
     global _abort_handler
     _abort_handler = on_abort  # C keeps no reference

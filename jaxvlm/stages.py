@@ -23,7 +23,7 @@ from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder, all_keys
 from jaxvlm.sharding import to_devices
 from jaxvlm.training.checkpoint import Checkpoints, is_finished, whole_steps
-from jaxvlm.training.loop import Keepers, train
+from jaxvlm.training.loop import Services, train
 from jaxvlm.training.metrics import Writer, plot_metrics
 from jaxvlm.training.nonfinite import NonFinite
 from jaxvlm.training.preemption import Preemption, StartAgain
@@ -136,12 +136,12 @@ class StageRun:
         batches = pipeline.batches()
         state = self._state(checkpoints, batches)
         writer = Writer(folder.metrics, folder.tensorboard, name, first_step=int(state.step), steps=self.steps)
-        keepers = Keepers(checkpoints, writer, watch, nonfinite, preemption, profile)
+        services = Services(checkpoints, writer, watch, nonfinite, preemption, profile)
         watch.begin_stage()
         try:
             evaluate = make_evaluate(self.config.evaluation, stage, self.layout, pipeline, self.tokenizer)
-            with processes.together():
-                train(self.layout, stage, self.steps, state, batches, evaluate, keepers)
+            with processes.abort_together():
+                train(self.layout, stage, self.steps, state, batches, evaluate, services)
         finally:
             profile.close()
             batches.close()

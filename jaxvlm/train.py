@@ -27,7 +27,7 @@ from typing import Any
 
 from jaxvlm.command import Parser, add_process_flags, check_stage, load_config, run
 from jaxvlm.errors import UserError
-from jaxvlm.files import unfailing_streams
+from jaxvlm.files import non_raising_streams
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
@@ -57,9 +57,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         )
     workdir = Path(args.workdir or f"runs/{Path(args.config).stem}")
     how = "resume or start" if args.resume_or_start else "resume" if args.resume else "start"
-    with unfailing_streams():
+    with non_raising_streams():
         processes.connect(args)
-        with processes.together():
+        with processes.abort_together():
             return run_recipe(RunFolder(workdir), config, stages, how)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.sources.load import load_source
 from jaxvlm.data.text.turns import drop_leading_answer
-from jaxvlm.errors import UserError
-
-_NAMED_PROBLEMS = 10
+from jaxvlm.errors import UserError, listed
 
 
 def load_questions(
@@ -43,8 +41,7 @@ def load_questions(
             notes.append(f"{record.origin}: the answer before the first question is left out")
         questions.extend(source.questions(asked))
     if problems:
-        more = f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
-        raise UserError("; ".join(problems[:_NAMED_PROBLEMS]) + more)
+        raise UserError(listed(problems))
     if not questions:
         raise UserError(f"{spec} holds no question: none of its {len(source)} records has an answer to compare with")
     return questions[:limit] if limit else questions, notes

@@ -16,11 +16,9 @@ from jaxvlm.data.media.images import read_size
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.rows.packing import Piece, expand, fill_row
 from jaxvlm.data.text.conversation import Renderer
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, listed
 from jaxvlm.inference.programs import bucket
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout
-
-_NAMED_PROBLEMS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +60,7 @@ def build_prompts(renderer: Renderer, records: Sequence[Record], layout: MediaLa
             )
         prompts.append(prompt)
     if problems:
-        more = f"; and {len(problems) - _NAMED_PROBLEMS} more" if len(problems) > _NAMED_PROBLEMS else ""
-        raise UserError("; ".join(problems[:_NAMED_PROBLEMS]) + more)
+        raise UserError(listed(problems))
     return prompts
 
 

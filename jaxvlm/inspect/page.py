@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from jaxvlm.batch import Batch
+from jaxvlm.errors import listed
 from jaxvlm.files import replace_text
 from jaxvlm.inspect.page_style import STYLE
 from jaxvlm.inspect.token_text import Part, Vocabulary, spell
@@ -230,8 +231,7 @@ class _Card:
     def _report(self, wrong: np.ndarray, what: str) -> None:
         places = np.flatnonzero(wrong)
         if len(places):
-            more = f" and {len(places) - _NAMED_PROBLEMS} more" if len(places) > _NAMED_PROBLEMS else ""
-            self._problems.append(f"{what}: positions {', '.join(map(str, places[:_NAMED_PROBLEMS]))}{more}")
+            self._problems.append(f"{what}: positions {listed(places.tolist(), ', ', _NAMED_PROBLEMS)}")
 
     def _warning(self) -> str:
         if not self._problems:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxvlm import processes
-from jaxvlm.errors import UserError, out_of_memory
+from jaxvlm.errors import UserError, listed, out_of_memory
 from jaxvlm.training.quiet import drop_reports_of_orbax
 from jaxvlm.training.state import State
 from jaxvlm.trees import map_paths, paths
@@ -310,9 +310,8 @@ class Checkpoints:
             if saved.get(path) != ours.get(path)
         ]
         if differing:
-            more = f" and {len(differing) - 10} more" if len(differing) > 10 else ""
             raise UserError(
-                f"the checkpoint {self.folder / str(step)} is of another model: {'; '.join(differing[:10])}{more}; "
+                f"the checkpoint {self.folder / str(step)} is of another model: {listed(differing)}; "
                 "use the recipe it was made with, or another --workdir"
             )
 

@@ -37,7 +37,7 @@ class Batches(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Keepers:
+class Services:
     """Services that the train loop calls."""
 
     checkpoints: Checkpoints
@@ -55,7 +55,7 @@ def train(
     state: State,
     batches: Batches,
     evaluate: Callable[[State], dict[str, float]],
-    keepers: Keepers,
+    services: Services,
 ) -> State:
     """Goes from `state.step` to `steps` and returns the last state, which is also saved.
 
@@ -66,7 +66,7 @@ def train(
     Raises:
       StartAgain: told to stop; the state is saved.
     """
-    k, first = keepers, int(state.step) + 1
+    k, first = services, int(state.step) + 1
     train_step = compile_train_step(layout, stage)
     info: dict[str, Array] = {}  # of the step before
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxvlm import errors
 from jaxvlm.errors import UserError
 
 LISTED = 20  # items of a list in a message; the rest is counted
@@ -139,6 +140,5 @@ def as_source(tensors: Mapping[str, np.ndarray]) -> TensorSource:
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:
-    """The first `LISTED` of them and how many more there are."""
-    more = f"{separator}and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return separator.join(items[:LISTED]) + more
+    """The first `LISTED` names of tensors, and how many more there are."""
+    return errors.listed(items, separator, LISTED)

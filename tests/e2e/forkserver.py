@@ -6,6 +6,7 @@ The server has not asked jax for devices, so that a child still chooses how many
 import json
 import os
 import select
+import signal
 import sys
 
 import jaxvlm.runs
@@ -52,6 +53,7 @@ def become(job: dict) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(job["environment"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest was started in the background
     sys.argv = ["train", *job["arguments"]]
     exec(job["code"], {"__name__": "__child__", "job": job, "jaxvlm": jaxvlm, "os": os, "sys": sys})
     sys.exit(run(jaxvlm.train.main, job["arguments"]))

@@ -37,8 +37,15 @@ def naive(model, batch):
     return jnp.stack(of_segment, axis=1)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(1, 1, 1), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("mesh", "tied"),
+    [
+        (MeshConfig(1, 1, 1), False),
+        (MeshConfig(1, 1, 1), True),
+        (MeshConfig(1, 8, 1), False),
+        (MeshConfig(2, 2, 2), True),
+    ],
+)
 def test_equals_full_logits_and_their_gradients(mesh, tied):
     recipe, batch = tiny.recipe(), packed_batch()
     recipe.model.language.tie_embeddings = tied

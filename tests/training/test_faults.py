@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxvlm import files
 from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
-from jaxvlm.files import Lock, Unfailing, replace_text
+from jaxvlm.files import Lock, NonRaisingStream, replace_text
 from jaxvlm.sharding import make_mesh
 from jaxvlm.training import checkpoint, watch
 from jaxvlm.training.checkpoint import Checkpoints, damage, is_finished, whole_steps
@@ -259,7 +259,7 @@ def test_a_stream_on_a_full_disk_drops_what_it_is_given():
     file = open("/dev/full", "w")  # noqa: SIM115 - it cannot be closed in peace
     with pytest.raises(OSError, match="No space left"):
         file.write("long" * 10_000)
-    stream = Unfailing(file)
+    stream = NonRaisingStream(file)
     assert stream.write("long" * 10_000) == 40_000
     stream.flush()
     assert stream.fileno() == file.fileno()

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from jaxvlm.data.records import Record, RecordError, Turn, answer_by_answer
 from jaxvlm.data.sources.items import hash_texts
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, listed, on_a_line
 from jaxvlm.files import cache_folder, replace_text
 
 CARD = "card.json"
@@ -92,8 +92,8 @@ def read_card(folder: epath.PathLike) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}); {_REMEDY}") from error
     except Exception as error:  # of a disk, or of the network, which each kind of store reports in types of its own
         raise UserError(
-            f"{path} cannot be read ({_words(error)}); check the address, which epath must know (gs://, s3://, az://, "
-            "hf://), the access to it, and that its package is installed (gcsfs for gs://)"
+            f"{path} cannot be read ({on_a_line(error)}); check the address, which epath must know (gs://, s3://, "
+            "az://, hf://), the access to it, and that its package is installed (gcsfs for gs://)"
         ) from error
     if not isinstance(card, dict) or card.get("version") != VERSION:
         found = card.get("version") if isinstance(card, dict) else card
@@ -220,8 +220,7 @@ def _check(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
     with ThreadPoolExecutor(16) as pool:
         problems = [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard), shards) if problem]
     if problems:
-        named = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise UserError(f"{folder} differs from its {CARD}: {named}; {_REMEDY}")
+        raise UserError(f"{folder} differs from its {CARD}: {listed(problems)}; {_REMEDY}")
 
 
 def _shard_problem(folder: Path, shard: dict[str, Any]) -> str:
@@ -254,7 +253,7 @@ def _fetch(address: str, shards: Sequence[dict[str, Any]], fingerprint: str) -> 
         raise
     except Exception as error:  # as in `read_card`
         raise UserError(
-            f"{address} cannot be copied to {folder} ({_words(error)}); check the access to it and "
+            f"{address} cannot be copied to {folder} ({on_a_line(error)}); check the access to it and "
             "the space on the disk, or set JAXVLM_CACHE to another folder"
         ) from error
     return folder
@@ -282,10 +281,6 @@ def _copy(source: epath.Path, target: Path, shard: dict[str, Any], bar: Any) -> 
         half.replace(target)
     finally:
         half.unlink(missing_ok=True)
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _hash(path: Path) -> str:

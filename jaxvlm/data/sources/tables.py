@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxvlm.data.sources.formats import Format, ImageRule, recognise
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
-from jaxvlm.errors import UserError, missing_extra
+from jaxvlm.errors import UserError, missing_extra, on_a_line
 
 KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}  # files, and what `datasets` calls them
 
@@ -132,9 +132,7 @@ def _load(spec: str, path: str, **options: Any) -> Any:
 
 def _failure(spec: str, error: Exception) -> UserError:
     cause = error.__cause__ or error  # `datasets` says "an error occurred" and hides what in the cause
-    words = " ".join(str(cause).split())
-    words = words if len(words) <= 300 else words[:297] + "..."
     return UserError(
-        f"{spec!r} cannot be opened by datasets ({type(cause).__name__}: {words}); check the name, the split, "
+        f"{spec!r} cannot be opened by datasets ({on_a_line(cause)}); check the name, the split, "
         "the files and, for one of the hub, the network and HF_TOKEN"
     )

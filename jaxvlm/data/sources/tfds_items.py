@@ -11,7 +11,7 @@ import numpy as np
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.sources.formats import ImageRule, recognise
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
-from jaxvlm.errors import UserError, missing_extra
+from jaxvlm.errors import UserError, missing_extra, on_a_line
 
 _SPEC = re.compile(r"tfds:(?P<name>[^:]+(:\d+\.[\d.*]+)?)(:(?P<split>.+))?")
 
@@ -34,7 +34,7 @@ class TfdsItems:
             raise RecordError(f"{origin} holds a text that is not UTF-8 ({error})", origin, "invalid_utf8") from error
         except Exception as error:  # of a damaged file, of a feature without a decoder
             raise RecordError(
-                f"{origin} cannot be read ({_words(error)}); prepare the data set again", origin, "invalid_example"
+                f"{origin} cannot be read ({on_a_line(error)}); prepare the data set again", origin, "invalid_example"
             ) from error
 
     def origin(self, index: int) -> str:
@@ -75,7 +75,7 @@ def load_tfds(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSourc
         raise
     except Exception as error:  # of the registry, of files, of splits: many types
         raise UserError(
-            f"{spec!r} cannot be opened by tensorflow_datasets ({_words(error)}); check the name, the split and "
+            f"{spec!r} cannot be opened by tensorflow_datasets ({on_a_line(error)}); check the name, the split and "
             "TFDS_DATA_DIR, and prepare it with --file_format=array_record, which random access takes"
         ) from error
     kept = {column: features[column] for column in wanted}
@@ -120,8 +120,3 @@ def _plain(value: Any, feature: Any) -> Any:
         value = value.tolist()
         return [v.decode() if isinstance(v, bytes) else v for v in value] if isinstance(value, list) else value
     return value
-
-
-def _words(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words if len(words) <= 300 else words[:297] + '...'}"
