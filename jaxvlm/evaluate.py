@@ -56,9 +56,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     evaluation = dataclasses.replace(evaluation, **{name: value for name, value in given.items() if value is not None})
 
     opened = open_run(Path(args.run), stage=args.stage, step=args.step)
-    out = args.out
+    out = RunFolder(args.out) if args.out else None
     if out is None and (args.data or args.stage or args.step or args.limit):
-        out = opened.folder / "evaluation" / result_name(opened, evaluation.source, args.limit)
+        out = RunFolder(opened.folder).results(result_name(opened, evaluation.source, args.limit))
     result = evaluate_run(opened, evaluation, out=out, limit=args.limit, progress=True)
     for note in result.notes:
         print(note, file=sys.stderr)

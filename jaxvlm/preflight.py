@@ -105,8 +105,9 @@ def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
         )
 
 
-def _check_heldout(stage: StageConfig) -> None:
-    if stage.eval_every and not stage.data.heldout:
+def check_heldout(stage: StageConfig, heldout: object) -> None:
+    """Raises `UserError` if a stage evaluates held-out records and `heldout`, their share or they, is 0 or empty."""
+    if stage.eval_every and not heldout:
         raise UserError(
             "eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0"
         )
@@ -114,12 +115,11 @@ def _check_heldout(stage: StageConfig) -> None:
 
 def _set_up_stage(config: Config, name: str, mesh: Mesh | None, problems: _Problems) -> Setup | None:
     stage, rules, where = config.stage[name], Rules(), f"config.stage.{name}"
-    for check in (
-        lambda: check_trains(stage, name),
-        lambda: _check_heldout(stage),
-        lambda: check_settings(stage.data, media_layout(config.model, stage.data)),
-    ):
-        problems.collect(where, check)
+    problems.collect(where, lambda: check_trains(stage, name))
+    problems.collect(where, lambda: check_heldout(stage, stage.data.heldout))
+    media = problems.collect(where, lambda: media_layout(config.model, stage.data))
+    if media is not None:
+        problems.collect(where, lambda: check_settings(stage.data, media))
     objective = problems.collect(where, lambda: find_objective(stage.objective))
     mix = problems.collect(where, lambda: load_mix(stage.data))
     model = problems.collect(where, lambda: stage_model(config, stage))
@@ -127,9 +127,9 @@ def _set_up_stage(config: Config, name: str, mesh: Mesh | None, problems: _Probl
         return None
     problems.collect(where, lambda: state_layout(model, stage, _STEPS, mesh, rules))
     share = problems.collect(where, lambda: _own_rows(stage, name, mesh, rules))
-    if mix is None or share is None:
+    if mix is None or share is None or media is None:
         return None
-    return Setup(name, stage, mesh, rules, model, media_layout(config.model, stage.data), mix, objective.pairs, share)
+    return Setup(name, stage, mesh, rules, model, media, mix, objective.pairs, share)
 
 
 def _own_rows(stage: StageConfig, name: str, mesh: Mesh, rules: Rules) -> tuple[int, int]:

@@ -60,6 +60,10 @@ class RunFolder:
         """The folder of a stage's profile."""
         return self.path / "profile" / stage
 
+    def results(self, name: str) -> RunFolder:
+        """The folder of answers to other data than the recipe's own test; its files are called as those of a run."""
+        return RunFolder(self.path / "evaluation" / name)
+
     def heartbeat(self, process: int) -> Path:
         """The file in which a process reports its phase and step."""
         return self.path / "heartbeats" / f"{process}.json"
@@ -137,7 +141,7 @@ class RunFolder:
         return {}
 
     def save_ledger(self, stage: str, ledger: dict[str, Any]) -> None:
-        """Writes a stage's ledger beside those of the other stages. It is a stage's last file: then it is over."""
+        """Adds a stage's ledger to those of the other stages. It is written last: the stage is then finished."""
         replace_text(self.ledger_file, json.dumps(self.ledgers() | {stage: ledger}, indent=1) + "\n")
 
     def describe(self, stage: str, step: int) -> list[str]:

@@ -12,12 +12,11 @@ from jaxvlm.config import Config, EvaluationConfig, StageConfig
 from jaxvlm.data.recipe_tokenizer import build_tokenizer, saved_tokenizer
 from jaxvlm.data.rows.pipeline import Pipeline, index_rows
 from jaxvlm.data.rows.samples import Samples
-from jaxvlm.errors import UserError
 from jaxvlm.evaluation.evaluate import evaluate_run
 from jaxvlm.evaluation.scoring import score
 from jaxvlm.inference.engine import Engine
 from jaxvlm.initial_weights import find_origins, starting_params
-from jaxvlm.preflight import Setup, open_data, set_up
+from jaxvlm.preflight import Setup, check_heldout, open_data, set_up
 from jaxvlm.processes import say
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder, all_keys
@@ -173,10 +172,7 @@ def make_evaluate(
     """The function that evaluates a state on the held-out records: the objective, and exact match of answers."""
     eval_step = compile_eval_step(layout)
     questions = pipeline.heldout_questions(stage.eval_records)
-    if stage.eval_every and not questions:
-        raise UserError(
-            "eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0"
-        )
+    check_heldout(stage, questions)
 
     def evaluate(state: State) -> dict[str, float]:
         rows = pipeline.heldout_batches(stage.global_batch_size, stage.eval_records)

@@ -71,3 +71,8 @@ def test_all_mistakes_come_in_one_message(start):
 def test_a_mistake_of_both_stages_is_said_once(start):
     said = start("--config.model.compute_dtype=float31")
     assert said.count("float31") == 1 and said.startswith("config.stage.align, config.stage.finetune: ")
+
+
+def test_a_layout_that_cannot_be_made_hides_no_other_mistake(start):
+    said = start("--config.stage.align.data.media.aspect=stretched", f"{LAST}.data.source=nowhere.json")
+    assert "config.stage.align: " in said and "stretched" in said and "nowhere.json" in said

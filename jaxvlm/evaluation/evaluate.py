@@ -20,6 +20,7 @@ from jaxvlm.evaluation.sheet import draw_sheet, sample
 from jaxvlm.files import replace_text
 from jaxvlm.inference.engine import Engine
 from jaxvlm.restore import Run
+from jaxvlm.runs import RunFolder
 
 _SHOWN = 6  # questions
 
@@ -29,9 +30,9 @@ class Evaluation:
     """A run's answers to a data set."""
 
     data: str  # spec of the data set
-    limit: int  # the first so many questions; 0: all
+    limit: int  # at most this many questions, the first ones; 0: all
     run: Run
-    out: Path  # folder of evaluation.json and samples.png
+    out: RunFolder  # of evaluation.json and samples.png
     questions: list[Record]
     answers: list[str]
     score: dict[str, Any]  # of `scoring.score`
@@ -41,12 +42,12 @@ class Evaluation:
         """A table of the score, a few answers, and where the files are, for a person to read."""
         lines = [f"{self.data}, answered by {self.run.folder} ({_weights(self.run)})", "", _table(self.score), ""]
         lines += [_line(self.questions[i], self.answers[i]) for i in sample(len(self.questions), _SHOWN)]
-        files = f"all answers are in {self.out / 'evaluation.json'}, a sheet of them in {self.out / 'samples.png'}"
+        files = f"all answers are in {self.out.evaluation_file}, a sheet of them in {self.out.samples}"
         return "\n".join([*lines, "", files])
 
 
 def evaluate_run(
-    run: Run, evaluation: EvaluationConfig, *, out: Path | None = None, limit: int = 0, progress: bool = False
+    run: Run, evaluation: EvaluationConfig, *, out: RunFolder | None = None, limit: int = 0, progress: bool = False
 ) -> Evaluation:
     """Evaluates a run and writes evaluation.json and samples.png; on several hosts one of them writes.
 
@@ -64,11 +65,11 @@ def evaluate_run(
     answers = Engine.of(run).answer(
         questions, max_new_tokens=evaluation.max_new_tokens, batch_size=evaluation.batch_size, progress=progress
     )
-    out = run.folder if out is None else out
+    out = RunFolder(run.folder) if out is None else out
     if jax.process_index() == 0:
-        before = _data_of(out / "evaluation.json")
+        before = _data_of(out.evaluation_file)
         if before not in (None, evaluation.source):
-            notes.append(f"{out / 'evaluation.json'} held the result for {before}; it is replaced")
+            notes.append(f"{out.evaluation_file} held the result for {before}; it is replaced")
     result = Evaluation(evaluation.source, limit, run, out, questions, answers, score(questions, answers), notes)
     if jax.process_index() == 0:
         _save(result)
@@ -83,7 +84,7 @@ def result_name(run: Run, data: str, limit: int) -> str:
 
 
 def _save(e: Evaluation) -> None:
-    e.out.mkdir(parents=True, exist_ok=True)
+    e.out.path.mkdir(parents=True, exist_ok=True)
     about = {"data": e.data, "stage": e.run.stage_name, "step": e.run.step, "limit": e.limit or None}
     rows = [
         {
@@ -98,9 +99,9 @@ def _save(e: Evaluation) -> None:
         for q, a in zip(e.questions, e.answers, strict=True)
     ]
     text = json.dumps(about | e.score | {"answers": rows}, indent=1, ensure_ascii=False) + "\n"
-    replace_text(e.out / "evaluation.json", text)
+    replace_text(e.out.evaluation_file, text)
     title = f"{e.data}   {_weights(e.run)}   exact match {e.score['exact_match']:.1%} of {e.score['count']:,}"
-    draw_sheet(e.out / "samples.png", e.questions, e.answers, title)
+    draw_sheet(e.out.samples, e.questions, e.answers, title)
 
 
 def _data_of(result: Path) -> str | None:

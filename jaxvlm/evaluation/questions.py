@@ -16,7 +16,7 @@ def load_questions(
     Args:
       spec: as `data.source` of a recipe.
       image_folder: as `data.image_folder`.
-      limit: only the first so many; 0: all.
+      limit: at most this many, the first ones; 0: all.
       allow_outside: as `data.allow_outside`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Families by name. A family is a module with the files `config`, `layout`, `model`, `hf` and `flops`; see `family.py`.
+"""Families by name. A family is a module with the files that docs/add_a_family.md lists.
 
 A name that is not in the table is a module of yours, such as "my_package.my_family".
 """

@@ -11,12 +11,12 @@ from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.families.sources import folder_codec
-from jaxvlm.inference.engine import prompt_logits
+from jaxvlm.inference.engine import Engine
 from jaxvlm.restore import Run
 
 
 def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:
-    """float32[T, V], logits of a run's model behind each token of a question, computed in float32.
+    """float32[T, V], logits of a run's model after each token of a question, computed in float32.
 
     Args:
       images: files, that stand before the question.
@@ -25,15 +25,8 @@ def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:
     config = dataclasses.replace(opened.model.config, compute_dtype="float32")
     text = f"{IMAGE}\n" * len(images) + prompt
     record = Record("prompt", (Turn("user", text),), tuple(map(str, images)), "--prompt")
-    return prompt_logits(
-        build_model(config, dict(opened.model.adapters)),
-        opened.params,
-        opened.tokenizer,
-        opened.stage.data,
-        record,
-        mesh=opened.mesh,
-        rules=opened.rules,
-    )
+    model = build_model(config, dict(opened.model.adapters))
+    return dataclasses.replace(Engine.of(opened), model=model).logits(record)
 
 
 def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarray:

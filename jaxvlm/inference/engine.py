@@ -113,8 +113,7 @@ class Engine:
         devices = batch_devices(self.mesh, self.rules)
         rows = -(-max(1, min(batch_size, len(prompts))) // devices) * devices
 
-        def start(numbers_B: np.ndarray, batch: Batch) -> Decoding:
-            here_B = numbers_B[rows_of_this_host(self.mesh, self.rules, rows)]
+        def start(here_B: np.ndarray, batch: Batch) -> Decoding:
             return Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling))
 
         answers = [""] * len(prompts)
@@ -139,15 +138,14 @@ class Engine:
         """
         _check_counts(max_new_tokens, 1)
         prompts = self._prompts([record])
-        ((numbers_B, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
-        here_B = numbers_B[rows_of_this_host(self.mesh, self.rules, len(numbers_B))]
+        ((_, here_B, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
         decoding = Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling), steps)
         return Stream(decoding, self.renderer, self._open_ids)
 
     def logits(self, record: Record) -> np.ndarray:
-        """float32[T, V], logits behind each token of a record's prompt."""
+        """float32[T, V], logits after each token of a record's prompt."""
         prompts = self._prompts([record])
-        ((_, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
+        ((*_, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
         logits_BTV = _logits(self.model, self.programs.place, self.params, to_devices(batch, self.mesh, self.rules))
         gathered_BTV = multihost_utils.process_allgather(logits_BTV, tiled=True)
         return np.asarray(gathered_BTV)[0, : len(prompts[0].piece.tokens)]
@@ -155,23 +153,20 @@ class Engine:
     def _prompts(self, records: Sequence[Record]) -> list[Prompt]:
         return build_prompts(self.renderer, records, self.layout, self.data.tokens)
 
-    def _batches(self, prompts: Sequence[Prompt], rows: int) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Groups of prompts with this host's rows of them; the next is built while the last one is used."""
+    def _batches(self, prompts: Sequence[Prompt], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+        """The numbers of each group of prompts, and of those in this host's rows, with the rows.
+
+        The next group is built while the last one is used.
+        """
         # Of this call only: in a long conversation the file may change.
         load = functools.lru_cache(_KEPT_IMAGES)(functools.partial(self.layout.load, exact=True))
         here = rows_of_this_host(self.mesh, self.rules, rows)
 
-        def build(numbers_B: np.ndarray) -> tuple[np.ndarray, Batch]:
-            return numbers_B, build_batch(prompts, numbers_B, numbers_B[here], self.layout, load)
+        def build(numbers_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, Batch]:
+            here_B = numbers_B[here]
+            return numbers_B, here_B, build_batch(prompts, numbers_B, here_B, self.layout, load)
 
         return _one_ahead(build, group(prompts, rows))
-
-
-def prompt_logits(
-    model: Model, params: dict, tokenizer: Any, data: DataConfig, record: Record, *, mesh: Mesh, rules: Rules
-) -> np.ndarray:
-    """float32[T, V], logits behind each token of a record's prompt; the arguments are those of `Engine`."""
-    return Engine(model, params, tokenizer, data, mesh, rules).logits(record)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -192,17 +187,17 @@ def _check_counts(max_new_tokens: int, batch_size: int) -> None:
 
 
 def _in_turn(
-    start: Callable[[np.ndarray, Batch], Decoding], batches: Iterable[tuple[np.ndarray, Batch]]
+    start: Callable[[np.ndarray, Batch], Decoding], batches: Iterable[tuple[np.ndarray, np.ndarray, Batch]]
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
     """The numbers and answers of each batch; the next is started before their last tokens are read.
 
     It is not started before the last step of the batch at work, so that the device never holds two caches for long.
     """
     running: tuple[np.ndarray, Decoding] | None = None
-    for numbers_B, batch in batches:
+    for numbers_B, here_B, batch in batches:
         if running is not None:
             running[1].dispatch_all()
-        started = numbers_B, start(numbers_B, batch)
+        started = numbers_B, start(here_B, batch)
         if running is not None:
             yield running[0], running[1].finish()
         running = started

@@ -33,7 +33,7 @@ class State:
     frozen: dict  # nested dict of the other leaves; no gradient, no moments, bit-equal for ever
     optimizer: Any
     key: Array  # uint32[2], root of the run's random numbers; a step folds its number in
-    # What an objective's reference has beside the frozen leaves: copies of the trained leaves (without adapters) as
+    # An objective's reference is the frozen leaves and these: copies of the trained leaves (without adapters) as
     # they were when the stage started, in the frozen dtype. Empty without a reference, or if only adapters train.
     reference: dict = dataclasses.field(default_factory=dict)
 

@@ -96,7 +96,6 @@ class Renderer:
             template = find_template(template)
         self._tokenizer = tokenizer
         self._captions = isinstance(template, Template) and template.captions
-        adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
 
         written = tokenizer.backend_tokenizer.to_str()
         told = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers]
@@ -119,25 +118,31 @@ class Renderer:
 
         self._start: list[int] = []
         self._stop_text = ""
-        if isinstance(template, Template):
-            spelled = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | {c: c for c in template.control}
-            tokens = {name: marks.get(spelling, "") for name, spelling in spelled.items()}
-            self._script: TemplateScript | ChatScript = TemplateScript(template, system, tokens)
-            if adds_bos:
-                self._start = [self._mark_id(marks[tokenizer.bos_token])]
-            stop_marks = [mark for mark in marks.values() if mark in self._script.after_answer]
-            if not stop_marks:  # the newline of `plain`: as an id where it has one of its own, else in `decode`
-                self._stop_text = template.after_answer
-        else:
-            # Its text holds the BOS if it is meant to be there, so none is added (transformers does the same).
-            self._script = ChatScript(system, tokenizer, marks, self._image_mark)
-            stop_marks = self._script.probe()
+        stop_marks = self._make_script(template, system, marks)
         stop_ids = [int(self._real_id[self._mark_id(mark)]) for mark in stop_marks]
         if self._stop_text:
             stop_ids.append(self._backend.encode("a" + self._stop_text, add_special_tokens=False).ids[-1])
         if tokenizer.eos_token_id is not None:
             stop_ids.append(tokenizer.eos_token_id)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
+
+    def _make_script(self, template: str | Template, system: str | None, marks: dict[str, str]) -> list[str]:
+        """Makes the writer of conversations; returns the marks that end an answer."""
+        tokenizer = self._tokenizer
+        self._script: TemplateScript | ChatScript
+        if not isinstance(template, Template):
+            # Its text holds the BOS if it is meant to be there, so none is added (transformers does the same).
+            self._script = ChatScript(system, tokenizer, marks, self._image_mark)
+            return self._script.probe()
+        spelled = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | {c: c for c in template.control}
+        tokens = {name: marks.get(spelling, "") for name, spelling in spelled.items()}
+        self._script = TemplateScript(template, system, tokens)
+        if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
+            self._start = [self._mark_id(marks[tokenizer.bos_token])]
+        stop_marks = [mark for mark in marks.values() if mark in self._script.after_answer]
+        if not stop_marks:  # the newline of `plain`: as an id where it has one of its own, else in `decode`
+            self._stop_text = template.after_answer
+        return stop_marks
 
     def __reduce__(self):
         # Rebuilt, not copied: the backend loses `encode_special_tokens` when it is pickled.

@@ -25,7 +25,7 @@ class Template:
     before_answer: str  # supervised: the model writes it, since SentencePiece merges a space into the first word
     after_answer: str  # supervised: how the model ends its turn
     end: str = ""  # after the last answer
-    control: tuple[str, ...] = ()  # spellings in the fields above that stand for one id, beside {bos} and {eos}
+    control: tuple[str, ...] = ()  # spellings in the fields above that are one id each, as {bos} and {eos} are
     strip_answers: bool = False  # where an answer follows a newline, a second newline could merge with it
     captions: bool = False  # one round, of which only the images and the answer are used
 

@@ -8,7 +8,7 @@ import re
 from jaxvlm.data.records import IMAGE, Record, RecordError
 
 MAX_CHARACTERS = 2**22  # of a record: a tokenizer takes 200 bytes of memory and a microsecond for each
-# Unicode keeps U+FDD0 to U+FDEF out of text for good, so what holds one cannot come from a record: `check_turns`
+# Unicode reserves U+FDD0 to U+FDEF as noncharacters, so a string with one cannot come from a record: `check_turns`
 # refuses those, and lone surrogates, which no tokenizer takes.
 _NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")
 

@@ -199,7 +199,7 @@ def hf_llava_config(
       config: of the whole model.
       tokenizer: of transformers; its BOS, EOS and padding ids are written.
       image_token_id: of "<image>" (`processor.ensure_image_token`).
-      dtype: of the weights beside it: "float32", "bfloat16" or "float16".
+      dtype: of the weights in the same folder: "float32", "bfloat16" or "float16".
       max_positions: tokens that servers allow in a row; the function does not depend on it.
 
     Raises:
@@ -271,8 +271,8 @@ def _open_original(spec: str, path: Path) -> Source:
     if "language" not in source.configs:
         return source
     # A path in the config is relative to the folder that holds it, if it is there.
-    beside = path / llava.vision_tower
-    tower = find_source(str(beside) if beside.is_dir() else llava.vision_tower)
+    inside = path / llava.vision_tower
+    tower = find_source(str(inside) if inside.is_dir() else llava.vision_tower)
     found, pieces = {"vision": read_vision(tower, llava.feature_layer)}, source.pieces
     if "vision" not in pieces[0].spelling.prefixes():
         pieces += part_source(VISION, spec, tower, open_tensors(tower), found).pieces

@@ -199,7 +199,7 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     Args:
       config: of a decoder.
       tokenizer: of transformers; its BOS, EOS and padding ids are written.
-      dtype: of the weights beside it: "float32", "bfloat16" or "float16".
+      dtype: of the weights in the same folder: "float32", "bfloat16" or "float16".
       max_positions: tokens that servers allow in a row; the function does not depend on it.
 
     Raises:

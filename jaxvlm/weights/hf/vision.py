@@ -256,7 +256,7 @@ def hf_vision_config(config: VisionConfig, *, dtype: str) -> dict[str, Any]:
 
     Args:
       config: of an encoder.
-      dtype: of the weights beside it: "float32", "bfloat16" or "float16".
+      dtype: of the weights in the same folder: "float32", "bfloat16" or "float16".
 
     Raises:
       UserError: no encoder of transformers has these fields, or it refuses the sizes.
