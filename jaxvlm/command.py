@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import io
 import json
 import runpy
@@ -16,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxvlm.config import Config, check_values
-from jaxvlm.errors import UserError, explained
+from jaxvlm.errors import UserError, explained, nearest
 from jaxvlm.families.registry import resolve
 
 
@@ -124,12 +123,12 @@ def _leaf_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
 
 def _unknown_override(name: str, keys: list[str]) -> str:
     last = name.split(".")[-1]
-    nearest = difflib.get_close_matches(name, keys, 1) or [key for key in keys if key.split(".")[-1] == last]
-    hint = f"did you mean config.{nearest[0]}?" if nearest else "configs/base.py lists all keys"
+    near = nearest(name, keys) or next((key for key in keys if key.split(".")[-1] == last), "")
+    hint = f"did you mean config.{near}?" if near else "configs/base.py lists all keys"
     return f"unknown key config.{name} ({hint})"
 
 
-class Answer(Exception):  # noqa: N818 - not an error
+class ExitWithResult(Exception):  # noqa: N818 - not an error
     """A result with an exit code of its own, such as `plan`'s 3 for "it does not fit"; not an error."""
 
     def __init__(self, exit_code: int, result: dict[str, Any]):
@@ -138,9 +137,10 @@ class Answer(Exception):  # noqa: N818 - not an error
 
 
 def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, an `Answer`'s, 130 after Ctrl-C, or 2 after what a user can fix.
+    """Runs a command and returns its exit code.
 
-    What that is says `errors.explained`; it is said in one line.
+    The code is 0; that of an `ExitWithResult`; 130 after Ctrl-C; or 2 after an error that a user can fix, which
+    `errors.explained` turns into one line.
 
     Args:
       main: gets the arguments; what it returns is printed as the last line, in JSON, if `--json` is among them.
@@ -151,8 +151,8 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
     exit_code = 0
     try:
         result = main(argv)
-    except Answer as answer:
-        exit_code, result = answer.exit_code, answer.result
+    except ExitWithResult as ended:
+        exit_code, result = ended.exit_code, ended.result
     except Exception as error:
         told = explained(error)
         if told is None or "--debug" in argv:

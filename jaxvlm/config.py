@@ -7,13 +7,12 @@ A recipe is a Python file with one `get_config() -> ConfigDict`. Every key has i
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, nearest
 
 T = TypeVar("T")
 PARTS = ("vision", "projector", "language")  # of every model, in this order
@@ -416,8 +415,8 @@ def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str], c
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
-            nearest = difflib.get_close_matches(name, hints, 1)
-            hint = f"did you mean {where}.{nearest[0]}?" if nearest else f"known: {', '.join(hints)}"
+            near = nearest(name, hints)
+            hint = f"did you mean {where}.{near}?" if near else f"known: {', '.join(hints)}"
             problems.append(f"unknown key {where}.{name} ({hint})")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     problems.extend(f"missing key {where}.{name}" for name in sorted(required - set(value)))

@@ -22,7 +22,7 @@ from jaxvlm.families.build import build_model, stage_model
 from jaxvlm.families.registry import codec, resolve
 from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
-from jaxvlm.processes import say
+from jaxvlm.processes import log
 from jaxvlm.restore import Run, open_run
 from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
@@ -30,7 +30,7 @@ from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, merge_adapters, state_layout
 from jaxvlm.trees import from_paths, map_paths, paths
 from jaxvlm.weights.adapters import read_adapter, write_adapter
-from jaxvlm.weights.codec import AdapterNames, Codec, Export, Source
+from jaxvlm.weights.codec import AdapterNames, Codec, Export, WeightSource
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import export_tensors
@@ -40,7 +40,6 @@ from jaxvlm.weights.tensors import CastSource, TensorSource
 from jaxvlm.weights.writing import new_folder, parse_size, write_tensors
 
 STAGE = "imported"  # the only stage of a run that `import_run` makes
-SOURCE_FILE = "source.json"  # in such a run: how the files it was made of spell their tensors
 
 
 def import_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         made.save_config(config)
         tokenizer.save_pretrained(made.tokenizer)
         spellings = [dataclasses.asdict(piece.spelling) for source in sources for piece in source.pieces]
-        (folder / SOURCE_FILE).write_text(json.dumps({"from": args.sources, "spellings": spellings}, indent=1) + "\n")
+        made.origin_file.write_text(json.dumps({"from": args.sources, "spellings": spellings}, indent=1) + "\n")
 
         mesh, rules = make_mesh(config.mesh), Rules()
         layout = state_layout(stage_model(config, config.stage[STAGE]), config.stage[STAGE], 1, mesh, rules)
@@ -78,8 +77,8 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         checkpoints.save(state, {}, 0, wait=True)
         checkpoints.close()
     random = sorted(set(PARTS) - set(owners))
-    say(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
-    say(f"imported to {args.to}", f'ask it: python -m jaxvlm.generate --run {args.to} --image FILE --prompt "..."')
+    log(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
+    log(f"imported to {args.to}", f'ask it: python -m jaxvlm.generate --run {args.to} --image FILE --prompt "..."')
     return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
 
 
@@ -106,9 +105,9 @@ def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
     return leaf
 
 
-def _owners(sources: list[Source]) -> dict[str, Source]:
+def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
     """Which source each part is of."""
-    owners: dict[str, Source] = {}
+    owners: dict[str, WeightSource] = {}
     for source in sources:
         for part in source.configs:
             if part in owners:
@@ -125,7 +124,7 @@ def _owners(sources: list[Source]) -> dict[str, Source]:
     return owners
 
 
-def _imported_config(owners: dict[str, Source], tokenizer: Any, template: str | None) -> Config:
+def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: str | None) -> Config:
     """The recipe of an imported run."""
     c, stage = base.get_config(), base.stage()
     c.model.family = next((source.family for source in owners.values() if source.family), c.model.family)
@@ -171,12 +170,12 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
                 base_model=args.base,
                 projector=projector,
             )
-            say(*(f"note: {note}" for note in notes))
+            log(*(f"note: {note}" for note in notes))
         else:
             _write_model(folder, form, opened, merge_adapters(opened.params, adapters), args, shard_bytes)
     if args.push_to_hub:
         _push(args.out, args.push_to_hub)
-    say(f"exported step {opened.step} of {opened.stage_name} to {args.out}")
+    log(f"exported step {opened.step} of {opened.stage_name} to {args.out}")
     return {"folder": str(args.out), "stage": opened.stage_name, "step": opened.step}
 
 
@@ -186,7 +185,7 @@ def _write_model(
     config = opened.config.model
     tokenizer, image_id, added = form.extend_tokenizer(opened.tokenizer)
     if added:
-        say(f"the tokenizer had no {added[0]}; it was added with id {image_id}")
+        log(f"the tokenizer had no {added[0]}; it was added with id {image_id}")
     rows = config.language.vocab_size
     if image_id >= rows:
         needed = -(-(image_id + 1) // 64) * 64
@@ -196,7 +195,7 @@ def _write_model(
                 f"--resize-embeddings to add rows up to {needed} (each the mean of all, a multiple of 64)"
             )
         rows = needed
-        say(f"the embedding was resized from {config.language.vocab_size} to {rows} rows")
+        log(f"the embedding was resized from {config.language.vocab_size} to {rows} rows")
     spelling = _source_spelling(opened.folder, form) or form.hub
     chosen = {args.part: params[args.part]} if args.part else params
     rules = form.rules(config, spelling)
@@ -212,7 +211,7 @@ def _write_model(
     positions = max(stage.data.tokens for stage in opened.config.stage.values())
     export = Export(config, tokenizer, image_id, opened.stage.data, dtype, positions)
     values, notes = form.write(folder, export)
-    say(*(f"note: {note}" for note in notes))
+    log(*(f"note: {note}" for note in notes))
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     _check_written(folder, tensors)
 
@@ -233,7 +232,7 @@ def _check_written(folder: Path, wanted: TensorSource) -> None:
 
 def _source_spelling(folder: Path, form: Codec) -> Spelling | None:
     """How the one folder that a run was imported from spells its tensors, if transformers loads an export so."""
-    path = folder / SOURCE_FILE
+    path = RunFolder(folder).origin_file
     spellings = json.loads(path.read_text())["spellings"] if path.is_file() else []
     found = [Spelling(**spelling) for spelling in spellings]
     return found[0] if len(found) == 1 and form.loads(found[0]) else None
@@ -250,8 +249,15 @@ def _push(folder: Path, name: str) -> None:
         ) from error
 
 
-def verify_pair(args: argparse.Namespace) -> dict[str, Any]:
-    """Compares two checkpoints tensor by tensor; what differs is an error."""
+def verify_pair(args: argparse.Namespace, show: Callable[[str], None]) -> dict[str, Any]:
+    """Compares two checkpoints tensor by tensor, and their logits if asked to.
+
+    Args:
+      show: called with each line of the comparison: the 20 largest differences, then the totals.
+
+    Raises:
+      UserError: they differ.
+    """
     forms = [_codec(path) for path in (args.a, args.b)]
     hub = max((form.hub for form in forms), key=lambda spelling: len(spelling.prefixes()))  # of a whole, if either is
     a, b = (_tensors(path, form, hub) for path, form in zip((args.a, args.b), forms, strict=True))
@@ -269,13 +275,13 @@ def verify_pair(args: argparse.Namespace) -> dict[str, Any]:
         differences[name] = float(np.abs(x - y).max(initial=0.0))
     differing = {name: value for name, value in differences.items() if value > 0}
     for name, value in sorted(differing.items(), key=lambda item: -item[1])[:20]:
-        print(f"{value:12.3e}  {name}")
+        show(f"{value:12.3e}  {name}")
     largest = max(differences.values(), default=0.0)
     equal = len(differences) - len(differing)
-    print(f"{len(differences)} tensors compared, {equal} equal, largest difference {largest:g}")
+    show(f"{len(differences)} tensors compared, {equal} equal, largest difference {largest:g}")
     result: dict[str, Any] = {"compared": len(differences), "differing": len(differing), "largest": largest}
     if args.logits:
-        result["logits"] = _verify_logits(args)
+        result["logits"] = _verify_logits(args, show)
     if problems or differing:
         listed = problems + [f"{len(differing)} tensors differ, by up to {largest:g}"] * bool(differing)
         raise UserError(f"{args.a} and {args.b} are not the same: {'; '.join(listed[:20])}")
@@ -296,7 +302,7 @@ def _tensors(path: Path, form: Codec, hub: Spelling) -> TensorSource:
     return respelled(tensors, find_spelling(tensors, form.known), hub)
 
 
-def _verify_logits(args: argparse.Namespace) -> float:
+def _verify_logits(args: argparse.Namespace, show: Callable[[str], None]) -> float:
     images = [Path(image) for image in args.image]
     a, b = (
         logits_of_run(open_run(path), images, args.prompt)
@@ -308,5 +314,5 @@ def _verify_logits(args: argparse.Namespace) -> float:
         raise UserError(f"the prompt is {a.shape[0]} tokens in {args.a} and {b.shape[0]} in {args.b}")
     columns = min(a.shape[1], b.shape[1])
     difference = float(np.abs(a[:, :columns] - b[:, :columns]).max())
-    print(f"logits of {a.shape[0]} tokens: largest difference {difference:.3e}, largest logit {np.abs(a).max():.3g}")
+    show(f"logits of {a.shape[0]} tokens: largest difference {difference:.3e}, largest logit {np.abs(a).max():.3g}")
     return difference

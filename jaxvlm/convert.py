@@ -65,7 +65,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
 
     from jaxvlm.conversion import export_run, import_run, verify_pair  # here: it takes seconds, and --help needs none
 
-    return {"import": import_run, "export": export_run, "verify": verify_pair}[args.command](args)
+    if args.command == "verify":
+        return verify_pair(args, print)
+    return {"import": import_run, "export": export_run}[args.command](args)
 
 
 _SOURCE_HELP = "a folder, a GGUF file or a name on the hub; may be repeated, for an encoder and a decoder"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -23,6 +24,17 @@ def listed(items: Sequence[Any], separator: str = "; ", limit: int = 10) -> str:
     """The first `limit` items in words, and how many more there are."""
     more = f"{separator}and {len(items) - limit:,} more" if len(items) > limit else ""
     return separator.join(map(str, items[:limit])) + more
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name most like `name`; "" if none is as like as `cutoff`, a ratio of `difflib`."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name as a question in parentheses, after a space; "" if none is near."""
+    found = nearest(name, known)
+    return f' (did you mean "{found}"?)' if found else ""
 
 
 def on_a_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from jaxvlm.restore import load_params
 from jaxvlm.runs import RunFolder
 from jaxvlm.training.checkpoint import is_finished, whole_steps
 from jaxvlm.training.state import Layout, merge, merge_adapters, without_adapters
-from jaxvlm.weights.codec import Source
+from jaxvlm.weights.codec import WeightSource
 from jaxvlm.weights.source import check_fit, load_weights
 
 
@@ -26,7 +26,7 @@ class Origin:
     name: str  # for messages
     run: RunFolder | None = None
     stage: str = ""  # of the run; "": its last
-    source: Source | None = None
+    source: WeightSource | None = None
 
 
 def find_origins(folder: RunFolder, config: Config, name: str) -> list[Origin]:

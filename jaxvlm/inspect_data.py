@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxvlm.command import Answer, Parser, Subparser, check_stage, load_config, run
+from jaxvlm.command import ExitWithResult, Parser, Subparser, check_stage, load_config, run
 from jaxvlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     if args.command == "check":
         result = _print(stage_data.check_stage_data(config, config.stage[name], out))
         if result["loses"]:
-            raise Answer(2, result)
+            raise ExitWithResult(2, result)
         return result
     if args.command == "prepare":
         if not 0 <= args.jpeg <= 95 or args.shard_records < 1:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxvlm.command import Answer, Parser, check_stage, load_config, run
+from jaxvlm.command import ExitWithResult, Parser, check_stage, load_config, run
 from jaxvlm.files import cache_folder
 
 DOES_NOT_FIT = 3  # exit code
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         args.records, args.samples_per_row, args.units_per_row, args.filled, args.supervised, args.price_per_chip_hour
     )
     if args.search:
-        found = search(config, stage, on, assumed, minutes=args.budget_minutes, cache=cache)
+        found = search(config, stage, on, assumed, minutes=args.budget_minutes, cache=cache, show=_log)
         print(found.table())
         result, fits = found.to_json(), bool(found.frontier())
     else:
@@ -66,8 +66,12 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         print(table(plan, operations=args.operations))
         result, fits = to_json(plan), plan.compiled.memory.fits
     if not fits:
-        raise Answer(DOES_NOT_FIT, result)
+        raise ExitWithResult(DOES_NOT_FIT, result)
     return result
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def index() -> int:
     return distributed.global_state.process_id if distributed.global_state.client is not None else 0
 
 
-def say(*lines: str) -> None:
+def log(*lines: str) -> None:
     """Logs to standard error, on process 0 only; standard output is for results."""
     if index() == 0:
         print(*lines, sep="\n", file=sys.stderr, flush=True)

@@ -48,6 +48,7 @@ class RunFolder:
         self.evaluation_file = self.path / "evaluation.json"
         self.samples = self.path / "samples.png"
         self.nonfinite = self.path / "nonfinite"
+        self.origin_file = self.path / "source.json"  # of an imported run: sources, spelling of their tensors
 
     def __str__(self) -> str:
         return str(self.path)

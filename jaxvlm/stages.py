@@ -17,7 +17,7 @@ from jaxvlm.evaluation.scoring import score
 from jaxvlm.inference.engine import Engine
 from jaxvlm.initial_weights import find_origins, starting_params
 from jaxvlm.preflight import Setup, check_heldout, open_data, set_up
-from jaxvlm.processes import say
+from jaxvlm.processes import log
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder, all_keys
 from jaxvlm.sharding import to_devices
@@ -58,7 +58,7 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
             processes.from_first(lambda: _save_tokenizer(folder, config))
             tokenizer = saved_tokenizer(folder.tokenizer, config)
             samples = open_data(setups, tokenizer)
-            say(*(f"stage {name} is finished already" for name in stages if name not in left))
+            log(*(f"stage {name} is finished already" for name in stages if name not in left))
             for setup in setups:
                 stage_run = StageRun(folder, config, setup, samples.pop(setup.name), tokenizer)
                 stage_run.train(watch, preemption)
@@ -69,14 +69,14 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
                 with watch.phase("evaluate", 0):
                     opened = open_run(folder.path, stage=stages[-1])
                     evaluation = evaluate_run(opened, config.evaluation, progress=True)
-                say(*evaluation.notes, evaluation.summary())
+                log(*evaluation.notes, evaluation.summary())
                 result |= evaluation.score
             if processes.index() == 0:
-                say(_what_is_left(folder, stages[-1]))
-            say(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; of the time: {watch.summary()}")
+                log(_what_is_left(folder, stages[-1]))
+            log(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; of the time: {watch.summary()}")
             return result | {"shares": watch.shares()}
     except StartAgain:
-        say("", "preempted: --resume or --resume-or-start continues from the newest checkpoint")
+        log("", "preempted: --resume or --resume-or-start continues from the newest checkpoint")
         raise
     finally:
         folder.lock.release()
@@ -117,7 +117,7 @@ class StageRun:
         processes.check_same({f"the data of stage {self.name}": self.pipeline.fingerprint})
         self.steps = min(-(-self.pipeline.num_rows(self.stage.epochs) // rows), config.steps or sys.maxsize)
         self.layout = state_layout(setup.model, self.stage, self.steps, setup.mesh, setup.rules)
-        say(f"stage {self.name}: {self.steps} steps of {rows} rows", table_of_parts(self.layout, self.stage))
+        log(f"stage {self.name}: {self.steps} steps of {rows} rows", table_of_parts(self.layout, self.stage))
 
     def train(self, watch: Watch, preemption: Preemption) -> None:
         """Trains from where the stage stands to its end, and writes curves and ledger."""
@@ -149,7 +149,7 @@ class StageRun:
                 checkpoints.close()
         if processes.index() == 0:
             ledger = pipeline.ledger(self.steps * stage.global_batch_size, batches.broken)
-            say(ledger.table())
+            log(ledger.table())
             plot_metrics(folder.metrics, folder.curves)
             folder.save_ledger(name, ledger.to_dict())
 
@@ -158,11 +158,11 @@ class StageRun:
         restored = checkpoints.restore_newest(self.layout.state)
         if restored is None:
             params, notes = starting_params(self.origins, self.config, self.layout)
-            say(*notes)
+            log(*notes)
             return initial_state(self.layout, self.config.seed, params)
         state, position, newest = restored
         batches.set_state(position)
-        say(f"resumed at step {newest} of {self.steps}")
+        log(f"resumed at step {newest} of {self.steps}")
         return state
 
 

@@ -7,14 +7,13 @@ in `model.remat`, and more compiler options in a stage's `compiler_options`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 from jax.ad_checkpoint import checkpoint_policies
 from jax.sharding import Mesh
 
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, did_you_mean
 
 # What is kept of a block for the backward pass, which makes the rest again (`config.model.remat`), from the largest to
 # the smallest in memory. On a CPU "dots" is the fastest: writing all results down takes longer than making the cheap
@@ -49,9 +48,7 @@ def remat_policy(name: str) -> Callable[..., Any]:
       UserError: there is none of that name.
     """
     if name not in POLICIES:
-        nearest = difflib.get_close_matches(name, POLICIES, 1)
-        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
-        raise UserError(f'config.model.remat = "{name}"{hint}; known: {", ".join(POLICIES)}')
+        raise UserError(f'config.model.remat = "{name}"{did_you_mean(name, POLICIES)}; known: {", ".join(POLICIES)}')
     return POLICIES[name]
 
 

@@ -11,7 +11,7 @@ from jaxvlm.command import load_config
 from jaxvlm.config import StageConfig
 from jaxvlm.data.recipe_tokenizer import build_tokenizer
 from jaxvlm.data.rows.packing import plan_rows
-from jaxvlm.data.rows.plan import Plan
+from jaxvlm.data.rows.schedule import RowSchedule
 from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.data.text.templates import TEMPLATES
 from jaxvlm.errors import UserError
@@ -206,7 +206,7 @@ def test_one_conversation_a_row_takes_as_many_steps_as_in_llava():
 
 def _steps(stage: StageConfig, samples: int, seed: int) -> int:
     lengths, images = np.full(samples, 600, np.int32), np.ones(samples, np.int32)
-    rows = Plan(lengths, images, [(np.arange(samples), 1.0)], stage.data, seed).end(0)
+    rows = RowSchedule(lengths, images, [(np.arange(samples), 1.0)], stage.data, seed).end(0)
     assert stage.epochs == 1
     return -(-rows // stage.global_batch_size)
 

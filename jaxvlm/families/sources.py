@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxvlm.families.registry import MODEL_TYPES, codec
-from jaxvlm.weights.codec import Codec, Source
+from jaxvlm.weights.codec import Codec, WeightSource
 from jaxvlm.weights.hf import decoder, vision
 from jaxvlm.weights.hf.strict import CONFIG_FILE, read_config, unknown
 from jaxvlm.weights.hub import find_source
@@ -29,7 +29,7 @@ def folder_codec(folder: Path) -> Codec:
     raise unknown(name, [*MODEL_TYPES, *_PART_TYPES], str(folder / CONFIG_FILE))
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str) -> WeightSource:
     """Opens a checkpoint: its configs are read, of its weights only the names and shapes.
 
     Args:

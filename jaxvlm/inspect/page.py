@@ -27,7 +27,7 @@ from jaxvlm.batch import Batch
 from jaxvlm.errors import listed
 from jaxvlm.files import replace_text
 from jaxvlm.inspect.page_style import STYLE
-from jaxvlm.inspect.token_text import Part, Vocabulary, spell
+from jaxvlm.inspect.token_text import Span, Vocabulary, spell
 from jaxvlm.media import MediaLayout, Picture
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'none'"
@@ -331,7 +331,7 @@ class _Card:
 
     def _text_chips(self, begin: int, end: int) -> Iterator[str]:
         tokens = [self._vocabulary[int(id)] for id in self._tokens[begin:end]]
-        spelled: list[list[Part]] = []
+        spelled: list[list[Span]] = []
         for run_begin, run_end in _runs(np.array([token.text is None for token in tokens])):
             run = [token.text for token in tokens[run_begin:run_end]]
             if run[0] is None:
@@ -389,7 +389,7 @@ def _plain(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=2**16)
-def _parts_html(parts: tuple[Part, ...]) -> str:
+def _parts_html(parts: tuple[Span, ...]) -> str:
     """What a text chip holds.
 
     White space stays in the text, where it can be copied and read back, with a mark drawn over it by the style sheet;

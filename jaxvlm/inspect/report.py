@@ -34,7 +34,7 @@ _USUAL_TOKENS = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowSize:
     """What rows of one size would lose and how full they would be."""
 
     tokens: int
@@ -80,8 +80,8 @@ class Report:
     errors: dict[int, RecordError]
     truncated: np.ndarray  # int64[n]; records whose text would be cut
     unasked: int  # records that begin with an answer, which is left out
-    lossless: Rows | None  # the smallest rows that would lose nothing; None without a record that fits any
-    rows: tuple[Rows, ...]  # the recipe's first
+    lossless: RowSize | None  # the smallest rows that would lose nothing; None without a record that fits any
+    rows: tuple[RowSize, ...]  # the recipe's first
     duplicates: tuple[Duplicates, ...]
     lengths: np.ndarray  # int32[n] of the records that can be read, whole
     plan: dict[str, float] | str  # steps and what one holds on average; or why nothing can be trained on
@@ -175,7 +175,7 @@ def _sizes_to_try(tokens: int, units: int, lossless: tuple[int, int] | None) -> 
     return [(tokens, units), *((T, units) for T in lengths), *((tokens, other) for other in others if other >= 0)]
 
 
-def _try(measured: Measured, tokens: int, units: int, pack: bool) -> Rows:
+def _try(measured: Measured, tokens: int, units: int, pack: bool) -> RowSize:
     misfits = measured.misfits(tokens, units)
     fits = (measured.length > 0) & ~misfits
     long = fits & (measured.length > tokens)
@@ -183,7 +183,7 @@ def _try(measured: Measured, tokens: int, units: int, pack: bool) -> Rows:
     lengths = np.minimum(measured.length, tokens)
     rows = plan_rows(lengths, measured.units, order, tokens=tokens, budget=units, pack=pack)
     positions = max(1, len(rows)) * tokens
-    return Rows(
+    return RowSize(
         tokens,
         units,
         rejected=int(np.count_nonzero(misfits)),

@@ -18,7 +18,7 @@ class Token:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Span:
     """A stretch of a token: characters, or bytes of characters that do not end or begin in it."""
 
     text: str  # of bytes their numbers: "F0 9F"
@@ -58,23 +58,23 @@ class Vocabulary:
         return Token(raw, raw.replace("▁", " ").encode())
 
 
-def spell(tokens: Sequence[bytes]) -> list[list[Part]]:
+def spell(tokens: Sequence[bytes]) -> list[list[Span]]:
     """The parts of consecutive tokens.
 
     A character that several tokens share is text in the last of them, behind the bytes that this one adds::
 
-        b"a\\xc3", b"\\xa9!"     [[Part("a"), Part("C3", True)], [Part("A9", True), Part("é!")]]
+        b"a\\xc3", b"\\xa9!"     [[Span("a"), Span("C3", True)], [Span("A9", True), Span("é!")]]
 
     Bytes that are no UTF-8 stay bytes.
     """
     owner = [index for index, token in enumerate(tokens) for _ in token]
-    spelled: list[list[Part]] = [[] for _ in tokens]
+    spelled: list[list[Span]] = [[] for _ in tokens]
 
     def add(index: int, text: str, is_bytes: bool) -> None:
         parts = spelled[index]
         if parts and parts[-1].is_bytes == is_bytes:
             text = f"{parts.pop().text}{' ' * is_bytes}{text}"
-        parts.append(Part(text, is_bytes))
+        parts.append(Span(text, is_bytes))
 
     at = 0
     for character in b"".join(tokens).decode("utf-8", "surrogateescape"):

@@ -9,7 +9,6 @@ Axis letters:
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxvlm.batch import Array
 from jaxvlm.config import LoraConfig, RopeScaling
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, nearest
 from jaxvlm.models import tpu
 from jaxvlm.tuning import remat_policy
 
@@ -159,9 +158,9 @@ def add_lora(part: nnx.Module, name: str, c: LoraConfig, *, rngs: nnx.Rngs) -> N
     projections = {"/".join(map(str, path)): x for path, x in nnx.iter_modules(part) if isinstance(x, Einsum)}
     chosen = [path for path in projections if re.fullmatch(c.targets, path)]
     if not chosen:
-        nearest = difflib.get_close_matches(c.targets, projections, 1, cutoff=0.0)
         raise UserError(
-            f'parts.{name}: lora targets "{c.targets}" match no projection; nearest: {nearest[0]}; '
+            f'parts.{name}: lora targets "{c.targets}" match no projection; '
+            f"nearest: {nearest(c.targets, projections, cutoff=0.0)}; "
             f"all: {', '.join(sorted(projections))}"
         )
     for path in chosen:

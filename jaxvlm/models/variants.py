@@ -5,10 +5,9 @@ Each comes from the `config.json` of the Hugging Face repository beside its name
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, did_you_mean
 
 
 def _clip(
@@ -159,7 +158,5 @@ def language(name: str) -> dict[str, Any]:
 
 def _find(table: dict[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
     if name not in table:
-        nearest = difflib.get_close_matches(name, table, 1)
-        hint = f' (did you mean "{nearest[0]}"?)' if nearest else ""
-        raise UserError(f'no {kind} is called "{name}"{hint}; known: {", ".join(table)}')
+        raise UserError(f'no {kind} is called "{name}"{did_you_mean(name, table)}; known: {", ".join(table)}')
     return dict(table[name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -151,12 +150,14 @@ def search(
     *,
     minutes: float,
     cache: Path | None,
+    show: Callable[[str], None],
     plan: Callable[[Config, str, Slice, Assumptions, Path | None], Plan] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
     """Plans the recipe, then always a neighbour of the fastest that fits; none is begun after `minutes`.
 
     Args:
+      show: called with a line on each plan.
       plan: makes one plan; None: `plan_once`.
       clock: tells the time, in seconds.
 
@@ -184,11 +185,11 @@ def search(
         try:
             made = plan(candidate.apply(config, stage), stage, on, assumed, cache)
         except (UserError, ValueError, RuntimeError) as error:  # the compiler refuses some meshes and options
-            _say(len(plans) + 1, candidate, f"not possible: {str(error).splitlines()[0][:160]}")
+            show(_line(len(plans) + 1, candidate, f"not possible: {str(error).splitlines()[0][:160]}"))
         else:
             size, fits = f"{made.compiled.memory.needed / GIB:.2f} GiB", made.compiled.memory.fits
             said = f"{seconds_per_row(made) * 1e3:.1f} chip-ms a row" if fits else "does not fit"
-            _say(len(plans) + 1, candidate, f"{size}, {said}")
+            show(_line(len(plans) + 1, candidate, f"{size}, {said}"))
         plans[candidate] = made
         fitting = [c for c, p in plans.items() if p is not None and p.compiled.memory.fits]
         fitting.sort(key=lambda c: seconds_per_row(plans[c]))
@@ -226,8 +227,8 @@ def _is_hopeless(candidate: Candidate, plans: Mapping[Candidate, Plan | None]) -
     )
 
 
-def _say(number: int, c: Candidate, said: str) -> None:
+def _line(number: int, c: Candidate, result: str) -> str:
     mesh = " x ".join(map(str, c.mesh))
     what = f"{c.rows_per_chip} rows a chip in {c.micro_batches}, remat {c.remat}, mesh {mesh}"
     what += f", {c.options}" if c.options else ""
-    print(f"{number:3}  {what}: {said}", file=sys.stderr)
+    return f"{number:3}  {what}: {result}"

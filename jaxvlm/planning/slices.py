@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, did_you_mean
 
 GIB = 2**30
 
@@ -83,10 +82,9 @@ def find_slice(name: str) -> Slice:
     """
     match = re.fullmatch(r"(?:([1-9]\d*)x)?(v\w+)-(\d+)", name.lower())
     if not match or f"{match[2]}-{match[3]}" not in known_slices():
-        nearest = difflib.get_close_matches(name.lower(), known_slices(), 1)
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise UserError(
-            f"no slice is called {name}{hint}; known: {', '.join(known_slices())}, and NxSLICE for several, "
+            f"no slice is called {name}{did_you_mean(name.lower(), known_slices())}; known: "
+            f"{', '.join(known_slices())}, and NxSLICE for several, "
             "such as 2xv5e-16"
         )
     chip, sizes = _LAYOUTS[match[2]]

@@ -157,7 +157,7 @@ class Checkpoints:
         problems = [text for text in processes.exchange(problem) if text]
         if not problems:
             return True
-        processes.say(
+        processes.log(
             "",
             f"ERROR: the checkpoint of step {self._saving} could NOT be saved in {self.folder}: {problems[0][:500]}",
             "The run goes on and tries again at its next save; until then a stop loses what was trained since the "
@@ -241,7 +241,7 @@ class Checkpoints:
         (self.folder / str(step)).rename(target)
         before = [other for other in _steps(self.folder) if other < step]
         instead = f"going back to step {before[-1]}" if before else "there is none before it: the stage starts again"
-        processes.say(
+        processes.log(
             "",
             f"WARNING: the checkpoint {self.folder / str(step)} is damaged ({problem[:500]}); it is now in {target}; "
             f"{instead}",

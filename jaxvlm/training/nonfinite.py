@@ -70,7 +70,7 @@ class NonFinite:
             place = self._write(step)
             done = "the update is left out" if self._policy == "skip" else "nothing is saved while it lasts"
             found = f"step {step} of {self._stage}: loss {loss}, gradient norm {norm}"
-            processes.say("", f"warning: {found}; {done}; its batch: {place}")
+            processes.log("", f"warning: {found}; {done}; its batch: {place}")
             if len(self._row) >= self._limit:
                 advice = "lower the learning rate, clip_norm or fix the records; --resume goes on from the last save"
                 if self._policy == "stop":

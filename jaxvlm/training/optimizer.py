@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import NamedTuple
 
 import optax
 
 from jaxvlm.config import OptimizerConfig
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, nearest
 from jaxvlm.trees import map_paths, paths
 
 
@@ -59,8 +58,8 @@ def group_of(config: OptimizerConfig, trained: list[str], frozen: list[str]) -> 
     unmatched, known = [], [*trained, *frozen]
     for pattern, where in patterns:
         if not any(re.fullmatch(pattern, path) for path in known):
-            nearest = difflib.get_close_matches(pattern, known, 1, cutoff=0.0)
-            unmatched.append(f'pattern "{pattern}" matches no parameter; nearest path: {nearest[0]} ({where})')
+            near = nearest(pattern, known, cutoff=0.0)
+            unmatched.append(f'pattern "{pattern}" matches no parameter; nearest path: {near} ({where})')
     if unmatched:
         raise UserError("; ".join(unmatched))
     return {path: _group(config, path) for path in trained}

@@ -38,6 +38,6 @@ class Profile:
         self._running = False
         try:
             jax.profiler.stop_trace()
-            processes.say("", f"profile of steps {self._first} to {self._done}: {self._folder}")
+            processes.log("", f"profile of steps {self._first} to {self._done}: {self._folder}")
         except (RuntimeError, OSError) as error:
-            processes.say("", f"ERROR: the profile could not be written to {self._folder}: {error}")
+            processes.log("", f"ERROR: the profile could not be written to {self._folder}: {error}")

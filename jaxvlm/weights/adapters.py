@@ -28,6 +28,7 @@ from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.codec import AdapterNames
+from jaxvlm.weights.hf.strict import read_json
 from jaxvlm.weights.reading import open_file
 from jaxvlm.weights.rules import Rule, export_tensors, import_tensors, prefixed
 from jaxvlm.weights.spelling import Spelling, find_spelling
@@ -189,7 +190,7 @@ def read_adapter(
         computed, other kinds of adapters, ranks that differ inside a part, stacks of which only some layers have an
         adapter, adapters outside of blocks, weights of other modules. Tensors of wrong shapes.
     """
-    values, rows = _read_config(folder / CONFIG_FILE), _projections(names)
+    values, rows = _read_fields(folder / CONFIG_FILE), _projections(names)
     tensors = {name.removeprefix(_BASE): tensor for name, tensor in _read_tensors(folder).items()}
     found, renamed, others, homeless = _places(tensors, rows, re.compile(names.module))
     spelling = find_spelling(others, names.known).projector
@@ -288,16 +289,9 @@ def _looked_up(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_fields(path: Path) -> dict[str, Any]:
     """The fields of a file, and PEFT's defaults of those that it lacks."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is absent; give the folder that PEFT's save_pretrained wrote") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON file ({error}); copy or download it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, expected the fields of PEFT's LoraConfig")
+    values = read_json(path, "give the folder that PEFT's save_pretrained wrote")
     defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "modules_to_save": None}
     empty = {name: values.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     return defaults | values | empty

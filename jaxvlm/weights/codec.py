@@ -52,7 +52,9 @@ class Codec:
     """Reads and writes one kind of folder; functions that take a config take that of the whole model."""
 
     name: str
-    open: Callable[[str, Path], Source]  # what was named, and the folder; of the weights only names and shapes are read
+    open: Callable[
+        [str, Path], WeightSource
+    ]  # what was named, and the folder; of the weights only names and shapes are read
     hub: Spelling  # of the files that transformers writes
     known: Known
     rules: Callable[[Any, Spelling], tuple[Rule, ...]]  # of the parts that the spelling has, with paths of the model
@@ -82,7 +84,7 @@ class Piece:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class WeightSource:
     """One or several parts of a model."""
 
     spec: str  # as it was named

@@ -15,7 +15,7 @@ import numpy as np
 from jaxvlm.config import ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights.codec import Codec, Piece, Source
+from jaxvlm.weights.codec import Codec, Piece, WeightSource
 from jaxvlm.weights.rules import Rule, import_tensors
 from jaxvlm.weights.spelling import find_spelling
 from jaxvlm.weights.tensors import DerivedSource, TensorSource, TensorSpec
@@ -27,7 +27,7 @@ _EMBEDDINGS = ("language/embed/w", "language/head/w")
 
 def part_source(
     codec: Codec, spec: str, path: Path, tensors: TensorSource, configs: Mapping[str, Any], **settings: Any
-) -> Source:
+) -> WeightSource:
     """A source of one folder or file, with those of the parts of `configs` that have tensors in it.
 
     Args:
@@ -36,7 +36,7 @@ def part_source(
       path: the folder or file.
       tensors: those in it.
       configs: by part.
-      **settings: other fields of `Source`.
+      **settings: other fields of `WeightSource`.
 
     Raises:
       UserError: it has tensors of none of the parts.
@@ -47,10 +47,10 @@ def part_source(
         raise UserError(
             f"{path}: the tensors are none of a {codec.name} model; the first are {', '.join(sorted(tensors)[:3])}"
         )
-    return Source(spec, path, (piece,), found, **settings)
+    return WeightSource(spec, path, (piece,), found, **settings)
 
 
-def check_fit(source: Source, config: ModelConfig, parts: tuple[str, ...], *, resize_vocab: bool) -> None:
+def check_fit(source: WeightSource, config: ModelConfig, parts: tuple[str, ...], *, resize_vocab: bool) -> None:
     """Compares a source's configs with a recipe's.
 
     Raises:
@@ -81,7 +81,7 @@ def check_fit(source: Source, config: ModelConfig, parts: tuple[str, ...], *, re
 
 
 def load_weights(
-    source: Source,
+    source: WeightSource,
     config: ModelConfig,
     abstract: Mapping[str, Any],
     *,

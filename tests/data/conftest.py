@@ -46,12 +46,12 @@ def write_records(folder, count, rounds=3, seed=0):
     """A LLaVA file of `count` records, one in five without an image, and its images of several sizes."""
     chance = random.Random(seed)
 
-    def say():
+    def log():
         return " ".join(chance.choices(WORDS, k=chance.randint(1, 4)))
 
     records = []
     for i in range(count):
-        texts = [say() for _ in range(2 * chance.randint(1, rounds))]
+        texts = [log() for _ in range(2 * chance.randint(1, rounds))]
         record = {"id": f"record-{i}", "conversations": conversation(*texts)}
         if i % 5:
             name = f"{i}.png"

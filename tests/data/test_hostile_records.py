@@ -146,12 +146,12 @@ class Writer:
         self.names = ("user", "assistant") if openai else ("human", "gpt")
         self.images = "image" if place.startswith("llava") else "images"
 
-    def say(self):
+    def log(self):
         more = self.chance.choices([*WORDS, "é", "\u2028", "🙂", "\\", '"'], k=self.chance.randrange(4))
         return " ".join([self.chance.choice(WORDS), *more])
 
     def texts(self):
-        return [self.say() for _ in range(2 * self.chance.randint(1, 2))]
+        return [self.log() for _ in range(2 * self.chance.randint(1, 2))]
 
     def item(self, *texts, images=()):
         """An item that says `texts`, of a user and an assistant in turn."""

@@ -19,7 +19,7 @@ from jaxvlm.data.rows.packing import fill_row
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
-from jaxvlm.inspect.token_text import Part, Vocabulary, spell
+from jaxvlm.inspect.token_text import Span, Vocabulary, spell
 from tests.data.conftest import data_config, write_records
 from tests.layouts import empty_batch, expand, make_pipeline, slots
 from tests.parity import pairs
@@ -280,18 +280,18 @@ def test_byte_level_tokens(show, smollm2):
 
 
 def test_spell():
-    assert spell([b"a\xc3", b"\xa9!"]) == [[Part("a"), Part("C3", True)], [Part("A9", True), Part("é!")]]
+    assert spell([b"a\xc3", b"\xa9!"]) == [[Span("a"), Span("C3", True)], [Span("A9", True), Span("é!")]]
     assert spell([b"\xf0\x9f", b"\x90", b"\x88x"]) == [
-        [Part("F0 9F", True)],
-        [Part("90", True)],
-        [Part("88", True), Part("🐈x")],
+        [Span("F0 9F", True)],
+        [Span("90", True)],
+        [Span("88", True), Span("🐈x")],
     ]
     assert spell([b"\xff", b"\xc3", b"b\xf0"]) == [
-        [Part("FF", True)],
-        [Part("C3", True)],
-        [Part("b"), Part("F0", True)],
+        [Span("FF", True)],
+        [Span("C3", True)],
+        [Span("b"), Span("F0", True)],
     ]
-    assert spell([b"", "é".encode()]) == [[], [Part("é")]]
+    assert spell([b"", "é".encode()]) == [[], [Span("é")]]
 
 
 @given(st.binary(max_size=40), st.lists(st.integers(0, 40), max_size=6))

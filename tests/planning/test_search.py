@@ -47,7 +47,9 @@ def run(config, *, minutes=1.0, size=1.0):
         return fake_plan(*arguments, size=size)
 
     on = find_slice("v5e-4")
-    return search(config, "only", on, Assumptions(), minutes=minutes, cache=None, plan=plan, clock=lambda: now)
+    return search(
+        config, "only", on, Assumptions(), minutes=minutes, cache=None, show=print, plan=plan, clock=lambda: now
+    )
 
 
 def test_the_frontier_is_smaller_or_faster(config):

@@ -24,7 +24,7 @@ RECIPE = __file__.replace("test_toy_family.py", "recipe.py")
 SIZES = [(4, 8), (16, 24), (9, 23), (40, 31), (5, 90)]  # height, width
 
 
-def say(*texts):
+def log(*texts):
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
@@ -40,7 +40,7 @@ def data(tmp_path_factory):
             pixels = np.random.default_rng(number + k).integers(0, 256, (height, width, 3), dtype=np.uint8)
             names.append(f"{number}-{k}.png")
             Image.fromarray(pixels).save(folder / names[-1])
-        record = {"id": str(number), "conversations": say("<image>\n" * count + "how many?", "ab"[number % 2])}
+        record = {"id": str(number), "conversations": log("<image>\n" * count + "how many?", "ab"[number % 2])}
         records.append(record | ({"image": names} if names else {}))
     (folder / "data.json").write_text(json.dumps(records))
     with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +90,7 @@ def test_positions_of_an_image():
 
 
 def test_an_image_that_no_row_takes_is_named_and_counted(data, tmp_path, capsys):
-    record = {"id": "strip", "image": "strip.png", "conversations": say("<image>\nwhat?", "a")}
+    record = {"id": "strip", "image": "strip.png", "conversations": log("<image>\nwhat?", "a")}
     Image.new("RGB", (200, 4)).save(data / "strip.png")
     path = data / "strip.json"
     path.write_text(json.dumps([*json.loads((data / "data.json").read_text()), record]))
@@ -99,7 +99,7 @@ def test_an_image_that_no_row_takes_is_named_and_counted(data, tmp_path, capsys)
     arguments = ["check", "--config", RECIPE, "--out", str(tmp_path / "out")]
     with pytest.raises(Exception) as caught:
         inspect_data.main([*arguments, f"--config.stage.only.data.source={path}"])
-    assert type(caught.value).__name__ == "Answer"
+    assert type(caught.value).__name__ == "ExitWithResult"
     printed = capsys.readouterr().out
     assert "image_ratio" in printed and "patches" in printed
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxvlm import inspect_data, train
-from jaxvlm.command import Answer, load_config
+from jaxvlm.command import ExitWithResult, load_config
 from jaxvlm.data.recipe_tokenizer import saved_tokenizer
 from jaxvlm.data.rows.pipeline import build_pipeline
 from jaxvlm.errors import UserError
@@ -109,7 +109,7 @@ def test_pairs_that_no_stage_can_use_are_counted(data, tmp_path, capsys):
     bad = [pair(0, "a", "a"), pair(2, "word " * 60, "word " * 60 + "no"), pair(4, "a", "b", question="fits?")]
     source = write_pairs(data, "bad", bad)
     arguments = ["check", "--config", RECIPE, "--out", str(tmp_path), f"--config.stage.only.data.source={source}"]
-    with pytest.raises(Answer):
+    with pytest.raises(ExitWithResult):
         inspect_data.main([*arguments, "--config.stage.only.data.tokens=64"])
     printed = capsys.readouterr().out
     assert "equal_answers" in printed and "pair_beyond_row" in printed

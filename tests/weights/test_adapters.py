@@ -497,13 +497,13 @@ def test_files_that_are_no_adapter(written):
     with pytest.raises(UserError, match="no tensor is of an adapter"):
         read_adapter(folder, CONFIG)
     config.write_text("[]")
-    with pytest.raises(UserError, match="holds a list, expected the fields"):
+    with pytest.raises(UserError, match="holds a list, expected a JSON object; give the folder"):
         read_adapter(folder, CONFIG)
     config.write_text("{")
-    with pytest.raises(UserError, match="is no JSON file"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         read_adapter(folder, CONFIG)
     config.unlink()
-    with pytest.raises(UserError, match="adapter_config.json is absent"):
+    with pytest.raises(UserError, match="adapter_config.json does not exist; give the folder"):
         read_adapter(folder, CONFIG)
 
 

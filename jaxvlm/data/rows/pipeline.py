@@ -23,8 +23,8 @@ from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.rows.index import Index, Measured, load_index, measure_index
 from jaxvlm.data.rows.ledger import WHOLE, Ledger
 from jaxvlm.data.rows.packing import check_row, misfit
-from jaxvlm.data.rows.plan import Plan
 from jaxvlm.data.rows.samples import Samples
+from jaxvlm.data.rows.schedule import RowSchedule
 from jaxvlm.data.sources.mix import Mix, load_mix
 from jaxvlm.data.sources.prepared import PreparedSource
 from jaxvlm.data.text.conversation import Renderer
@@ -42,8 +42,10 @@ _NAMED_PROBLEMS = 10
 class _BatchSource:
     """The host's share of batch b of the endless sequence."""
 
-    def __init__(self, samples: Samples, plan: Plan, rows: int, seed: int, process_index: int, process_count: int):
-        self._samples, self._plan, self._seed = samples, plan, seed
+    def __init__(
+        self, samples: Samples, schedule: RowSchedule, rows: int, seed: int, process_index: int, process_count: int
+    ):
+        self._samples, self._schedule, self._seed = samples, schedule, seed
         self._rows, self._share = rows, rows // process_count
         self._first = process_index * self._share
 
@@ -65,7 +67,7 @@ class _BatchSource:
     def rows(self, index: int) -> list[tuple[int, tuple[int, ...]]]:
         """Of each row of batch `index`: its epoch and its samples."""
         first = index * self._rows + self._first
-        return [self._plan.find(first + row) for row in range(self._share)]
+        return [self._schedule.find(first + row) for row in range(self._share)]
 
 
 class Batches:
@@ -193,24 +195,26 @@ class Pipeline:
         needed = int(measured.units.sum()) * num_bytes(samples.layout.spec(1, 1)) * max(1, config.workers)
         samples.keep_images = needed <= _CACHE_BYTES
         weights = [part.weight for part in mix.parts]
-        self._plan = Plan(samples.lengths, measured.units, list(zip(trained, weights, strict=True)), config, seed)
+        self._schedule = RowSchedule(
+            samples.lengths, measured.units, list(zip(trained, weights, strict=True)), config, seed
+        )
         self.spec = batch_spec(config, samples.layout, rows)
         self.fingerprint = _fingerprint(samples, measured.units, trained, weights, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
         """Rows of so many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
         whole = int(epochs)
-        before = self._plan.end(whole - 1) if whole else 0
+        before = self._schedule.end(whole - 1) if whole else 0
         part = epochs - whole
-        return before + (math.ceil(part * (self._plan.end(whole) - before)) if part else 0)
+        return before + (math.ceil(part * (self._schedule.end(whole) - before)) if part else 0)
 
     def rows_of_epoch(self, epoch: int) -> list[tuple[int, ...]]:
         """The records of each row of an epoch, over all hosts."""
-        return self._plan.epoch(epoch)
+        return self._schedule.epoch(epoch)
 
     def batches(self) -> Batches:
         """This host's share of the training batches, from the first on."""
-        source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
+        source = _BatchSource(self._samples, self._schedule, self._rows, self._seed, *self._process)
         return Batches(source, self._samples.config.workers, self.fingerprint)
 
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
@@ -220,7 +224,7 @@ class Pipeline:
 
         A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
         """
-        source = _BatchSource(self._samples, self._plan, self._rows, self._seed, *self._process)
+        source = _BatchSource(self._samples, self._schedule, self._rows, self._seed, *self._process)
         rows = source.rows(number)
         records = [[found for index in members for found in self._describe(index)] for _, members in rows]
         return source[number][0], records
@@ -246,7 +250,7 @@ class Pipeline:
         """
         index, count = self._process
         share = _share(rows, count)
-        planned = self._plan.rows(self._heldout[:limit])
+        planned = self._schedule.rows(self._heldout[:limit])
         for start in range(0, len(planned), rows):
             batch = _empty(self._samples, share)
             mine = planned[start : start + rows][index * share : (index + 1) * share]
@@ -276,7 +280,7 @@ class Pipeline:
         Args:
           broken: `Batches.broken` of all hosts.
         """
-        reached = {i: row for row in self._plan.epoch(0)[:rows_used] for i in row}
+        reached = {i: row for row in self._schedule.epoch(0)[:rows_used] for i in row}
         held = set(self._heldout.tolist())
         return Ledger.of([self._fate(i, reached.get(i), held, broken or {}) for i in range(self.records)])
 

@@ -14,7 +14,6 @@ Source: LLaMA-Factory (arXiv:2403.13372), its data/README.md.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from jaxvlm.data.sources import tables
 from jaxvlm.data.sources.formats import UNSUPPORTED, Alpaca, Chat, Format, ImageRule, short
 from jaxvlm.data.sources.items import Chosen, Concatenated, Items, ItemSource
 from jaxvlm.data.sources.json_items import JsonItems, read_json
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, nearest
 
 _PLACES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
 _NO_PLACE = {
@@ -207,5 +206,5 @@ def _open(entry: dict[str, Any], folder: Path, where: str) -> Items:
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), 1)
-    return f"; the nearest is {near[0]!r}" if near else ""
+    near = nearest(word, words)
+    return f"; the nearest is {near!r}" if near else ""

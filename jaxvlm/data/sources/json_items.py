@@ -130,7 +130,10 @@ def _line_spans(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 class _ListScan:
-    """One pass over a JSON list, a window of the file at a time. Every element is parsed once, and dropped."""
+    """One pass over a JSON list, a window of the file at a time. Every element is parsed once, and dropped.
+
+    ijson parses faster, and gives no byte offsets. Decoding the whole text takes two to four times the file in memory.
+    """
 
     def __init__(self, path: Path):
         self._path = path

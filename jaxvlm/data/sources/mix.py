@@ -15,7 +15,7 @@ from jaxvlm.errors import UserError
 
 
 @dataclass(frozen=True)
-class Part:
+class MixedSource:
     """One source of a mix."""
 
     name: str  # as the recipe names it
@@ -39,7 +39,7 @@ class Mix:
       starts: int64[parts + 1]; where each begins, and how many records there are.
     """
 
-    def __init__(self, parts: list[Part]):
+    def __init__(self, parts: list[MixedSource]):
         self.parts = parts
         self.starts = np.cumsum([0, *(len(part.source) for part in parts)])
 
@@ -94,7 +94,7 @@ def load_mix(config: DataConfig) -> Mix:
             continue
         if options.limit is not None and options.limit < len(source):
             source = _ChosenSource(source, options.limit)
-        parts.append(Part(name, source, options.weight))
+        parts.append(MixedSource(name, source, options.weight))
     if problems:
         raise UserError("; ".join(problems))
     return Mix(parts)

@@ -29,7 +29,7 @@ from jaxvlm.weights.hf.vision import CODEC as VISION
 from jaxvlm.weights.hf.vision import hf_vision_config, read_pixels, read_vision, vision_config, vision_kind
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
-from jaxvlm.weights.source import Source, part_source
+from jaxvlm.weights.source import WeightSource, part_source
 
 # Of the original LLaVA code, and whose decoder each has. "llava" is what that code wrote before version 1.2.
 _ORIGINAL = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
@@ -253,7 +253,7 @@ def _strategy(config: VisionConfig) -> str:
     return "default" if config.class_token else "full"
 
 
-def _open(spec: str, path: Path) -> Source:
+def _open(spec: str, path: Path) -> WeightSource:
     """Opens a folder in either form."""
     tensors = open_tensors(path)
     if is_original(read_config(path)):
@@ -263,7 +263,7 @@ def _open(spec: str, path: Path) -> Source:
     return part_source(CODEC, spec, path, tensors, configs, **_SETTINGS)
 
 
-def _open_original(spec: str, path: Path) -> Source:
+def _open_original(spec: str, path: Path) -> WeightSource:
     """A folder of the original LLaVA: perhaps only a projector; the encoder is a folder or a name in its config."""
     llava = read_original_llava(path)
     configs: dict[str, Any] = {"projector": llava.projector, "language": llava.language}

@@ -21,7 +21,7 @@ from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.hf.strict import CONFIG_FILE, Report, check_fields, fill, make, read_config, unknown
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import Rule, prefixed
-from jaxvlm.weights.source import Source, part_source
+from jaxvlm.weights.source import WeightSource, part_source
 from jaxvlm.weights.spelling import Known, Spelling
 
 
@@ -181,10 +181,10 @@ def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, 
         report.add(f"{prefix}partial_rotary_factor", rope["partial_rotary_factor"], "1.0 (all of a head is rotated)")
     for name in sorted(set(rope) - known - set(numbers)):
         if rope[name] is not None:
-            report.say(f"{prefix}rope_parameters.{name} = {json.dumps(rope[name])}, a field that we do not know")
+            report.log(f"{prefix}rope_parameters.{name} = {json.dumps(rope[name])}, a field that we do not know")
     missing = [name for name in (*numbers, "rope_theta") if rope.get(name) is None]
     if missing:
-        report.say(f"{prefix}rope_parameters lacks {', '.join(missing)}")
+        report.log(f"{prefix}rope_parameters lacks {', '.join(missing)}")
         return 0.0, None
     if not numbers:
         return float(theta), None  # type: ignore[arg-type]
@@ -233,7 +233,7 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     return made | old | decoder.written
 
 
-def open_gguf(spec: str, path: Path) -> Source:
+def open_gguf(spec: str, path: Path) -> WeightSource:
     """Opens a GGUF file.
 
     Raises:
@@ -243,7 +243,7 @@ def open_gguf(spec: str, path: Path) -> Source:
     return part_source(CODEC, spec, path, file, {"language": gguf_decoder_config(file)})
 
 
-def _open(spec: str, path: Path) -> Source:
+def _open(spec: str, path: Path) -> WeightSource:
     return part_source(CODEC, spec, path, open_tensors(path), {"language": read_language(path)})
 
 

@@ -53,7 +53,7 @@ class Report:
         """`value` as in JSON."""
         self._problems.append(f"{name} = {json.dumps(value, default=str)}, supported: {expected}")
 
-    def say(self, problem: str) -> None:
+    def log(self, problem: str) -> None:
         """Adds a problem in words."""
         self._problems.append(problem)
 
@@ -105,7 +105,7 @@ def fill(cls: type, values: Mapping[str, Any], prefix: str, report: Report) -> d
         return cls(**given).to_dict()
     except Exception as error:  # its checks raise a dozen unrelated types
         what = prefix.rstrip(".") or "it"
-        report.say(f"{what} is refused by transformers ({type(error).__name__}: {' '.join(str(error).split())})")
+        report.log(f"{what} is refused by transformers ({type(error).__name__}: {' '.join(str(error).split())})")
         return None
 
 
@@ -141,7 +141,7 @@ def check_fields(
             if value != expected:
                 report.add(prefix + name, value, requirement(expected, why))
         elif value is not None and not (name in defaults and value == defaults[name]):
-            report.say(f"{prefix}{name} = {json.dumps(value, default=str)}, a field that we do not know")
+            report.log(f"{prefix}{name} = {json.dumps(value, default=str)}, a field that we do not know")
 
 
 def requirement(expected: Any, why: str) -> str:

@@ -19,7 +19,7 @@ from jaxvlm.weights.codec import Codec, Export
 from jaxvlm.weights.hf.strict import CONFIG_FILE, Report, check_fields, fill, make, read_config, read_json, unknown
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import Rule, prefixed
-from jaxvlm.weights.source import Source, part_source
+from jaxvlm.weights.source import WeightSource, part_source
 from jaxvlm.weights.spelling import Known, Spelling
 
 
@@ -276,7 +276,7 @@ def hf_vision_config(config: VisionConfig, *, dtype: str) -> dict[str, Any]:
     )
 
 
-def _open(spec: str, path: Path) -> Source:
+def _open(spec: str, path: Path) -> WeightSource:
     return part_source(CODEC, spec, path, open_tensors(path), {"vision": read_vision(path)})
 
 

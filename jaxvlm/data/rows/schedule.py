@@ -12,7 +12,7 @@ from jaxvlm.data.rows.packing import plan_rows
 _PLANNING = threading.Lock()  # of one process: loader threads meet at the start of an epoch, one of them plans it
 
 
-class Plan:
+class RowSchedule:
     """Which samples share which row, for every epoch: one endless sequence of rows."""
 
     def __init__(
