@@ -1,4 +1,4 @@
-"""The tokenizer that a recipe names, or one trained on the text of all its stages."""
+"""Builds the tokenizer of a recipe: the one that it names, or one trained on the text of all its stages."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """Loads or trains the tokenizer of a recipe.
 
     Raises:
-      UserError: it cannot be loaded, or has more tokens than the model.
+      UserError: it cannot be loaded, or it has more tokens than the model's vocabulary.
     """
     trains = config.tokenizer.source == "train"
     tokenizer = load_tokenizer(config.tokenizer, _texts(config) if trains else None)
     if len(tokenizer) > config.model.language.vocab_size:
         raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model room for {config.model.language.vocab_size}; "
+            f"the tokenizer has {len(tokenizer)} tokens, the model has room for {config.model.language.vocab_size}; "
             f"set config.model.language.vocab_size to {len(tokenizer)} or more"
         )
     return tokenizer
 
 
 def saved_tokenizer(folder: Path, config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer that a run saved in `folder` (`RunFolder.tokenizer`)."""
+    """Loads the tokenizer that a run saved in `folder` (`RunFolder.tokenizer`)."""
     return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder)))
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """What a tokenizer of the recipe's own learns from: the text of all stages, since all must be short in it."""
+    """Texts to train the tokenizer on. They come from all stages, so that each stage needs few tokens."""
     for name in config.stages:
         data = config.stage[name].data
         yield from training_texts(_records(load_mix(data)), data.template, data.system)
 
 
 def _records(mix: Mix) -> Iterable[Record]:
-    """The records that can be read; the index names the others."""
+    """The records that can be read; the index reports the others."""
     for index in range(len(mix)):
         with contextlib.suppress(RecordError):
             yield mix[index]

@@ -467,13 +467,13 @@ def test_an_answer_of_which_no_token_is_left_is_refused(name, source, smollm2):
     renderer = Renderer(tokenizer, name, image_token_id=tokenizer.eos_token_id)
     for _ in range(2):  # the second time the tokenizer's own template is only filled in
         renderer.render(record("Q", "A\x06"))
-        with pytest.raises(RecordError, match="an answer has no token of its own in this tokenizer") as caught:
+        with pytest.raises(RecordError, match="this tokenizer encodes an answer to no tokens") as caught:
             renderer.render(record("Q", "\x06\x06"))
         assert caught.value.reason == "nothing_supervised"
     if name != "plain":
         renderer.render(record("Q", "A", "\x06", "A"))
         for texts in (("Q", "A", "Q", "\x06"), ("Q", "\x06", "Q", "A")):
-            with pytest.raises(RecordError, match="no token of its own"):
+            with pytest.raises(RecordError, match="encodes an answer to no tokens"):
                 renderer.render(record(*texts))
         last = Renderer(tokenizer, name, image_token_id=tokenizer.eos_token_id, answers="last")
         assert len(supervised_runs(last.render(record("Q", "\x06", "Q", "A")))) == 1
@@ -512,10 +512,10 @@ def test_a_placeholder_inside_another_is_one():
         (record("A"), "last_turn", "of role assistant, found user"),
         (record("A", " "), "empty_turn", r"turn 1 \(assistant\) is empty"),
         (record("", "A"), "empty_turn", r"turn 0 \(user\) is empty"),
-        (record("<image>", "A", images=2), "image_count", "hold 1 <image> for 2 images"),
-        (record("A", "<image>", images=1), "image_count", "hold 0 <image> for 1 images"),
-        (record("A", "a\ufdd0b"), "invalid_text", r"turn 1 \(assistant\) holds U\+FDD0 at character 1"),
-        (record("\ud800", "A"), "invalid_text", r"turn 0 \(user\) holds U\+D800"),
+        (record("<image>", "A", images=2), "image_count", "contain 1 <image> for 2 images"),
+        (record("A", "<image>", images=1), "image_count", "contain 0 <image> for 1 images"),
+        (record("A", "a\ufdd0b"), "invalid_text", r"turn 1 \(assistant\) contains U\+FDD0 at character 1"),
+        (record("\ud800", "A"), "invalid_text", r"turn 0 \(user\) contains U\+D800"),
         (Record("r", (Turn("assistant", "A"),), (), "f.json[3]"), "roles", "drop_leading_answer"),
         (Record("r", (Turn("user", "A"), Turn("tool", "A")), (), "f.json[3]"), "roles", r"turn 1 \(tool\)"),
         (Record("r", (Turn("user", "A"), Turn("user", "A")), (), "f.json[3]"), "roles", r"turn 1 \(user\)"),
@@ -528,7 +528,7 @@ def test_refused_records(rec, reason, found):
 
 
 def test_all_problems_of_a_record_come_together():
-    with pytest.raises(RecordError, match="turn 1 .* is empty; .*the last turn .*hold 1 <image> for 3") as caught:
+    with pytest.raises(RecordError, match="turn 1 .* is empty; .*the last turn .*contain 1 <image> for 3") as caught:
         check_turns(record("<image>", "", "A", images=3))
     assert caught.value.reason == "empty_turn"
 
@@ -551,9 +551,9 @@ def test_leading_answer_is_dropped_on_request():
 def test_refused_settings():
     with pytest.raises(UserError, match='no template "vicuna"; templates: plain, vicuna_v1'):
         Renderer(llama_tokenizer(), "vicuna", image_token_id=0)
-    with pytest.raises(UserError, match=r"has not: <\|im_start\|>, <\|im_end\|>"):
+    with pytest.raises(UserError, match=r"lacks: <\|im_start\|>, <\|im_end\|>"):
         Renderer(llama_tokenizer(), "chatml", image_token_id=0)
-    with pytest.raises(UserError, match="has not: a token for BOS"):
+    with pytest.raises(UserError, match="lacks: a token for BOS"):
         Renderer(byte_tokenizer(), "llama2", image_token_id=0)
     with pytest.raises(UserError, match="fast tokenizer is needed"):
         Renderer(object(), "plain", image_token_id=0)

@@ -1,1 +1,1 @@
-"""Tokenizers and chat templates: conversations become token ids and loss masks."""
+"""Tokenizers and chat templates: they turn conversations into token ids and loss masks."""

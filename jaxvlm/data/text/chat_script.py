@@ -1,4 +1,4 @@
-"""Conversations written by the tokenizer's own chat template (Jinja)."""
+"""Writes conversations with the tokenizer's own chat template (Jinja)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.text.templates import OWN_TEMPLATE, TEMPLATES, Draft, place_images
 from jaxvlm.errors import UserError
 
-# Two code points that no record holds, see turns.py.
-_BREAK = "\ufdd1"  # breaks up the spelling of a control token while a chat template handles it
-_SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # stand round a turn's number, for its text, in what a chat template writes
+# Code points that no record contains, see turns.py.
+_BREAK = "\ufdd1"  # inserted into the spelling of a control token while the chat template is rendered
+_SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # enclose a turn's number: a slot for its text in a rendered template
 
 
 class ChatScript:
-    """Writes records by the tokenizer's own chat template (Jinja).
+    """Writes records with the tokenizer's own chat template (Jinja).
 
-    The template is rendered up to each answer and again up to its end. What the second adds to the first is supervised,
-    except white space after the control token that ends the turn. That takes a render for each turn, so it is done once
-    for all conversations of the same roles, with slots for their contents. A record is rendered once, as a whole: where
-    that is the filled-in form, it is used; otherwise the record is rendered turn by turn itself.
+    To find the supervised text, the template is rendered up to the start of each answer and again up to its end. The
+    text that the second render adds is supervised, except white space after the control token that ends the turn.
+
+    This takes one render per turn. So it is done only once for all conversations with the same sequence of roles, with
+    slots in place of their contents; the result is the form of these roles. Each record is then rendered once, as a
+    whole. If this render equals the form with its slots filled in, the form gives the text of each turn; otherwise the
+    record itself is rendered turn by turn.
     """
 
     def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str):
@@ -36,7 +39,7 @@ class ChatScript:
         self._tokenizer = tokenizer
         self._marks, self._all_marks = marks, tuple(marks.values())
         self._image_mark = image_mark
-        # Longest first, so that "<|im_end|>" is not found as a shorter token and a rest.
+        # Longest first: otherwise a shorter token could match the beginning of a longer one.
         longest_first = sorted(marks, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         try:
@@ -44,15 +47,15 @@ class ChatScript:
         except ValueError as error:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path!r} has chat templates {', '.join(sorted(tokenizer.chat_template))} "
-                'and none of them is the "default"; keep one of them in its files, as chat_template.jinja'
+                'and none is named "default"; keep only one of them in its files, as chat_template.jinja'
             ) from error
-        self._forms: dict[tuple[str, ...], list[str]] = {}  # by roles: what each turn adds, contents as in `str.format`
+        self._forms: dict[tuple[str, ...], list[str]] = {}  # roles -> the text that each turn adds, for `str.format`
 
     def probe(self) -> list[str]:
-        """Marks of the control token that ends an answer, none if the template ends it by text.
+        """Returns the mark of the control token that ends an answer, or no mark if the template ends it with text.
 
         Raises:
-          UserError: the template cannot render one question and answer, or not in the way `write` needs.
+          UserError: the template cannot render a question and an answer, or its output cannot be split into turns.
         """
         turns = (Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "more"))
         probe = Record(id="probe", turns=turns, images=(), origin="a probe of two rounds")
@@ -66,14 +69,20 @@ class ChatScript:
         _, start, stop, _, _ = draft.spans[0]
         written = "".join(draft.chunks[0])[start:stop]
         if asked == bare and not written.lstrip().startswith("answer"):
-            raise UserError(str(self._error(probe, "it writes a header before the answer that no prompt ends with")))
+            raise UserError(
+                str(
+                    self._error(
+                        probe, "it writes a header before the answer that a prompt for the answer does not end with"
+                    )
+                )
+            )
         return [mark for mark in self._all_marks if written.endswith(mark)]
 
     def write(self, draft: Draft, record: Record) -> None:
-        """Writes a record that `turns.check_turns` accepts.
+        """Writes a record that has passed `turns.check_turns`.
 
         Raises:
-          RecordError: the chat template refuses it, or changes what it wrote for earlier turns.
+          RecordError: the chat template refuses the record, or changes the text of earlier turns.
         """
         contents = [self._content(turn) for turn in record.turns]
         texts = self._filled_in(record, contents)
@@ -86,29 +95,29 @@ class ChatScript:
                 continue
             supervised = text.rstrip()
             if not supervised.endswith(self._all_marks):
-                supervised = text  # white space is how this template ends a turn
+                supervised = text  # this template ends a turn with white space
             before, answer, after = supervised.partition(answers[index // 2])
             if answer:
                 draft.answer(before, answer, after)
-            else:  # this template writes it otherwise
+            else:  # this template changes the text of answers
                 draft.answer("", supervised, "")
             draft.text(text[len(supervised) :])
 
     def _content(self, turn: Turn) -> str:
-        """A turn's text as the template is to write it."""
+        """The text of a turn as it is passed to the template."""
         if turn.role == "user":
             return place_images(turn.text).replace(IMAGE, self._image_mark)
-        # Stripped, as many templates do: the text before an answer may end in a newline, which could merge.
+        # Many templates strip answers too: a newline before the answer could merge with one at its start.
         return turn.text.strip() if turn.role == "assistant" else turn.text
 
     def _filled_in(self, record: Record, contents: Sequence[str]) -> list[str] | None:
-        """What each turn adds, from the form of the record's roles; None if the template writes something else."""
+        """The text that each turn adds, from the form of its roles; None if the template writes something else."""
         messages = self._messages(record, [*map(self._escaped, contents)])
         try:
             texts = [form.format(*contents) for form in self._forms_for(record)]
             whole = self._rendered(messages, "", record, add_generation_prompt=messages[-1]["role"] == "user")
         except RecordError:
-            return None  # turn by turn it is seen which one the template refuses
+            return None  # rendering turn by turn then reports the turn that the template refuses
         return texts if "".join(texts) == self._marked(whole) else None
 
     def _forms_for(self, record: Record) -> list[str]:
@@ -121,7 +130,7 @@ class ChatScript:
         return self._forms[roles]
 
     def _by_steps(self, record: Record, contents: Sequence[str]) -> list[str]:
-        """What each turn adds to the text before it, the prompt of an answer with the user's turn."""
+        """The text that each turn adds; the header before an answer belongs to the user turn before it."""
         messages, texts, done = self._messages(record, contents), [], ""
         for count in range(1, len(messages) + 1):
             role = messages[count - 1]["role"]
@@ -138,11 +147,14 @@ class ChatScript:
         return messages
 
     def _escaped(self, text: str) -> str:
-        """Breaks up every control token spelled in `text`, also one that would begin with the last character."""
+        """Inserts `_BREAK` after each character of every control token that `text` spells out.
+
+        The break after the last character prevents a match that starts there and continues in the template's text.
+        """
         return self._control.sub(lambda found: _BREAK.join(found[0]) + _BREAK, text)
 
     def _marked(self, text: str) -> str:
-        """Text of the template with marks for its control tokens and what `_escaped` broke up put together again."""
+        """Replaces the template's own control tokens by their marks, and undoes `_escaped`."""
         return self._control.sub(lambda found: self._marks[found[0]], text).replace(_BREAK, "")
 
     def _rendered(self, messages: list[dict], done: str, record: Record, *, add_generation_prompt: bool) -> str:

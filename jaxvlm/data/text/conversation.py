@@ -1,19 +1,19 @@
-"""Conversations to token ids and loss weights.
+"""Turns conversations into token ids and loss weights.
 
-What is supervised is known while the text is written, character by character, and carried to tokens by the
-tokenizer's own offsets. Nothing is looked up in the finished text and nothing is tokenized a second time to be
-counted, so no answer, whatever it holds, can shift or lose its labels. One round of `vicuna_v1`::
+While the text is written, the supervised characters are recorded. The offsets of the tokenizer then map characters to
+tokens. The finished text is never searched for answers, and nothing is tokenized twice to count tokens. So the content
+of an answer cannot shift its labels or remove them. One round of `vicuna_v1`::
 
     <s> ... USER: <im> \\n What is it? ASSISTANT: A cat. </s>
     0   0   0     0    0  0            0          1      1      loss weights
 
 Rules:
-  * Supervised is what the model has to write: each answer, the space before it and the token that ends the turn.
-    A token that holds any character of that is supervised.
-  * A user turn with one image has the image moved to its front, `<image>` and a newline, the rest stripped (LLaVA).
-    In a turn with several they stay where they are, because the text round them tells them apart (LLaVA-NeXT).
+  * Supervised text is each answer, the space before it and the token that ends the turn. A token with at least one
+    character of supervised text is supervised.
+  * In a user turn with one image, the image moves to the front: `<image>`, a newline, and the stripped text (LLaVA).
+    In a turn with several images they keep their places, because the text around them refers to them (LLaVA-NeXT).
   * `<image>` in any other role, and any spelling of a control token (`</s>`) in any text, is plain text.
-  * The prompt of a conversation is a prefix, id by id, of what is trained on.
+  * The ids of a prompt are a prefix of the ids that are trained on.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ class Sample:
 
     tokens: (
         np.ndarray
-    )  # int32[L]; BOS included if the tokenizer puts one; each image stands as one id, the renderer's `image_token_id`
+    )  # int32[L]; with BOS if the tokenizer adds one; each image is one placeholder, the renderer's `image_token_id`
     loss_weights: np.ndarray  # float32[L]; 1 where the token itself is supervised: the position before predicts it
-    is_image: np.ndarray  # bool[L]; image placeholders, which the id alone does not tell (it may be <unk>)
+    is_image: np.ndarray  # bool[L]; image placeholders; their id alone can be ambiguous (it may be <unk>)
 
 
 class Renderer:
     """Renders records for one tokenizer and one template.
 
-    It works on a copy of the tokenizer's backend in which every control token is plain text, and in which marks that
-    no record can hold stand for those which the template writes. The tokenizer that was passed in is not changed.
+    It works on a copy of the tokenizer's backend. In the copy every control token is plain text, and marks that no
+    record can contain represent the control tokens that the template writes. The tokenizer passed in is not changed.
 
     Attributes:
       stop_ids: ids that end an answer.
 
-    Source: the images and the text between them are tokenized each for itself in `TEMPLATES`, as LLaVA does (hence
-    "▁" before the newline after an image); the tokenizer's own template in one pass, as transformers does.
+    Source: with `TEMPLATES`, each text between images is tokenized separately, as LLaVA does (hence "▁" before the
+    newline after an image). With the tokenizer's own template all text is tokenized in one pass, as transformers does.
     """
 
     def __init__(
@@ -68,20 +68,20 @@ class Renderer:
         system: str | None = None,
         answers: str = "all",
     ):
-        """Prepares the copy of the tokenizer, which takes 0.5 s for a vocabulary of 32,000 and 3 s for 150,000.
+        """Makes the copy of the tokenizer, which takes 0.5 s for a vocabulary of 32,000 and 3 s for 150,000.
 
         Args:
           tokenizer: a fast tokenizer of transformers.
-          template: a name in `TEMPLATES`, "tokenizer" for the tokenizer's own chat template, or a template.
-          image_token_id: the id that stands for an image.
-          system: system message of records that bring none. None: the template's own; "": none at all (for the
-            tokenizer's own template an empty message, of which that template makes what it likes).
-          answers: which of a conversation are supervised: "all", or the "last" only.
+          template: a name in `TEMPLATES`, "tokenizer" for the tokenizer's own chat template, or a `Template`.
+          image_token_id: the id of an image placeholder.
+          system: system message of records that have none. None: the template's own; "": none at all (the
+            tokenizer's own template then gets an empty message).
+          answers: which answers of a conversation are supervised: "all", or only the "last".
 
         Raises:
-          UserError: no such template or choice of answers, the tokenizer is a slow one, lacks a control token of the
-            template or its own chat template, or that template cannot be split into prompts and answers (Qwen3's
-            rewrites earlier answers when a question follows).
+          UserError: there is no such template or choice of answers; the tokenizer is not a fast one, or lacks a
+            control token of the template or a chat template; or the chat template cannot be split into prompts and
+            answers (Qwen3's rewrites earlier answers when a question follows).
         """
         self._arguments = (tokenizer, template, image_token_id, system, answers)
         if answers not in ANSWERS:
@@ -89,7 +89,7 @@ class Renderer:
         self._last_only = answers == "last"
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(
-                f"a fast tokenizer is needed for its offsets, found {type(tokenizer).__name__}; "
+                f"a fast tokenizer is needed for its character offsets, found {type(tokenizer).__name__}; "
                 "save the tokenizer as tokenizer.json"
             )
         if isinstance(template, str) and template != OWN_TEMPLATE:
@@ -98,13 +98,13 @@ class Renderer:
         self._captions = isinstance(template, Template) and template.captions
 
         written = tokenizer.backend_tokenizer.to_str()
-        told = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers]
-        self._fingerprint = hashlib.blake2b(json.dumps(told, default=str).encode(), digest_size=16).hexdigest()
+        inputs = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers]
+        self._fingerprint = hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
         state = json.loads(written)
         spellings = control_spellings(tokenizer, template, state)
         control_ids = {*spellings.values(), image_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
         control_ids -= {None, tokenizer.unk_token_id}
-        # The image's id may lie beyond the vocabulary; in the copy it is the id of something else then.
+        # The image's id may be beyond the vocabulary; in the copy it is then the id of another token.
         control_ids = {token for token in control_ids if tokenizer.backend_tokenizer.id_to_token(token) is not None}
         self._backend, self._image_mark, marks = marked_backend(state, control_ids, image_token_id, spellings)
         size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
@@ -127,11 +127,11 @@ class Renderer:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
 
     def _make_script(self, template: str | Template, system: str | None, marks: dict[str, str]) -> list[str]:
-        """Makes the writer of conversations; returns the marks that end an answer."""
+        """Makes `self._script`, which writes conversations. Returns the marks that end an answer."""
         tokenizer = self._tokenizer
         self._script: TemplateScript | ChatScript
         if not isinstance(template, Template):
-            # Its text holds the BOS if it is meant to be there, so none is added (transformers does the same).
+            # A chat template writes BOS itself if it wants one, so none is added (transformers does the same).
             self._script = ChatScript(system, tokenizer, marks, self._image_mark)
             return self._script.probe()
         spelled = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | {c: c for c in template.control}
@@ -140,7 +140,9 @@ class Renderer:
         if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
             self._start = [self._mark_id(marks[tokenizer.bos_token])]
         stop_marks = [mark for mark in marks.values() if mark in self._script.after_answer]
-        if not stop_marks:  # the newline of `plain`: as an id where it has one of its own, else in `decode`
+        if (
+            not stop_marks
+        ):  # `plain` ends an answer with a newline: its id is a stop id, and `decode` cuts at one inside a token
             self._stop_text = template.after_answer
         return stop_marks
 
@@ -149,16 +151,16 @@ class Renderer:
         return _rebuild_renderer, self._arguments
 
     def fingerprint(self) -> str:
-        """A hash of all on which `render` depends: tokenizer, template, system message, choice of answers."""
+        """A hash of everything that `render` depends on: tokenizer, template, system message, choice of answers."""
         return self._fingerprint
 
     def _mark_id(self, mark: str) -> int:
         found = self._backend.token_to_id(mark)
-        assert found is not None  # `marked_backend` has added it
+        assert found is not None  # `marked_backend` added it
         return found
 
     def render(self, record: Record) -> Sample:
-        """Ids and loss weights of a conversation that ends with an answer.
+        """Returns ids and loss weights of a conversation that ends with an answer.
 
         Raises:
           RecordError: `check_turns` refuses the record, or the tokenizer's chat template does.
@@ -167,9 +169,9 @@ class Renderer:
         return self._encode(record)
 
     def render_prompt(self, record: Record) -> Sample:
-        """Ids of a conversation that ends with a user turn, up to where the answer begins.
+        """Returns ids and loss weights of a conversation that ends with a user turn, up to where the answer begins.
 
-        They are the first ids of `render` for the same record with an answer (weights of earlier answers included).
+        Both are the first ones that `render` returns for the same record with an answer.
 
         Raises:
           RecordError: `check_turns` refuses the record, or the tokenizer's chat template does.
@@ -178,7 +180,7 @@ class Renderer:
         return self._encode(record)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of an answer from generated ids: up to the first stop id, without control tokens, stripped."""
+        """Decodes generated ids into an answer: up to the first stop id, without control tokens, stripped."""
         answer: list[int] = []
         for token in ids:
             if int(token) in self.stop_ids:
@@ -202,9 +204,9 @@ class Renderer:
             encoding = self._backend.encode("".join(parts), add_special_tokens=False)
             while chunk == index:
                 own_begin, own_end = _token_range(encoding, own_start, own_stop)
-                if own_begin == own_end:  # a byte-level vocabulary without some bytes drops them, without <unk>
+                if own_begin == own_end:  # a byte-level vocabulary without <unk> drops the bytes it lacks
                     raise RecordError(
-                        f"{record.origin}: an answer has no token of its own in this tokenizer; drop the record",
+                        f"{record.origin}: this tokenizer encodes an answer to no tokens; drop the record",
                         origin=record.origin,
                         reason="nothing_supervised",
                     )
@@ -229,10 +231,10 @@ class Renderer:
         return Sample(tokens=self._real_id[raw], loss_weights=loss_weights, is_image=is_image)
 
     def _spell_out(self, raw: np.ndarray, loss_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Replaces control ids by those of their characters.
+        """Replaces control ids by the ids of their characters.
 
-        Those the template wrote are marks still, so these come out of text: of a model that can merge "<", "/s" and
-        ">" to the piece "</s>".
+        At this point the control tokens of the template are still marks. So these ids come from text: a BPE model can
+        merge "<", "/s" and ">" to the piece "</s>".
         """
         spelled = []
         for token in raw.tolist():
@@ -254,9 +256,9 @@ def _rebuild_renderer(
 
 
 def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:
-    """Tokens that hold a character of [start, stop), as (first, last + 1).
+    """The tokens that contain a character of [start, stop), as (first, last + 1).
 
-    Few look-ups whatever the length: Encoding.offsets would make a tuple for every token.
+    It looks up only a few tokens, whatever the length; Encoding.offsets would make a tuple for every token.
     """
     total = len(encoding)
     begin = _token_at(encoding, start - 1)
@@ -271,12 +273,12 @@ def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:
 def _characters(encoding: Encoding, token: int) -> tuple[int, int]:
     """The characters of a token, as (first, last + 1)."""
     characters = encoding.token_to_chars(token)
-    assert characters is not None  # of special tokens put round a text only, and there are none
+    assert characters is not None  # None only for special tokens that encoding adds, and it adds none
     return characters
 
 
 def _token_at(encoding: Encoding, character: int) -> int:
-    """The first token of a character, or of the nearest one before it that was not normalised away; else 0."""
+    """The first token of a character, or of the nearest earlier one that normalisation kept; 0 if there is none."""
     while character >= 0:
         token = encoding.char_to_token(character)
         if token is not None:

@@ -1,7 +1,7 @@
-"""The tokenizer of a GGUF file, llama.cpp's format.
+"""Reads the tokenizer of a GGUF file, the format of llama.cpp.
 
-Source: the metadata keys, docs/gguf.md of ggml; how text is cut into words, llama.cpp's src/llama-vocab.cpp and each
-family's tokenizer.json.
+Source: docs/gguf.md of ggml for the metadata keys; src/llama-vocab.cpp of llama.cpp and the tokenizer.json of each
+family for the way text is split into words.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\
 
 
 def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
-    """The file's tokenizer, with its special tokens and its chat template.
+    """Returns the file's tokenizer, with its special tokens and its chat template.
 
-    transformers reads a GGUF's tokenizer too, but cuts "smollm" words as GPT-2 does: two spaces before a number become
-    two tokens instead of one.
+    transformers can read the tokenizer of a GGUF file too, but it splits "smollm" words as GPT-2 does: two spaces
+    before a number become two tokens instead of one.
 
     Args:
-      source: a file, or its metadata: reading them takes seconds.
+      source: a file, or its metadata if they were read already, since reading them takes seconds.
 
     Raises:
-      UserError: the package gguf is missing, the file is no GGUF, or its kind of tokenizer is not known.
+      UserError: the package gguf is missing, the file is not GGUF, or its kind of tokenizer is not supported.
     """
     metadata = source if isinstance(source, Metadata) else read_metadata(Path(source))
     kinds = {"gpt2": _byte_level_tokenizer, "llama": _sentencepiece_tokenizer}
@@ -39,7 +39,7 @@ def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
 
 
 def _byte_level_tokenizer(metadata: Metadata) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding over the bytes of words; the file has tokens and merges, and only names how words are cut."""
+    """Byte-level BPE. The file stores tokens and merges, but only the name of the rule that splits text into words."""
     cut = metadata.value("tokenizer.ggml.pre")
     cutters = {
         # Source: tokenizer.json of SmolLM2, Qwen2 and Llama 3.
@@ -55,7 +55,7 @@ def _byte_level_tokenizer(metadata: Metadata) -> PreTrainedTokenizerFast:
         raise UserError(f"{metadata.path}: {len(tokens) - len(vocab)} of tokenizer.ggml.tokens occur twice")
     merges = [tuple(merge.split(" ")) for merge in metadata.value("tokenizer.ggml.merges")]
     is_llama3 = cut == "llama-bpe"
-    # A word that is a token needs no merges in Llama 3, whose list lacks some.
+    # Llama 3's merge list is incomplete: a word that is a token is taken whole, without merges.
     backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=is_llama3))
     if cut == "qwen2":
         backend.normalizer = normalizers.NFC()
@@ -92,10 +92,10 @@ def _special_tokens(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
 
 
 def _sentencepiece_tokenizer(metadata: Metadata) -> PreTrainedTokenizerBase:
-    """Llama 2's and Mistral's, as transformers reads it."""
+    """The SentencePiece tokenizer of Llama 2 and Mistral, as transformers reads it."""
     if not metadata.value("tokenizer.ggml.add_space_prefix", True):
         raise UserError(
-            f"{metadata.path}: tokenizer.ggml.add_space_prefix is false, which transformers does not read of a GGUF; "
+            f"{metadata.path}: tokenizer.ggml.add_space_prefix is false, which transformers ignores in a GGUF file; "
             "point tokenizer.source at the model's Hugging Face folder"
         )
     return AutoTokenizer.from_pretrained(str(metadata.path.parent), gguf_file=metadata.path.name)

@@ -1,4 +1,4 @@
-"""A built-in template as the Jinja chat template of an exported tokenizer."""
+"""Writes a built-in template as the Jinja chat template of an exported tokenizer."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Any
 from jaxvlm.data.records import IMAGE
 from jaxvlm.data.text.templates import Template, find_template
 
-# What can follow an image or BOS: a newline, a word, a space.
+# Examples of text after an image or BOS, which begins with a newline, a word or a space.
 _PROBES = ("\nWhat is it?", "What is it?", " ASSISTANT:")
 
 
 def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, list[str]]:
-    """A template of `TEMPLATES` in Jinja, whose text becomes the same ids in one pass as ours do in pieces.
+    """Converts a template of `TEMPLATES` to Jinja.
 
-    Content is a string with "<image>" in it, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`. It
-    writes BOS itself where the tokenizer would (a prompt rendered as text must be tokenized without special tokens).
+    Tokenizing the output of the Jinja template in one pass gives the ids that `Renderer` makes from separate pieces.
+
+    The content of a message is a string with "<image>" in it, or a list of `{"type": "image"}` and
+    `{"type": "text", "text": ...}`. The Jinja template writes BOS itself if the tokenizer adds BOS. So a rendered
+    prompt must be tokenized without special tokens.
 
     Args:
       tokenizer: a fast tokenizer of transformers with "<image>".
-      name: of a template in `TEMPLATES`.
-      system: system message of conversations that bring none. None: the template's own; "": none at all.
+      name: name of a template in `TEMPLATES`.
+      system: system message of conversations that have none. None: the template's own; "": none at all.
 
     Returns:
-      The template, and where its ids differ, in sentences.
+      The Jinja template, and a sentence for each case in which its ids differ from those of training.
 
     Raises:
       UserError: no such template.
@@ -37,10 +40,10 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
         gaps[tokenizer.bos_token] = _gap(tokenizer, tokenizer.bos_token)
     for token, gap in gaps.items():
         if gap is None:
-            notes.append(f"text that follows {token} becomes other ids than in training: this tokenizer cannot help it")
+            notes.append(f"text after {token} gets other ids than in training: no space before it can prevent this")
     starts = tokenizer.bos_token in gaps
     control = [*template.control, tokenizer.eos_token]
-    first = _behind("part", gaps[tokenizer.bos_token], control) if starts else "part"
+    first = _text_after("part", gaps[tokenizer.bos_token], control) if starts else "part"
     lines = [
         _TEXT_OF,
         "{%- set state = namespace(text='', begun=false, system=" + _quoted(_system(template, system)) + ") -%}",
@@ -62,7 +65,7 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
         "{{- bos_token -}}" if starts else "",
         f"{{%- for part in state.text.split('{IMAGE}') -%}}",
         f"{{%- if loop.first -%}}{{{{- {first} -}}}}",
-        f"{{%- else -%}}{{{{- '{IMAGE}' ~ {_behind('part', gaps[IMAGE], control)} -}}}}",
+        f"{{%- else -%}}{{{{- '{IMAGE}' ~ {_text_after('part', gaps[IMAGE], control)} -}}}}",
         "{%- endif -%}",
         "{%- endfor -%}",
     ]
@@ -79,13 +82,13 @@ _TEXT_OF = f"""\
 
 
 def _user(template: Template) -> list[str]:
-    """Opening and user text; what asks for the answer comes with the answer, or at the end."""
+    """Jinja for the opening and the user text. `Template.ask` is written with the answer, or at the end of a prompt."""
     opening = f"({_expression(template.opening)} if state.system else {_expression(template.bare_opening)})"
     following = _expression(template.following)
     if template.captions:
         return [f"{{%- set state.text = state.text ~ '{IMAGE}' * (text.split('{IMAGE}') | length - 1) -%}}"]
     return [
-        # As `place_images`: one image goes to the front, several stay.
+        # As in `place_images`: a single image moves to the front, several images keep their places.
         f"{{%- if text.split('{IMAGE}') | length == 2 -%}}",
         f"{{%- set text = ('{IMAGE}\\n' ~ text.replace('{IMAGE}', '') | trim) | trim -%}}",
         f"{{%- set state.text = state.text ~ ({following} if state.begun else {opening}) ~ text -%}}",
@@ -108,18 +111,18 @@ def _system(template: Template, system: str | None) -> str:
 
 
 def _expression(text: str) -> str:
-    """A field of a template as a Jinja expression."""
+    """Converts a field of a template to a Jinja expression."""
     names = {"{bos}": "bos_token", "{eos}": "eos_token", "{system}": "state.system"}
     pieces = [piece for piece in re.split(r"(\{bos\}|\{eos\}|\{system\})", text) if piece]
     return "(" + (" ~ ".join(names.get(piece) or _quoted(piece) for piece in pieces) or "''") + ")"
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)  # Jinja reads the escapes of JSON
+    return json.dumps(text, ensure_ascii=False)  # Jinja understands the escapes of JSON
 
 
-def _behind(name: str, gap: str | None, control: list[str | None]) -> str:
-    """Jinja for the text of a variable behind a special token; another token needs no gap before it, nor a space."""
+def _text_after(name: str, gap: str | None, control: list[str | None]) -> str:
+    """Jinja for a variable's text after a special token. Text that starts with a token or a space gets no gap."""
     if not gap:
         return name
     bare = ", ".join(_quoted(token) for token in (" ", *control) if token)
@@ -127,10 +130,13 @@ def _behind(name: str, gap: str | None, control: list[str | None]) -> str:
 
 
 def _gap(tokenizer: Any, token: str) -> str | None:
-    """What to put behind a token so that the text there is tokenized as at the start of a text; None: nothing helps.
+    """Finds the gap to put after a token, so that the text after it is tokenized as at the start of a text.
 
-    SentencePiece puts a space in front of a text. Old Llama tokenizers do so behind every special token, newer ones
-    only at the very start, where a space of our own is the same; byte-level ones never do.
+    SentencePiece adds a space before a text. Old Llama tokenizers also do this after every special token. Newer ones
+    do it only at the very start; after a special token an explicit space gives the same ids. Byte-level ones never do.
+
+    Returns:
+      The gap, "" or " "; None if neither works.
     """
 
     def ids(text: str) -> list[int]:
@@ -138,6 +144,6 @@ def _gap(tokenizer: Any, token: str) -> str | None:
 
     for gap in ("", " "):
         texts = [(text, text if text.startswith(" ") else gap + text) for text in _PROBES]
-        if all(ids(token + behind) == ids(token) + ids(alone) for alone, behind in texts):
+        if all(ids(token + after) == ids(token) + ids(alone) for alone, after in texts):
             return gap
     return None

@@ -1,4 +1,4 @@
-"""A copy of a tokenizer in which control tokens are plain text, and marks that no record holds stand for them."""
+"""Copies a tokenizer so that control tokens are plain text, and marks that no record contains replace them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from jaxvlm.data.records import IMAGE
 from jaxvlm.data.text.templates import Template
 from jaxvlm.errors import UserError
 
-_MARK = "\ufdd0"  # with a private-use character after it: stands for one control token
+_MARK = "\ufdd0"  # followed by a private-use character, it is the mark of one control token
 _PRIVATE_USE = 0xF0000  # the first code point of Unicode's largest private-use plane
 
 
 def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> dict[str, int]:
-    """Id of every control token that the template can write, by its spelling."""
+    """Maps the spelling of every control token that the template can write to its id.
+
+    Raises:
+      UserError: the tokenizer lacks one of them.
+    """
     if not isinstance(template, Template):  # a chat template can write any of them
         return {
             token["content"]: token["id"]
@@ -34,7 +38,7 @@ def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> 
             missing.append(f"a token for {name.upper()}")
     if missing:
         raise UserError(
-            f"the template writes tokens that {tokenizer.name_or_path!r} has not: {', '.join(missing)}; "
+            f"the template writes tokens that {tokenizer.name_or_path!r} lacks: {', '.join(missing)}; "
             "choose another template (config.data.template) or add them to the tokenizer"
         )
     return ids
@@ -43,16 +47,19 @@ def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> 
 def marked_backend(
     state: dict, control_ids: set[int], image_token_id: int, spellings: dict[str, int]
 ) -> tuple[Tokenizer, str, dict[str, str]]:
-    """A tokenizer to which control tokens are text, its mark for an image, and its mark for each spelling.
+    """Makes a tokenizer that treats control tokens as plain text, with a mark to use in place of each.
 
-    A mark is an added token with the white space rules of the token for which it stands, so the text after it is
-    tokenized as after that token ("USER" after "</s>" has a space put before it by old Llama tokenizers only).
+    A mark is an added token with the white space rules of the token that it replaces. So the text after it is
+    tokenized as after that token (only old Llama tokenizers put a space before "USER" after "</s>").
+
+    Returns:
+      The tokenizer, its mark for an image, and its mark for each spelling.
     """
     flags = {token["id"]: token for token in state["added_tokens"]}
     for token in state["added_tokens"]:
         token["special"] = token["special"] or token["id"] in control_ids
     backend = Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
-    backend.encode_special_tokens = True  # to tokenizers: split special tokens as text
+    backend.encode_special_tokens = True  # tells the package tokenizers to split special tokens as text
 
     marks = [_MARK + chr(_PRIVATE_USE + index) for index in range(1 + len(spellings))]
     ids = [image_token_id, *spellings.values()]
@@ -69,6 +76,8 @@ def marked_backend(
         ]
     )
     own = dict(zip(spellings, marks[1:], strict=True))
-    if spellings.get(IMAGE) == image_token_id:  # one that a chat template writes; the end token may have the same id
+    if (
+        spellings.get(IMAGE) == image_token_id
+    ):  # the chat template writes this token; an end token with the image's id keeps its own mark
         own[IMAGE] = marks[0]
     return backend, marks[0], own

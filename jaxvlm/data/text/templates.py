@@ -1,7 +1,7 @@
-"""The built-in chat templates, and the one writer of them.
+"""The built-in chat templates, and the script that writes records with them.
 
-Source: LLaVA-1.5 (arXiv:2310.03744), its llava/train/train.py and llava/mm_utils.py for the token sequence of `plain`,
-`vicuna_v1` and `llama2`; the ChatML of Qwen2 for `chatml`.
+Source: `plain`, `vicuna_v1` and `llama2`: LLaVA-1.5 (arXiv:2310.03744), with the token sequence of its
+llava/train/train.py and llava/mm_utils.py; `chatml`: the ChatML of Qwen2.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from jaxvlm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How one family of models writes a conversation; `{bos}` and `{eos}` are the tokenizer's own tokens."""
+    """The layout of a conversation for one family of models; `{bos}` and `{eos}` are the tokenizer's own tokens."""
 
-    system: str  # the system message of a conversation that brings none
+    system: str  # the system message of a conversation that has none
     opening: str  # before the first user text, with `{system}` in it
     bare_opening: str  # the same without a system message
     following: str  # before the user text of every later round
-    ask: str  # after the user text; where a prompt ends
-    before_answer: str  # supervised: the model writes it, since SentencePiece merges a space into the first word
-    after_answer: str  # supervised: how the model ends its turn
+    ask: str  # after the user text; a prompt ends with it
+    before_answer: str  # supervised: SentencePiece merges a space into the first word, so the model must generate it
+    after_answer: str  # supervised: the end of the model's turn
     end: str = ""  # after the last answer
-    control: tuple[str, ...] = ()  # spellings in the fields above that are one id each, as {bos} and {eos} are
-    strip_answers: bool = False  # where an answer follows a newline, a second newline could merge with it
-    captions: bool = False  # one round, of which only the images and the answer are used
+    control: tuple[str, ...] = ()  # spellings in the fields above that are a single id each, like {bos} and {eos}
+    strip_answers: bool = False  # for answers after a newline: a second newline could merge with it
+    captions: bool = False  # a conversation has one round, and only its images and its answer are used
 
 
 TEMPLATES: dict[str, Template] = {
-    # Stage 1 of LLaVA: <s><image>caption\n without an end token.
+    # Stage 1 of LLaVA: <s><image>caption\n, without an end token.
     "plain": Template(
         system="", opening="", bare_opening="", following="", ask="", before_answer="", after_answer="\n", captions=True
     ),
@@ -56,7 +56,7 @@ TEMPLATES: dict[str, Template] = {
         before_answer=" ",
         after_answer=" {eos}",
     ),
-    # The newline after an answer's <|im_end|> is written but not supervised: decoding has stopped before it.
+    # The newline after an answer's <|im_end|> is written but not supervised, since decoding stops before it.
     "chatml": Template(
         system="You are a helpful assistant.",
         opening="<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n",
@@ -70,12 +70,12 @@ TEMPLATES: dict[str, Template] = {
         strip_answers=True,
     ),
 }
-OWN_TEMPLATE = "tokenizer"  # the chat template in the tokenizer's files
-ANSWERS = ("all", "last")  # of a conversation, those that are supervised
+OWN_TEMPLATE = "tokenizer"  # name of the chat template in the tokenizer's files
+ANSWERS = ("all", "last")  # which answers of a conversation are supervised
 
 
 def find_template(name: str) -> Template:
-    """The built-in template of a name.
+    """Returns the built-in template with this name.
 
     Raises:
       UserError: there is none.
@@ -87,20 +87,20 @@ def find_template(name: str) -> Template:
 
 
 def place_images(text: str) -> str:
-    """User text with its placeholders where the model gets them: "Who?\\n<image>" becomes "<image>\\nWho?"."""
+    """Moves a single placeholder to the front of user text: "Who?\\n<image>" becomes "<image>\\nWho?"."""
     rest = text.replace(IMAGE, "")
-    if text.count(IMAGE) != 1 or IMAGE in rest:  # taken out of "<<image>image>", one would leave another
+    if text.count(IMAGE) != 1 or IMAGE in rest:  # removing the inner one of "<<image>image>" would leave another
         return text
     return f"{IMAGE}\n{rest.strip()}".strip()
 
 
 class Draft:
-    """A conversation while it is written: its text, cut at the images, and which characters are supervised.
+    """A conversation while it is being written: its text, split at images, and which characters are supervised.
 
     Attributes:
       chunks: the pieces of text before, between and after the images.
-      spans: of each answer in order its chunk and, in characters of it, first and one past the last of all that is
-        supervised and of what the record says.
+      spans: for each answer, in order, (chunk, start, stop, own start, own stop): its chunk, the range of its
+        supervised characters, and the range of those that come from the record. Ranges count characters of the chunk.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Draft:
         self.chunks[-1].append(text)
 
     def answer(self, before: str, answer: str, after: str) -> None:
-        """Adds an answer, supervised with what stands before and after it."""
+        """Adds an answer and the text before and after it, all of it supervised."""
         start, own = self._length, self._length + len(before)
         self.text(f"{before}{answer}{after}")
         self.spans.append((len(self.chunks) - 1, start, self._length, own, own + len(answer)))
@@ -126,14 +126,14 @@ class Draft:
 
 
 class TemplateScript:
-    """Writes records by a `Template`."""
+    """Writes records with a `Template`."""
 
     def __init__(self, template: Template, system: str | None, tokens: Mapping[str, str]):
         """Prepares the pieces.
 
         Args:
-          system: message of records that bring none; None: the template's own.
-          tokens: what is written for "{bos}", "{eos}" and each of `template.control`.
+          system: system message of records that have none; None: the template's own.
+          tokens: the text to write for "{bos}", "{eos}" and each of `template.control`.
         """
 
         def marked(text: str) -> str:
@@ -152,7 +152,7 @@ class TemplateScript:
         self._end = marked(template.end)
 
     def write(self, draft: Draft, record: Record) -> None:
-        """Writes a record that `turns.check_turns` accepts."""
+        """Writes a record that has passed `turns.check_turns`."""
         template = self._template
         system, turns = split_system(record.turns, self._system)
         opening = f"{self._before_system}{system}{self._after_system}" if system else self._bare_opening
@@ -178,7 +178,7 @@ class TemplateScript:
 
 
 def split_system(turns: Sequence[Turn], system: str | None) -> tuple[str | None, Sequence[Turn]]:
-    """The system message, the record's own before the given one, and the other turns."""
+    """Splits turns into the system message (`system` if they have none) and the other turns."""
     if turns[0].role == "system":
         return turns[0].text, turns[1:]
     return system, turns

@@ -1,4 +1,4 @@
-"""Tokenizers: one trained on a recipe's own text, or one from a folder or the Hugging Face hub."""
+"""Tokenizers: trained on a recipe's own text, or loaded from a folder, a GGUF file or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from jaxvlm.errors import UserError
 
 # Llama's order, so that ids 0 to 2 mean what they mean there.
 _SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # for characters that the training text did not have
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # for characters that are not in the training text
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that a recipe names.
+    """Loads or trains the tokenizer that a recipe names.
 
     Args:
-      config: `source` "train", a folder, a GGUF file, or a name on the hub; code that comes with one is never run.
-      texts: what to train one on (`training_texts`); not needed for the other sources.
+      config: its `source` is "train", a folder, a GGUF file, or a name on the hub. Code in a folder or on the hub is
+        never run.
+      texts: the texts to train on (`training_texts`); other sources do not need them.
 
     Raises:
-      UserError: the folder holds no tokenizer, the hub has none or is out of reach, or `vocab_size` is too small.
+      UserError: the folder contains no tokenizer, the hub has none or cannot be reached, or `vocab_size` is too small.
     """
     if config.source == "train":
         if texts is None:
@@ -42,13 +43,13 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
         return gguf_tokenizer(folder)
     if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
         raise UserError(
-            f"tokenizer.source = {config.source!r} holds none of {', '.join(_FILES)}; "
-            "point it at a folder that `save_pretrained` of a tokenizer wrote"
+            f"tokenizer.source = {config.source!r} contains none of {', '.join(_FILES)}; "
+            "point it at a folder that a tokenizer's `save_pretrained` wrote"
         )
     try:
         return AutoTokenizer.from_pretrained(config.source, trust_remote_code=False)
-    except Exception as error:  # of the hub client, of HTTP, of JSON, of tokenizers: a dozen unrelated types
-        what = "cannot be read as a tokenizer" if folder.is_dir() else "is no folder, and the hub did not give it"
+    except Exception as error:  # the hub client, HTTP, JSON and tokenizers raise a dozen unrelated types
+        what = "cannot be read as a tokenizer" if folder.is_dir() else "is not a folder, and the hub did not return it"
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"tokenizer.source = {config.source!r} {what} ({type(error).__name__}: {reason}); "
@@ -57,12 +58,12 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that stands where an image feature will be written: "<image>", or else <unk>, padding or end.
+    """Returns the id for positions of image features: that of "<image>", else of <unk>, padding or the end token.
 
-    The model overwrites the embedding there, so any id serves.
+    The model overwrites the embedding at these positions, so any id works.
 
     Raises:
-      UserError: the tokenizer has none of them.
+      UserError: the tokenizer has none of these tokens.
     """
     found = tokenizer.get_vocab().get(IMAGE)
     for id in (found, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
@@ -72,11 +73,11 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def training_texts(records: Iterable[Record], template: str, system: str | None = None) -> Iterator[str]:
-    """The text of records as `template` writes it, to train a tokenizer on: words and their punctuation as they occur.
+    """Yields the text of records as `template` writes it: with the words and the punctuation that training will see.
 
     Args:
-      records: those to train on.
-      template: a name in `conversation.TEMPLATES`.
+      records: the records to train the tokenizer on.
+      template: a name in `templates.TEMPLATES`.
       system: system message in place of the template's own; "": none.
 
     Raises:
@@ -90,7 +91,7 @@ def training_texts(records: Iterable[Record], template: str, system: str | None 
     tokens = {"{bos}": _SPECIALS["bos_token"], "{eos}": _SPECIALS["eos_token"]}
     script = TemplateScript(TEMPLATES[template], system, tokens)
     for record in records:
-        with contextlib.suppress(RecordError):  # the index names those that cannot be rendered
+        with contextlib.suppress(RecordError):  # the index reports records that cannot be rendered
             check_turns(record)
             draft = Draft()
             script.write(draft, record)
@@ -98,29 +99,29 @@ def training_texts(records: Iterable[Record], template: str, system: str | None 
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer in Llama's manner: a word with its space and punctuation ("▁shape?") can be one token.
+    """Trains a byte-pair tokenizer like Llama's: a word with its space and punctuation ("▁shape?") can be one token.
 
-    The same texts give the same tokenizer. It adds <s> in front, and characters it has never seen become bytes.
+    The same texts give the same tokenizer. It adds <s> in front, and splits unseen characters into bytes.
 
     Args:
-      texts: what to learn from; "<image>", "<s>" and "</s>" in them are not learned from but cut at.
-      vocab_size: at most so many tokens, the special ones and 256 bytes among them.
+      texts: the texts to train on. They are split at "<image>", "<s>" and "</s>", which are not learned from.
+      vocab_size: the largest number of tokens, including the special ones and 256 bytes.
 
     Raises:
-      UserError: `vocab_size` has no room for the characters of the texts.
+      UserError: `vocab_size` is too small for the characters of the texts.
     """
     specials = [*_SPECIALS.values(), IMAGE]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = _pre_tokenizer("never")
     room = vocab_size - len(specials) - len(_BYTES)
     trainer = trainers.BpeTrainer(vocab_size=max(room, 0), show_progress=False)
-    trained.train_from_iterator(_stretches(texts), trainer)
+    trained.train_from_iterator(_parts(texts), trainer)
     learned = json.loads(trained.to_str())["model"]
     if len(learned["vocab"]) > room:
         least = len(learned["vocab"]) + len(specials) + len(_BYTES)
         raise UserError(
             f"tokenizer.vocab_size = {vocab_size} is too small for {len(specials)} special tokens, 256 bytes and the "
-            f"characters of the training text; it must be {least} at least"
+            f"characters of the training text; set it to at least {least}"
         )
     pieces = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
     vocab = {token: id for id, token in enumerate(dict.fromkeys([*specials, *_BYTES, *pieces]))}
@@ -139,19 +140,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _pre_tokenizer(prepend_scheme: str) -> pre_tokenizers.PreTokenizer:
-    """Cuts before spaces, and round newlines, which would otherwise be part of the word behind them."""
+    """Splits before spaces and around newlines; a newline would otherwise be part of the word after it."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex("\n+"), "isolated"), pre_tokenizers.Metaspace("▁", prepend_scheme)]
     )
 
 
-def _stretches(texts: Iterable[str]) -> Iterator[str]:
-    """Texts cut at special tokens; a space in front of a stretch wherever encoding will put one.
+def _parts(texts: Iterable[str]) -> Iterator[str]:
+    """Splits texts at special tokens, and adds a space before each part where encoding will add one.
 
-    Encoding puts it at the start of a text and of what follows an image (the renderer encodes these apart), not after
-    "</s>": "USER:" is learned with and without it.
+    Encoding adds one at the start of a text and after an image (the renderer encodes that text separately), but not
+    after "</s>". So "USER:" is learned with the space and without it.
     """
     for text in texts:
         for chunk in text.split(IMAGE):
-            for index, stretch in enumerate(chunk.replace("<s>", "</s>").split("</s>")):
-                yield stretch if index or stretch.startswith(" ") else f" {stretch}"
+            for index, part in enumerate(chunk.replace("<s>", "</s>").split("</s>")):
+                yield part if index or part.startswith(" ") else f" {part}"

@@ -1,4 +1,4 @@
-"""Whether the turns of a record make a conversation that can be rendered."""
+"""Checks that the turns of a record form a conversation that can be rendered."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 
 from jaxvlm.data.records import IMAGE, Record, RecordError
 
-MAX_CHARACTERS = 2**22  # of a record: a tokenizer takes 200 bytes of memory and a microsecond for each
-# Unicode reserves U+FDD0 to U+FDEF as noncharacters, so a string with one cannot come from a record: `check_turns`
-# refuses those, and lone surrogates, which no tokenizer takes.
+MAX_CHARACTERS = 2**22  # per record; a tokenizer takes 200 bytes of memory and one microsecond per character
+# Unicode reserves U+FDD0 to U+FDEF as noncharacters. `check_turns` refuses them, so that no record can contain our
+# marks. It also refuses lone surrogates, which no tokenizer accepts.
 _NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")
 
 
 def drop_leading_answer(record: Record) -> Record:
-    """The record without an assistant turn before the first user turn; the same object if it has none.
+    """Returns the record without an assistant turn before its first user turn; the same object if it has none.
 
-    LLaVA drops such a turn in silence. Here the caller does, if it wants to, and counts the records that changed.
+    LLaVA drops such a turn silently. Here the caller decides to drop it, and can count the records that changed.
     """
     turns = record.turns
     skip = int(bool(turns) and turns[0].role == "system")
@@ -30,11 +30,11 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
 
     Args:
       record: the record; its images are counted, not opened.
-      last: role of its last turn: "assistant" to train on, "user" to be answered.
-      captions: whether it is for a template with `captions`, where user text may be empty.
+      last: the required role of its last turn: "assistant" for training, "user" for a prompt.
+      captions: whether the template has `captions` set; user text may then be empty.
 
     Raises:
-      RecordError: lists every problem of the record; its `reason` is that of the first.
+      RecordError: lists every problem of the record; its `reason` is that of the first problem.
     """
     problems: list[tuple[str, str]] = []
     turns = record.turns
@@ -55,13 +55,13 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         found = _NOT_TEXT.search(turn.text)
         if found:
             name = f"U+{ord(found[0]):04X} at character {found.start()}"
-            problems.append(("invalid_text", f"{where} holds {name}, which Unicode keeps out of text; remove it"))
+            problems.append(("invalid_text", f"{where} contains {name}, which is not valid in text; remove it"))
     characters = sum(len(turn.text) for turn in turns)
     if characters > MAX_CHARACTERS:
         problem = f"its text has {characters:,} characters, the limit is {MAX_CHARACTERS:,}; split the record"
         problems.append(("text_too_long", problem))
     if len(turns) == first:
-        problems.append(("no_turns", f"{len(turns)} turns and none of a user; drop the record"))
+        problems.append(("no_turns", f"{len(turns)} turns, none of them by a user; drop the record"))
     elif turns[-1].role != last:
         problems.append(("last_turn", f"the last turn must be of role {last}, found {turns[-1].role}; add or cut one"))
     if captions and len(turns) - first > (2 if last == "assistant" else 1):
@@ -71,7 +71,7 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         problems.append(
             (
                 "image_count",
-                f"user turns hold {placeholders} {IMAGE} for {len(record.images)} images; write one {IMAGE} an image",
+                f"user turns contain {placeholders} {IMAGE} for {len(record.images)} images; write one {IMAGE} each",
             )
         )
     if problems:

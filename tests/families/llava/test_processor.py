@@ -130,7 +130,7 @@ def test_a_tokenizer_that_one_pass_cannot_please():
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", extra_special_tokens=[IMAGE]
     )
     _, notes = chat_template(tokenizer, "vicuna_v1", None)
-    assert len(notes) == 1 and notes[0].startswith("text that follows <image> becomes other ids")
+    assert len(notes) == 1 and notes[0].startswith("text after <image> gets other ids than in training")
 
 
 @pytest.mark.parametrize("encoder", ["clip_l14_336", "siglip_b16"])
@@ -245,5 +245,5 @@ def test_refused(tmp_path):
         write_processor(tmp_path, tokenizer, vision(), data_config("", template="vicuna"))
     with pytest.raises(UserError, match='no template "vicuna"; templates: plain, vicuna_v1'):
         chat_template(tokenizer, "vicuna", None)
-    with pytest.raises(UserError, match="has not: <.im_start.>"):
+    with pytest.raises(UserError, match="lacks: <.im_start.>"):
         write_processor(tmp_path, tokenizer, vision(), data_config("", template="chatml"))
