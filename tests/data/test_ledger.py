@@ -31,12 +31,12 @@ def test_saved_and_loaded(tmp_path):
 def test_counts_that_do_not_add_up_are_refused(tmp_path, change):
     path = tmp_path / "ledger.json"
     path.write_text(json.dumps(Ledger.of(ENTRIES).to_dict() | change))
-    with pytest.raises(UserError, match="is no ledger"):
+    with pytest.raises(UserError, match="is not a ledger"):
         Ledger.load(path)
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="is no ledger"):
+    with pytest.raises(UserError, match="is not a ledger"):
         Ledger.load(tmp_path / "ledger.json")
 
 

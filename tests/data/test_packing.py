@@ -100,10 +100,10 @@ def test_fit_cuts_text_after_the_last_image():
 @pytest.mark.parametrize(
     "tokens, weights, T, reason, words",
     [
-        ([1, IM, 5, 7, 2], [0, 0, 0, 1, 1], 5, "answer_beyond_row", "first answer begins at position 6 of 5"),
-        ([1, IM, 5, 7, 2], [0, 0, 0, 1, 1], 3, "image_beyond_row", "last image ends at position 4 of 3"),
-        ([1, 7, 2, IM, 7, 2], [0, 1, 1, 0, 1, 1], 5, "image_beyond_row", "ends at position 6 of 5"),
-        ([1, IM, IM, 7], [0, 0, 0, 1], 20, "too_many_images", "2 images, a row has 1"),
+        ([1, IM, 5, 7, 2], [0, 0, 0, 1, 1], 5, "answer_beyond_row", "first answer begins at position 6, a row has 5"),
+        ([1, IM, 5, 7, 2], [0, 0, 0, 1, 1], 3, "image_beyond_row", "last image ends at position 4, a row has 3"),
+        ([1, 7, 2, IM, 7, 2], [0, 1, 1, 0, 1, 1], 5, "image_beyond_row", "ends at position 6, a row has 5"),
+        ([1, IM, IM, 7], [0, 0, 0, 1], 20, "too_many_images", "2 images, a row has room for 1"),
         ([1, IM, 7], [0, 0, 0], 20, "nothing_supervised", "no answer"),
         ([7, 1], [1, 0], 20, "nothing_supervised", "no answer"),
     ],
@@ -116,7 +116,7 @@ def test_fit_refuses(tokens, weights, T, reason, words):
 
 def test_rows_too_short_for_any_image():
     check_row(578, 576)
-    with pytest.raises(UserError, match=r"data.tokens = 577 .* 576 positions.* 578 at least, 704 leaves room"):
+    with pytest.raises(UserError, match=r"data.tokens = 577 .* 576 positions.* at least 578; 704 leaves room"):
         check_row(577, 576)
 
 

@@ -317,7 +317,7 @@ def test_settings_that_cannot_work(build, data):
         assert f"data.{word}" in str(caught.value)
     with pytest.raises(UserError, match="shift = 16"):
         build(data, augment=AugmentConfig(flip=False, shift=16, shuffle_turns=False))
-    with pytest.raises(UserError, match="data.tokens = 5 cannot hold an image"):
+    with pytest.raises(UserError, match="data.tokens = 5 is too short for an image"):
         build(data, tokens=5)
 
 

@@ -107,7 +107,7 @@ def test_goes_on_where_it_was_stopped(inline, records, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="card.json is missing"):
         PreparedSource(str(out))
     for other, word in (({"shard_records": 5}, "shard_records"), ({"kept": ImageSlots.of(VISION, "square")}, "images")):
-        with pytest.raises(UserError, match=f"begun with other {word}; go on with the same"):
+        with pytest.raises(UserError, match=f"started with other {word}; use the same to resume it"):
             run(records, out, **other)
     names = [f"part-0000{number}-of-00003.array_record" for number in range(3)]
     done = list(json.loads((out / "progress.json").read_text())["shards"])
@@ -167,9 +167,9 @@ def test_a_path_that_is_no_utf8(inline, tmp_path):
 
 def test_nothing_that_is_there_is_overwritten(inline, records, tmp_path):
     run(records, tmp_path / "out")
-    with pytest.raises(UserError, match="holds prepared data already"):
+    with pytest.raises(UserError, match="already contains prepared data"):
         run(records, tmp_path / "out")
-    with pytest.raises(UserError, match="is not empty, and nothing that was being prepared"):
+    with pytest.raises(UserError, match="is not empty and contains no unfinished prepared data"):
         run(records, records.parent)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "progress.json").write_text("{")

@@ -1,1 +1,1 @@
-"""Records become packed rows: index, packing, pipeline, ledger."""
+"""Turns records into packed rows: index, packing, schedule, pipeline, ledger."""

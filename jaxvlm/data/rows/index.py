@@ -1,7 +1,7 @@
-"""The index of a run's data: what is known of every record before the first step, in columns.
+"""The index of a run's data: facts about every record, in columns, collected before the first step.
 
-It knows nothing of the family's limits, of T, U or the held-out share, so it stays valid when these change, and
-`inspect_data` can say what other values would mean. `measure_index` applies a layout to it.
+It does not depend on the limits of the model family, on T, U or the held-out share. So it stays valid when these
+change, and `inspect_data` can report the effect of other values. `measure_index` applies a layout to it.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 6  # of what is looked for and what the columns mean; a kept index of another one is not used
-_CHUNK = 1000  # records that a worker process goes through at a time
-PARALLEL = 20_000  # records from which on starting worker processes pays
+_VERSION = 6  # of the checks and the meaning of the columns; a cached index of another version is not used
+_CHUNK = 1000  # records that a worker process inspects at a time
+PARALLEL = 20_000  # number of records from which worker processes are worth their start-up time
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What the pass over all records found, for n records with N images; `Facts` explains the columns."""
+    """The result of the pass over all records, for n records with N images; `Facts` explains the columns."""
 
     text: np.ndarray  # int32[n]; 0 if the record breaks a rule
     text_to_image: np.ndarray  # int32[n]
     text_to_answer: np.ndarray  # int32[n]
     images_to_answer: np.ndarray  # int32[n]
-    images: np.ndarray  # int32[n]; how many it has
+    images: np.ndarray  # int32[n]; number of images
     supervised: np.ndarray  # int32[n]; tokens
-    sides: np.ndarray  # int32[n]; 2 of a pair
+    sides: np.ndarray  # int32[n]; 2 for a pair
     shuffles: np.ndarray  # bool[n]
     dropped_answer: np.ndarray  # bool[n]
     id_hash: np.ndarray  # uint64[n]
     text_hash: np.ndarray  # uint64[n]; of the turns
-    image_hash: np.ndarray  # uint64[N]; of what the image files begin with, and of their sizes
-    image_size: np.ndarray  # int32[N, 3]; height, width and frames as shown
-    errors: dict[int, RecordError]  # record -> the rule that it breaks, whatever the rows are
+    image_hash: np.ndarray  # uint64[N]; of the first bytes of an image file and its size in bytes
+    image_size: np.ndarray  # int32[N, 3]; height, width and frames, as displayed
+    errors: dict[int, RecordError]  # record -> the rule that it breaks, independent of the row size
 
     def __len__(self) -> int:
         return len(self.text)
@@ -59,34 +59,34 @@ class Index:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The room that each of n records takes with one layout."""
+    """The space that each of n records takes in a row, for one layout."""
 
-    unit: str  # what a media unit is called
-    length: np.ndarray  # int32[n]; positions in a row, images expanded; 0 if the record breaks a rule
+    unit: str  # name of a media unit
+    length: np.ndarray  # int32[n]; positions in a row, with images expanded; 0 if the record breaks a rule
     units: np.ndarray  # int32[n]; media units
     image_end: np.ndarray  # int32[n]; the position after its last image
     answer_end: np.ndarray  # int32[n]; the position after its first supervised token
     supervised: np.ndarray  # int32[n]; tokens
-    sides: np.ndarray  # int32[n]; 2 of a pair, each with all positions of the images
-    errors: dict[int, MediaError]  # record -> why the layout takes an image of it in no row
+    sides: np.ndarray  # int32[n]; 2 for a pair; each side contains all positions of the images
+    errors: dict[int, MediaError]  # record -> why the layout cannot place one of its images in any row
 
     def __len__(self) -> int:
         return len(self.length)
 
     def extent(self, index: int) -> Extent:
-        """The room that record `index` takes."""
+        """The space that record `index` takes."""
         columns = (self.length, self.units, self.image_end, self.answer_end, self.supervised, self.sides)
         return Extent(*(int(column[index]) for column in columns))
 
     def misfits(self, tokens: int, units: int) -> np.ndarray:
-        """bool[n]: the records without errors that no row of these sizes can hold (`packing.misfit` says why)."""
+        """bool[n]: the records without errors that fit no row of this size (`packing.misfit` gives the reason)."""
         fits = (self.units <= units) & (self.image_end <= tokens) & (self.answer_end <= tokens)
         fits &= (self.sides == 1) | (self.length <= tokens)
         return (self.length > 0) & ~fits
 
 
 def measure_index(index: Index, layout: MediaLayout) -> Measured:
-    """The room that each record takes; each distinct size of image is measured once."""
+    """Computes the space that each record takes. Each distinct image size is measured once."""
     distinct, inverse = np.unique(index.image_size.reshape(-1, 3), axis=0, return_inverse=True)
     extents, problems = [], {}
     for number, size in enumerate(distinct.tolist()):
@@ -118,14 +118,14 @@ def measure_index(index: Index, layout: MediaLayout) -> Measured:
 
 
 def load_index(samples: Samples, *, quiet: bool = False) -> Index:
-    """The index of all records: kept from an earlier run on the same data, or made now.
+    """Loads the index of all records from the cache, or builds it.
 
     Images that failed in a cached index are checked again, because a file can be fixed without a change in the records.
     The other entries are trusted.
 
     Args:
-      samples: the records, and how they are rendered.
-      quiet: no progress bar.
+      samples: the records and their renderer.
+      quiet: whether to hide the progress bar.
     """
     key = hashlib.blake2b(f"{_VERSION} {samples.fingerprint()}".encode(), digest_size=16).hexdigest()
     made = cached_arrays(
@@ -150,15 +150,15 @@ def _same_images_fail(samples: Samples, kept: Index) -> bool:
 
 
 def _build(samples: Samples, *, quiet: bool) -> Index:
-    """Goes through all records, in worker processes if there are many."""
+    """Inspects all records, in worker processes if there are many."""
     total = len(samples.source)
     chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
     with (
         tqdm(total=total, desc="checking records", unit="record", delay=1.0, disable=quiet or None) as bar,
-        _workers(samples, total) as go_through,
+        _workers(samples, total) as inspect_chunks,
     ):
         facts: list[Index] = []
-        for found in go_through(chunks):
+        for found in inspect_chunks(chunks):
             facts.append(found)
             bar.update(len(found))
     return _joined(facts)
@@ -166,12 +166,12 @@ def _build(samples: Samples, *, quiet: bool) -> Index:
 
 @contextlib.contextmanager
 def _workers(samples: Samples, total: int):
-    """The function that maps chunks to their parts of the index, in this process or in several."""
+    """Yields the function that maps chunks to their parts of the index, in this process or in worker processes."""
     if total < PARALLEL or available_cores() < 2:
-        yield lambda chunks: (_go_through(samples, chunk) for chunk in chunks)
+        yield lambda chunks: (_inspect_chunk(samples, chunk) for chunk in chunks)
         return
     with worker_pool(_set_samples, samples) as pool:
-        yield lambda chunks: pool.map(_go_through_in_worker, chunks)
+        yield lambda chunks: pool.map(_inspect_in_worker, chunks)
 
 
 _samples_of_process: Samples | None = None
@@ -180,15 +180,15 @@ _samples_of_process: Samples | None = None
 def _set_samples(samples: Samples) -> None:
     global _samples_of_process
     _samples_of_process = samples
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has its process
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each core already has a process
 
 
-def _go_through_in_worker(chunk: range) -> Index:
+def _inspect_in_worker(chunk: range) -> Index:
     assert _samples_of_process is not None
-    return _go_through(_samples_of_process, chunk)
+    return _inspect_chunk(_samples_of_process, chunk)
 
 
-def _go_through(samples: Samples, chunk: Sequence[int]) -> Index:
+def _inspect_chunk(samples: Samples, chunk: Sequence[int]) -> Index:
     facts: list[Facts] = []
     errors: dict[int, RecordError] = {}
     for at, index in enumerate(chunk):
@@ -216,13 +216,13 @@ def _go_through(samples: Samples, chunk: Sequence[int]) -> Index:
 
 
 def _joined(parts: list[Index]) -> Index:
-    parts = parts or [_go_through_none()]
+    parts = parts or [_no_facts()]
     starts = np.cumsum([0, *map(len, parts)])
     errors = {int(start) + at: e for start, part in zip(starts, parts, strict=False) for at, e in part.errors.items()}
     return Index(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}, errors=errors)
 
 
-def _go_through_none() -> Index:
+def _no_facts() -> Index:
     columns = {name: np.zeros((0, 3) if name == "image_size" else 0, np.int32) for name in _COLUMNS}
     columns |= {name: np.zeros(0, bool) for name in ("shuffles", "dropped_answer")}
     return Index(**columns | {n: np.zeros(0, np.uint64) for n in ("id_hash", "text_hash", "image_hash")}, errors={})
@@ -232,9 +232,9 @@ _COLUMNS = tuple(field.name for field in dataclasses.fields(Index) if field.name
 
 
 def _to_arrays(index: Index) -> dict[str, np.ndarray]:
-    """Arrays for `np.savez`: errors as the bytes of their JSON."""
+    """Converts an index to arrays for `np.savez`; the errors become the bytes of their JSON."""
     errors = [[at, str(error), error.origin, error.reason] for at, error in index.errors.items()]
-    text = json.dumps(errors).encode()  # ASCII: of a path that is no UTF-8 the surrogates are escaped
+    text = json.dumps(errors).encode()  # ASCII: JSON escapes the surrogates of a path that is not UTF-8
     return {name: getattr(index, name) for name in _COLUMNS} | {"errors": np.frombuffer(text, np.uint8)}
 
 

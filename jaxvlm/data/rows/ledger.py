@@ -1,13 +1,13 @@
-"""What became of every record.
+"""The ledger: counts what happened to every record.
 
-Each record that was read ends in exactly one of these, so the counts always add up to the number of records:
+Each record that was read has exactly one of these fates, so the counts always add up to the number of records:
 
-  used       has rows of its own
-  packed     shares a row with others
-  truncated  lost text at its end, because a row was too short for all of it
-  rejected   broke a rule and was left out
-  heldout    is kept for evaluation
-  unreached  training ended before its turn came
+  used       it has a row of its own
+  packed     it shares a row with others
+  truncated  text at its end was cut off, because the row was too short
+  rejected   it broke a rule and was left out
+  heldout    it belongs to the held-out set
+  unreached  training ended before it was used
 """
 
 from __future__ import annotations
@@ -21,51 +21,53 @@ from typing import Any
 from jaxvlm.errors import UserError
 
 FATES = ("used", "packed", "truncated", "rejected", "heldout", "unreached")
-WHOLE = "whole"  # the reason of a record with which nothing is the matter
+WHOLE = "whole"  # the reason of a record without any problem
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Counts of records by their fate and its reason."""
+    """Counts of records by fate and reason."""
 
     counts: dict[str, dict[str, int]]  # fate -> reason -> records
 
     @classmethod
     def of(cls, entries: list[tuple[str, str]]) -> Ledger:
-        """The ledger of one (fate, reason) for each record read.
+        """Counts entries, one (fate, reason) for each record read.
 
         Raises:
-          ValueError: a fate that is not one of `FATES`.
+          ValueError: a fate is not one of `FATES`.
         """
         counted = Counter(entries)
         unknown = {fate for fate, _ in counted} - set(FATES)
         if unknown:
-            raise ValueError(f"a record ends in one of {', '.join(FATES)}, found {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"the fate of a record must be one of {', '.join(FATES)}, found {', '.join(sorted(unknown))}"
+            )
         return cls({f: {r: n for (g, r), n in sorted(counted.items()) if g == f} for f in FATES})
 
     @property
     def read(self) -> int:
-        """How many records were read."""
+        """Number of records that were read."""
         return sum(self.total(fate) for fate in FATES)
 
     def total(self, fate: str) -> int:
-        """How many records ended in `fate`, for any reason."""
+        """Number of records with this fate, for any reason."""
         return sum(self.counts[fate].values())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: `{"read": 5, "used": {"total": 4, "reasons": {...}}, ...}`."""
+        """Converts it to JSON types: `{"read": 5, "used": {"total": 4, "reasons": {...}}, ...}`."""
         return {"read": self.read} | {f: {"total": self.total(f), "reasons": dict(self.counts[f])} for f in FATES}
 
     def save(self, path: str | Path) -> None:
-        """Writes it as JSON."""
+        """Writes the ledger as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Ledger:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
-          UserError: the file is missing, or is not a ledger, or its counts do not add up.
+          UserError: the file is missing, is not a ledger, or its counts do not add up.
         """
         try:
             saved = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -74,12 +76,12 @@ class Ledger:
                 raise ValueError("its counts do not add up to the records read")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is no ledger ({type(error).__name__}: {error}); it is written at the end of a run"
+                f"{path} is not a ledger ({type(error).__name__}: {error}); it is written at the end of a run"
             ) from error
         return ledger
 
     def table(self) -> str:
-        """Lines for printing: a fate and its count, under it the reasons where they say more."""
+        """Formats the ledger for printing: each fate with its count, and under it every reason except `WHOLE`."""
         rows = [("records read", self.read)]
         for fate in FATES:
             rows.append((f"  {fate}", self.total(fate)))

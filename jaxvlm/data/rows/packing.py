@@ -1,4 +1,4 @@
-"""Rows of T tokens and U media units out of samples.
+"""Packs samples into rows of T tokens and U media units.
 
 Axis letters:
   L tokens of a sample   B rows   T token positions of a row   U media units of a row   A position axes (1 or 3)
@@ -18,25 +18,28 @@ from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaExtent, MediaLayout, Size
 
-# Places of the order that a row may take samples from, counted from the oldest that waits: few, so that batches stay as
-# mixed as the permutation made them. 2048 fill rows of LLaVA's mixture no better, 128 leave 0.2 % more padding.
+# A row may take samples from this many places of the order, counted from the oldest waiting sample. The number is small
+# so that batches stay as mixed as the permutation. On LLaVA's mixture 2048 gives no fuller rows, and 128 gives 0.2 %
+# more padding.
 PLAN_WINDOW = 512
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A sample as it stands in a row: each image expanded to its positions."""
+    """A sample in the form in which a row stores it: each image is expanded to its positions."""
 
-    tokens: np.ndarray  # int32[L]; image placeholders hold the placeholder id
-    targets: np.ndarray  # int32[L]; what position t must predict: the next token, 0 before an image and at the end
+    tokens: np.ndarray  # int32[L]; an image position has the placeholder id
+    targets: (
+        np.ndarray
+    )  # int32[L]; the token that position t must predict: the next one, 0 before an image and at the end
     loss_weights: np.ndarray  # float32[L]; the weight of that target
     image_index: np.ndarray  # int32[L]; k at the k-th feature of the sample's images, -1 at text
     positions: np.ndarray  # int32[L] or int32[L, A]
-    shares_media: bool = False  # its features are those of the piece before it: the rejected side of a pair
+    shares_media: bool = False  # uses the features of the piece before it: the rejected side of a pair
 
 
 class FitError(Exception):
-    """A sample that no row can hold. Attributes: `reason` (for the ledger), `problem`."""
+    """A sample fits no row. Attributes: `reason` (for the ledger), `problem`."""
 
     def __init__(self, reason: str, problem: str):
         super().__init__(problem)
@@ -44,36 +47,36 @@ class FitError(Exception):
 
 
 def check_row(tokens: int, least_positions: int, where: str = "data.tokens") -> None:
-    """Checks that a row of `tokens` can hold an image, a token of text before it and a token to predict after it.
+    """Checks that a row of `tokens` has room for an image, a text token before it and a token to predict after it.
 
     Args:
       least_positions: the fewest positions that an image takes, `MediaLayout.least_positions`.
 
     Raises:
-      UserError: with the smallest number that could, and one that leaves room for text.
+      UserError: it has not; the message gives the smallest number that has, and one that leaves room for text.
     """
     least = least_positions + 2
     if tokens < least:
         raise UserError(
-            f"{where} = {tokens} cannot hold an image: it takes {least_positions} positions, and text needs some; "
-            f"set {where} to {least} at least, {-(-(least_positions + 128) // 64) * 64} leaves room for text"
+            f"{where} = {tokens} is too short for an image: it takes {least_positions} positions, and text needs some; "
+            f"set {where} to at least {least}; {-(-(least_positions + 128) // 64) * 64} leaves room for text"
         )
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much room a sample takes in a row."""
+    """The space that a sample takes in a row."""
 
     length: int  # positions
     units: int  # media units
     image_end: int  # the position after its last image; 0 without one
     answer_end: int  # the position after its first supervised token; 0 without one
     supervised: int  # tokens
-    sides: int = 1  # 2 of a pair, which is never cut
+    sides: int = 1  # 2 for a pair, which is never truncated
 
 
 def measure(sample: Sample, images: Sequence[MediaExtent]) -> Extent:
-    """The extent of a sample whose images take so much room."""
+    """Computes the extent of a sample whose images have the given extents."""
     widths = np.ones(len(sample.tokens), np.int64)
     widths[sample.is_image] = [image.positions for image in images]
     ends = np.cumsum(widths)
@@ -88,31 +91,37 @@ def measure(sample: Sample, images: Sequence[MediaExtent]) -> Extent:
 
 
 def misfit(extent: Extent, *, tokens: int, units: int, unit: str) -> tuple[str, str] | None:
-    """Why no row of `tokens` and `units` can hold a sample, as (reason, problem), or None if one can.
+    """Returns (reason, problem) if a sample does not fit into a row of `tokens` and `units`, else None.
 
     Args:
-      unit: what a media unit is called, `MediaLayout.unit`.
+      unit: name of a media unit, `MediaLayout.unit`.
     """
     if extent.units > units:
-        return f"too_many_{unit}", f"{extent.units} {unit}, a row has {units} (data.media.units)"
+        return f"too_many_{unit}", f"{extent.units} {unit}, a row has room for {units} (data.media.units)"
     if not extent.supervised:
-        return "nothing_supervised", "no token of it is supervised: it has no answer"
+        return "nothing_supervised", "none of its tokens is supervised: it has no answer"
     if extent.sides > 1 and extent.length > tokens:
-        return "pair_beyond_row", f"its two sides take {extent.length} positions of {tokens} (data.tokens)"
+        return "pair_beyond_row", f"its two sides take {extent.length} positions, a row has {tokens} (data.tokens)"
     if extent.image_end > tokens:
-        return "image_beyond_row", f"its last image ends at position {extent.image_end} of {tokens} (data.tokens)"
+        return (
+            "image_beyond_row",
+            f"its last image ends at position {extent.image_end}, a row has {tokens} (data.tokens)",
+        )
     if extent.answer_end > tokens:
-        return "answer_beyond_row", f"its first answer begins at position {extent.answer_end} of {tokens} (data.tokens)"
+        return (
+            "answer_beyond_row",
+            f"its first answer begins at position {extent.answer_end}, a row has {tokens} (data.tokens)",
+        )
     return None
 
 
 def fit(sample: Sample, images: Sequence[MediaExtent], *, tokens: int, units: int, unit: str) -> Sample:
-    """The sample itself if a row can hold it, or what is left when text after its last image is cut off.
+    """Returns the sample itself if it fits into a row, else the sample with text after its last image cut off.
 
-    An image is never cut, nor left out.
+    Images are never cut or left out.
 
     Raises:
-      FitError: too many media units, an image beyond the end of a row, or nothing supervised (in what is left).
+      FitError: it has too many media units, an image beyond the end of a row, or no supervised token within a row.
     """
     extent = measure(sample, images)
     problem = misfit(extent, tokens=tokens, units=units, unit=unit)
@@ -120,12 +129,12 @@ def fit(sample: Sample, images: Sequence[MediaExtent], *, tokens: int, units: in
         raise FitError(*problem)
     if extent.length <= tokens:
         return sample
-    keep = len(sample.tokens) - (extent.length - tokens)  # what is cut is text, a position each
+    keep = len(sample.tokens) - (extent.length - tokens)  # only text is cut, and each text token takes one position
     return Sample(sample.tokens[:keep], sample.loss_weights[:keep], sample.is_image[:keep])
 
 
 def expand(sample: Sample, sizes: Sequence[Size], layout: MediaLayout) -> Piece:
-    """Gives each image of a sample its positions and each position its target.
+    """Expands each image of a sample to its positions, and gives each position its target.
 
     With images of two positions and an answer of weight 1::
 
@@ -138,13 +147,13 @@ def expand(sample: Sample, sizes: Sequence[Size], layout: MediaLayout) -> Piece:
     repeats = np.ones(len(sample.tokens), np.int64)
     repeats[places] = [len(tokens) for tokens, _ in runs]
     tokens = np.repeat(sample.tokens, repeats)
-    is_image = np.repeat(sample.is_image, repeats)  # an image's positions, text of its own among them
+    is_image = np.repeat(sample.is_image, repeats)  # positions of images, including text that the layout adds to them
     is_feature = np.zeros(len(tokens), bool)
     if runs:
         tokens[is_image] = np.concatenate([run for run, _ in runs])
         is_feature[is_image] = np.concatenate([features for _, features in runs])
     targets, loss_weights = np.zeros_like(tokens), np.zeros(len(tokens), np.float32)
-    # Nothing predicts an image.
+    # No position predicts an image.
     targets[:-1] = np.where(is_image[1:], 0, tokens[1:])
     loss_weights[:-1] = np.where(is_image, 0, np.repeat(sample.loss_weights, repeats))[1:]
     image_index = np.full(len(tokens), -1, np.int32)
@@ -157,21 +166,24 @@ def plan_rows(
 ) -> list[tuple[int, ...]]:
     """Decides which samples share a row; the same arguments give the same rows.
 
-    A row begins with the oldest sample that waits, takes more in the order's turn until one or two others close it
-    exactly, and ends with the best two if none do. It looks at the order no further than `PLAN_WINDOW` places from its
-    first sample on. So with the samples of all rows written one behind the other, each stands less than `PLAN_WINDOW`
-    places from its own in `order`, to either side, and rows come in the order of their first samples.
+    This is greedy bin packing with a look-ahead of `PLAN_WINDOW` samples. A row begins with the oldest waiting sample.
+    It takes the next samples that fit, in their order, until one or two others fill it exactly. If none do, it ends
+    with the one or two that fill it best.
+
+    A row takes samples only from the `PLAN_WINDOW` places of the order that begin at its first sample. So in the
+    concatenation of all rows, each sample is less than `PLAN_WINDOW` places before or after its place in `order`. Rows
+    are sorted by their first samples.
 
     Args:
       lengths: int[n], positions of every sample, at most `tokens`.
       units: int[n], media units of every sample, at most `budget`.
-      order: int[m], the samples to plan for, in the order in which training shall see them.
+      order: int[m], the samples to plan for, in the order in which training should see them.
       tokens: T.
       budget: U.
       pack: False gives each sample its own row.
 
     Returns:
-      For each row the indices of its samples, in their order; each of `order` exactly once.
+      For each row the indices of its samples, in the order of `order`; each sample of `order` occurs exactly once.
     """
     samples = order.tolist()
     if not pack:
@@ -188,25 +200,25 @@ def plan_rows(
 
 
 class _Pool:
-    """Samples that wait for a row; each is known by its place in the order.
+    """Samples that wait for a row; each is identified by its place in the order.
 
     Attributes:
-      waiting: their places, oldest first.
+      waiting: places of the samples, oldest first.
     """
 
     def __init__(self, lengths: list[int], units: list[int]):
         self.waiting: OrderedDict[int, None] = OrderedDict()
         self._lengths, self._units = lengths, units
-        # (length, -place), sorted: the oldest of equal lengths last. One list for each number of units, most first.
+        # For each number of units, most first, a sorted list of (length, -place): of equal lengths the oldest is last.
         self._sorted: dict[int, list[tuple[int, int]]] = {n: [] for n in sorted(set(units), reverse=True)}
 
     def add(self, place: int) -> None:
-        """A sample begins to wait."""
+        """Adds a sample to the pool."""
         self.waiting[place] = None
         bisect.insort(self._sorted[self._units[place]], (self._lengths[place], -place))
 
     def take_row(self, room: int, slots: int) -> list[int]:
-        """Takes the oldest sample, and what fills `room` positions and `slots` media units with it, out of the pool."""
+        """Removes the oldest sample from the pool, with others that fill `room` positions and `slots` media units."""
         row: list[int] = []
         place: int | None = next(iter(self.waiting))
         while place is not None:
@@ -214,7 +226,7 @@ class _Pool:
             room, slots = room - self._lengths[place], slots - self._units[place]
             groups = [(count, group) for count, group in self._sorted.items() if group and count <= slots]
             shortest = min([group[0][0] for _, group in groups], default=room + 1)
-            more = 3 * shortest <= room  # may fit, so two shall only end the row if they fill it
+            more = 3 * shortest <= room  # three more may fit, so up to two may end the row only if they fill it
             ending = _ending(groups, room, slots, shortest, least=room if more else 1)
             if ending or not more:
                 return row + [self._take(place) for place in ending]
@@ -231,11 +243,13 @@ class _Pool:
 def _ending(
     groups: list[tuple[int, list[tuple[int, int]]]], room: int, slots: int, shortest: int, *, least: int
 ) -> list[int]:
-    """The one or two samples that fill `room` best, none if that is below `least`; of equal pairs the most unequal.
+    """Finds the one or two samples that fill `room` best; none if they fill less than `least` positions.
+
+    Of pairs that fill it equally, it takes the one with the longest sample.
 
     Args:
-      groups: (media units, what waits with as many) as in `_Pool`, none with more than `slots`.
-      shortest: of all their lengths.
+      groups: (media units, waiting samples with that many) as in `_Pool`, none with more than `slots`.
+      shortest: the shortest length among all groups.
     """
     best, ending = least - 1, []
     for _, group in groups:
@@ -244,7 +258,7 @@ def _ending(
             best, ending = group[at][0], [-group[at][1]]
     for count, group in groups:
         fitting = [partners for other, partners in groups if count + other <= slots]
-        # The longer sample of a pair, the longest first.
+        # `at` is the longer sample of a pair; try the longest first.
         for at in range(bisect.bisect_right(group, (room - shortest, 0)) - 1, -1, -1):
             length, place = group[at]
             if best == room or 2 * length <= best:
@@ -260,13 +274,13 @@ def _ending(
 def fill_row(
     batch: Batch, row: int, pieces: Sequence[Piece], loaded: Sequence[np.ndarray], layout: MediaLayout
 ) -> None:
-    """Writes samples one after another into a row of an empty batch; the example is in `Batch`.
+    """Writes samples one after another into a row of an empty batch; `Batch` shows an example.
 
     Args:
-      batch: from `Batch.empty`; changed.
-      row: which of its rows.
+      batch: the batch, from `Batch.empty`; it is changed.
+      row: index of the row.
       pieces: the samples.
-      loaded: what `layout.load` returned for the images of all samples, in their order.
+      loaded: the results of `layout.load` for the images of all samples, in their order.
     """
     features = _write_media(batch, row, loaded, layout)
     at, first, end = 0, 0, 0
@@ -283,11 +297,11 @@ def fill_row(
         batch.image_index[here][is_feature] = features[first + piece.image_index[is_feature]]
         end = first + int(np.count_nonzero(is_feature))
         at += length
-    assert end == len(features), "placeholders and images were counted when the record was checked"
+    assert end == len(features), "placeholders and images differ, though they were counted when the record was checked"
 
 
 def _write_media(batch: Batch, row: int, loaded: Sequence[np.ndarray], layout: MediaLayout) -> np.ndarray:
-    """int32[K]: which of the row's features belong to the feature positions of all its images, in their order."""
+    """Writes images into a row. Returns int32[K]: the row's feature for each feature position, in order."""
     at, features = 0, [np.zeros(0, np.int32)]
     for image in loaded:
         features.append(layout.write(batch.media, row, at, image))

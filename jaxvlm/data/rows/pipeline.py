@@ -1,7 +1,7 @@
-"""From records to batches: an index of all records, a plan of rows for each epoch, and rows by random access.
+"""Turns records into batches: an index of all records, a plan of rows for each epoch, and random access to rows.
 
-Row r of the endless sequence of epochs is a function of the data, the recipe and the seed. So the position in it is
-one number, any worker can build any row, and a host builds only its share of a batch.
+The epochs form one endless sequence of rows. Row r of it is a function of the data, the recipe and the seed. So the
+position is one number, any worker can build any row, and a host builds only its share of a batch.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from jaxvlm.data.workers import end_with_parent
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaLayout
 
-_CACHE_BYTES = 2**30  # decoded images are kept if all of them fit into this
-_BATCHES_AHEAD = 4  # of training, built by as many threads
-_ENDLESS = 2**40  # batches; grain wants a length
+_CACHE_BYTES = 2**30  # decoded images are kept in memory if all of them fit into this
+_BATCHES_AHEAD = 4  # training batches built in advance, each by one thread
+_ENDLESS = 2**40  # batches; grain requires a length
 _NAMED_PROBLEMS = 10
 
 
 class _BatchSource:
-    """The host's share of batch b of the endless sequence."""
+    """Random access to this host's share of the endless sequence of batches."""
 
     def __init__(
         self, samples: Samples, schedule: RowSchedule, rows: int, seed: int, process_index: int, process_count: int
@@ -51,13 +51,13 @@ class _BatchSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        end_with_parent()  # it is unpickled where a worker process begins
+        end_with_parent()  # unpickling happens at the start of a worker process
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[Batch, dict[int, RecordError]]:
-        """The batch, and the records in it that turned out to be broken."""
+        """Returns the batch, and the corrupt records in it."""
         batch = _empty(self._samples, self._share)
         broken: dict[int, RecordError] = {}
         for row, (epoch, members) in enumerate(self.rows(int(index))):
@@ -65,18 +65,18 @@ class _BatchSource:
         return batch, broken
 
     def rows(self, index: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Of each row of batch `index`: its epoch and its samples."""
+        """The epoch and the samples of each row of batch `index`."""
         first = index * self._rows + self._first
         return [self._schedule.find(first + row) for row in range(self._share)]
 
 
 class Batches:
-    """An endless iterator of this host's share of each batch, with a position that can be saved.
+    """An endless iterator over this host's share of each batch, with a position that can be saved.
 
-    The position is the number of batches given out, so it may be restored with another number of workers or hosts.
+    The position is the number of batches returned, so it can be restored with another number of workers or hosts.
 
     Attributes:
-      broken: record -> reason, of the corrupt records found while batches were loaded. Hosts merge theirs, and they are
+      broken: record -> reason, for corrupt records found while batches were loaded. They are merged across hosts, and
         saved with the position.
     """
 
@@ -91,10 +91,10 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """Returns the next batch.
 
         Raises:
-          RecordError: an image that cannot be decoded; it names the file and the record.
+          RecordError: an image failed to decode; the message names the file and the record.
         """
         if self._iterator is None:
             self._iterator = iter(self._start())
@@ -102,25 +102,25 @@ class Batches:
         self._next += 1
         for index, error in broken.items():
             if index not in self.broken:
-                print(f"\nwarning: {error}; nothing of this record is trained on", file=sys.stderr)
+                print(f"\nwarning: {error}; this record is not trained on", file=sys.stderr)
                 self.broken[index] = error.reason
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """The position, ready for JSON."""
+        """Returns the position in JSON types."""
         return {"batch": self._next, "data": self._fingerprint, "broken": list(self.broken.items())}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a position that `get_state` gave: the next batch is the one that would have followed.
+        """Continues from a position that `get_state` returned: the next batch is the one that would have followed.
 
         Raises:
-          UserError: the position is one in other data, or of another seed, row size or batch size.
+          UserError: the position belongs to other data, or to another seed, row size or batch size.
         """
         if state["data"] != self._fingerprint:
             raise UserError(
-                f"the saved position (batch {state['batch']}) is one in other rows than these: the records, the "
+                f"the saved position (batch {state['batch']}) belongs to other rows than these: the records, the "
                 "tokenizer, config.seed, global_batch_size or a setting of data (tokens, images, pack, heldout, "
-                "shuffle_turns) has changed since; undo that, or start a new run"
+                "shuffle_turns) has changed since; undo the change, or start a new run"
             )
         self.close()
         self._next = int(state["batch"])
@@ -133,7 +133,7 @@ class Batches:
             self._iterator = None
 
     def _start(self) -> Any:
-        import grain  # it imports JAX, which processes that only read data can do without
+        import grain  # imported here: it imports JAX, which processes that only read data do not need
         from absl import flags
 
         rest = grain.MapDataset.source(self._source)[self._next :]
@@ -141,7 +141,7 @@ class Batches:
             ahead = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
             return rest.to_iter_dataset(ahead)
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain asks absl's flags, which a program without absl never parses
+            flags.FLAGS.mark_as_parsed()  # grain reads absl's flags, which only programs that use absl parse
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
         return rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
 
@@ -150,11 +150,11 @@ class Pipeline:
     """The data of one training stage.
 
     Attributes:
-      spec: abstract batch of all hosts; a host gets `rows / process_count` rows of it.
+      spec: abstract global batch; each host builds `rows / process_count` rows of it.
       records: number of records read.
-      heldout: number of those that are kept for evaluation.
-      layout: of the media.
-      fingerprint: a hash of all on which the plan of rows depends; equal on all hosts that see the same data.
+      heldout: number of records in the held-out set.
+      layout: the media layout.
+      fingerprint: a hash of everything that the plan of rows depends on; equal on all hosts that read the same data.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Pipeline:
         seed: int,
         process: tuple[int, int] = (0, 1),
     ):
-        """As `build_pipeline`, from what it opens: the records, their index, and the room that they take."""
+        """Plans rows from opened records, their index and their measured sizes; see `index_rows`."""
         self._samples, self._index, self._rows, self._process = samples, index, rows, process
         self._length = measured.length
         self.layout = samples.layout
@@ -191,7 +191,7 @@ class Pipeline:
         self.heldout = len(self._heldout)
         samples.lengths = samples.planned_lengths(measured.length, index.shuffles)
         samples.sizes = index.sizes
-        # Each worker process keeps its own.
+        # Each worker process keeps its own copy.
         needed = int(measured.units.sum()) * num_bytes(samples.layout.spec(1, 1)) * max(1, config.workers)
         samples.keep_images = needed <= _CACHE_BYTES
         weights = [part.weight for part in mix.parts]
@@ -202,7 +202,7 @@ class Pipeline:
         self.fingerprint = _fingerprint(samples, measured.units, trained, weights, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
-        """Rows of so many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
+        """Number of rows in `epochs`, of which the last may be partial; steps are this over `rows`, rounded up."""
         whole = int(epochs)
         before = self._schedule.end(whole - 1) if whole else 0
         part = epochs - whole
@@ -213,16 +213,15 @@ class Pipeline:
         return self._schedule.epoch(epoch)
 
     def batches(self) -> Batches:
-        """This host's share of the training batches, from the first on."""
+        """Returns this host's share of the training batches, from the first on."""
         source = _BatchSource(self._samples, self._schedule, self._rows, self._seed, *self._process)
         return Batches(source, self._samples.config.workers, self.fingerprint)
 
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
-        """This host's share of training batch `number` (from 0) as it was trained on, and the records of each row.
+        """Rebuilds this host's share of training batch `number`, counted from 0, and lists the records of each row.
 
-        Of a pair both sides are there, chosen first.
-
-        A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
+        A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`; a pair gives two, the
+        chosen side first.
         """
         source = _BatchSource(self._samples, self._schedule, self._rows, self._seed, *self._process)
         rows = source.rows(number)
@@ -239,11 +238,11 @@ class Pipeline:
         return [about | {"turns": turns} for turns in conversations]
 
     def heldout_batches(self, rows: int, limit: int | None = None) -> Iterator[Batch]:
-        """This host's share of batches of the held-out records, in the file's order, without augmentation.
+        """Yields this host's share of batches of held-out records, in the order of the files, without augmentation.
 
         Args:
-          rows: of a batch, over all hosts; the last batch ends in rows of padding.
-          limit: only so many records.
+          rows: rows of a global batch; the last batch ends in rows of padding.
+          limit: the largest number of records.
 
         Raises:
           UserError: the rows do not divide over the hosts.
@@ -259,10 +258,10 @@ class Pipeline:
             yield batch
 
     def heldout_questions(self, limit: int | None = None) -> list[Record]:
-        """One question of each held-out record, to be answered: of the first its first, of the second its second...
+        """Returns one question of each held-out record: of the first record its first, of the second its second...
 
-        So kinds of questions that come in the same order in every record are all asked. Records that had to be
-        truncated are left out: a question far behind may not fit. So are, with `on_bad` "skip", broken ones.
+        So if every record asks the same kinds of questions in the same order, all kinds occur. Truncated records are
+        left out, because a late question may not fit. With `on_bad` "skip", so are corrupt records.
         """
         questions = []
         whole = self._heldout[self._length[self._heldout] <= self._samples.config.tokens]
@@ -275,11 +274,7 @@ class Pipeline:
         return questions
 
     def ledger(self, rows_used: int, broken: Mapping[int, str] | None = None) -> Ledger:
-        """What became of every record when training has used the first `rows_used` rows (of all hosts).
-
-        Args:
-          broken: `Batches.broken` of all hosts.
-        """
+        """Makes the ledger after the first `rows_used` global rows; `broken` is `Batches.broken`, merged over hosts."""
         reached = {i: row for row in self._schedule.epoch(0)[:rows_used] for i in row}
         held = set(self._heldout.tolist())
         return Ledger.of([self._fate(i, reached.get(i), held, broken or {}) for i in range(self.records)])
@@ -287,7 +282,7 @@ class Pipeline:
     def _fate(
         self, index: int, row: tuple[int, ...] | None, heldout: set[int], broken: Mapping[int, str]
     ) -> tuple[str, str]:
-        """(fate, reason) of a record that stands in `row`, if training got that far."""
+        """(fate, reason) of a record; `row` is its row in the first epoch, None if training did not reach it."""
         if index in self._errors:
             return "rejected", self._errors[index].reason
         if index in broken:
@@ -313,7 +308,7 @@ def build_pipeline(
     process_count: int = 1,
     pairs: bool = False,
 ) -> Pipeline:
-    """`open_samples` and `index_rows` in one."""
+    """Builds the pipeline of a stage: `open_samples`, then `index_rows`."""
     samples = open_samples(config, tokenizer, layout, pairs=pairs)
     return index_rows(samples, rows=rows, seed=seed, process=(process_index, process_count))
 
@@ -322,13 +317,13 @@ def index_rows(samples: Samples, *, rows: int, seed: int, process: tuple[int, in
     """Reads and checks every record, and plans the rows.
 
     Args:
-      samples: of `open_samples`.
-      rows: B, of a global batch.
-      seed: of the order of records and of augmentation.
-      process: which share of a batch this host reads, of how many.
+      samples: from `open_samples`.
+      rows: B, the rows of a global batch.
+      seed: seed of the order of records and of augmentation.
+      process: (index, count) of this host.
 
     Raises:
-      UserError: the rows do not divide; with `config.on_bad` "fail", all records that break a rule, in one message.
+      UserError: the rows do not divide over the hosts, or (with `config.on_bad` "fail") some records break a rule.
     """
     _share(rows, process[1])
     index = load_index(samples, quiet=process[0] > 0)
@@ -340,7 +335,7 @@ def index_rows(samples: Samples, *, rows: int, seed: int, process: tuple[int, in
 
 
 def batch_spec(config: DataConfig, layout: MediaLayout, rows: int) -> Batch:
-    """The abstract batch of a stage."""
+    """Makes the abstract global batch of a stage."""
     media = layout.spec(rows, config.media.units)
     return Batch.spec(rows=rows, tokens=config.tokens, media=media, position_axes=layout.position_axes)
 
@@ -353,14 +348,14 @@ def open_samples(
     *,
     pairs: bool = False,
 ) -> Samples:
-    """Opens the sources of a stage, and the renderer of its template.
+    """Opens the sources of a stage, and builds the renderer of its template.
 
     Args:
-      mix: the sources, if they are open.
-      pairs: whether the objective learns from pairs; only their last answers count.
+      mix: the sources, if they are already open.
+      pairs: whether the objective learns from pairs, of which only the last answers are supervised.
 
     Raises:
-      UserError: settings or sources that cannot work.
+      UserError: a setting or a source is invalid.
     """
     check_settings(config, layout)
     renderer = Renderer(
@@ -378,7 +373,7 @@ def open_samples(
 
 
 def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, RecordError]:
-    """Record -> the rule that it breaks, those of the layout and of these rows too; in the order of the records.
+    """Maps each record that breaks a rule to its error, in the order of records; checks layout and row size too.
 
     Raises:
       UserError: rows are too short for any image.
@@ -389,7 +384,7 @@ def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, Re
     problems = {at: (error.reason, error.problem) for at, error in measured.errors.items()}
     for at in map(int, np.flatnonzero(measured.misfits(tokens, units))):
         problem = misfit(measured.extent(at), tokens=tokens, units=units, unit=measured.unit)
-        assert problem is not None  # `misfits` asks the same
+        assert problem is not None  # `misfits` checks the same conditions
         problems[at] = problem
     errors = dict(index.errors)
     for at, (reason, problem_text) in problems.items():
@@ -399,17 +394,17 @@ def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, Re
 
 
 def heldout(index: Index, share: float) -> np.ndarray:
-    """bool[n]: the records that belong to the held-out share."""
+    """bool[n]: the records of the held-out set."""
     return index.id_hash < np.uint64(share * 2.0**64) if share else np.zeros(len(index), bool)
 
 
 def check_settings(config: DataConfig, layout: MediaLayout) -> None:
-    """Raises `UserError` with every data setting of a stage that cannot work."""
+    """Raises `UserError` that lists every invalid data setting of a stage."""
     problems = []
     if config.on_bad not in ("fail", "skip"):
         problems.append(f'data.on_bad = {config.on_bad!r}, expected "fail" or "skip"')
     if not 0 <= config.heldout < 1:
-        problems.append(f"data.heldout = {config.heldout}, expected a share from 0 to below 1")
+        problems.append(f"data.heldout = {config.heldout}, expected a share of at least 0 and less than 1")
     least = {"tokens": 2, "media.units": 0, "workers": 0, "augment.shift": 0}
     values = {"tokens": config.tokens, "media.units": config.media.units, "workers": config.workers}
     values["augment.shift"] = config.augment.shift
@@ -434,7 +429,7 @@ def _empty(samples: Samples, rows: int) -> Batch:
 def _fingerprint(
     samples: Samples, units: np.ndarray, trained: list[np.ndarray], weights: list[float], rows: int, seed: int
 ) -> str:
-    """A hash of all on which the plan of rows depends."""
+    """A hash of everything that the plan of rows depends on."""
     config = samples.config
     settings = json.dumps([rows, seed, config.tokens, config.media.units, config.pack, weights])
     digest = hashlib.blake2b(settings.encode(), digest_size=8)
@@ -444,11 +439,11 @@ def _fingerprint(
 
 
 def summary(errors: list[RecordError], total: int, remedy: str) -> str:
-    """One message of all records that break a rule: how many for each reason, and the first ten in full."""
+    """One message about all records that break a rule: their number for each reason, and the first ten in full."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(e.reason for e in errors).most_common())
     lines = [f"{len(errors)} of {total} records break a rule ({reasons}):"]
     lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
     if len(errors) > _NAMED_PROBLEMS:
         lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
-    lines.append(f"Fix them, or go on without them: {remedy} counts them in the ledger.")
+    lines.append(f"Fix them, or continue without them: {remedy} counts them in the ledger.")
     return "\n".join(lines)

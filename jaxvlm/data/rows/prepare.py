@@ -1,7 +1,8 @@
-"""Prepares data once for many runs: images decoded and resized, records in ArrayRecord shards, a card beside them.
+"""Prepares data once for many runs: decodes and resizes images, and writes ArrayRecord shards with a card.
 
-Training on the result sees what it would see on the original, bit for bit if images are kept as PNG: the same ids, so
-the same held-out split, the same order, the same pixels. Each record keeps its first origin (file and index).
+Training on prepared data equals training on the original data: the ids are the same, and with them the held-out split,
+and so are the order and the pixels (bit for bit if images are stored as PNG). Each record keeps its original origin
+(file and index).
 
 An interrupted run resumes: progress.json lists the shards that are complete.
 """
@@ -43,19 +44,19 @@ def prepare(
 
     Args:
       mix: the records.
-      known: those that break a rule, by their number in the mix; they are left out.
-      layout: how images are kept.
-      out: the folder; new, empty, or one that was begun with the same records and settings.
-      jpeg: quality from 1 to 95 of the images; 0: PNG, which keeps every pixel.
-      shard_records: records of a shard, the last may have fewer.
+      known: records that break a rule, by their number in the mix; they are left out.
+      layout: decides how images are stored.
+      out: the folder: new, empty, or started with the same records and settings.
+      jpeg: JPEG quality of the images, 1 to 95; 0 stores PNG, which keeps every pixel.
+      shard_records: number of records per shard; the last shard may have fewer.
       skip: whether a record whose image cannot be decoded is left out and counted, like those of `known`.
 
     Returns:
-      the card.
+      The card.
 
     Raises:
-      UserError: the folder holds something else; without `skip`, every image that cannot be decoded, when the others
-        are written: after these are fixed, the same command writes what is missing.
+      UserError: the folder contains something else. Or, without `skip`, images cannot be decoded; the message comes
+        after all other shards are written. Once the images are fixed, the same command writes only the missing shards.
     """
     count = max(1, -(-len(mix) // shard_records))
     settings = {
@@ -64,7 +65,7 @@ def prepare(
         "images": layout.settings() | {"jpeg": jpeg},
         "left_out": sorted(known),
     }
-    done: dict[str, dict[str, Any]] = _begun(out, settings)
+    done: dict[str, dict[str, Any]] = _finished_shards(out, settings)
     out.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(count) if shard_name(number, count) not in done]
     jobs = [
@@ -86,8 +87,8 @@ def prepare(
     if failed:
         named = "\n".join(f"  {message}" for message, _, _ in failed[:10])
         raise UserError(
-            f"{len(failed)} images cannot be decoded:\n{named}\nMend them and run this again, which writes only what "
-            "is missing, or leave them out with --on-bad skip, which counts them in the card's ledger"
+            f"{len(failed)} images cannot be decoded:\n{named}\nFix them and run this command again, which writes only "
+            "the missing shards; or leave them out with --on-bad skip, which counts them in the card's ledger"
         )
     card = _card(mix, known, settings, [done[shard_name(number, count)] for number in range(count)])
     write_card(out, card)
@@ -98,7 +99,7 @@ def prepare(
 def _card(
     mix: Mix, known: dict[int, RecordError], settings: dict[str, Any], entries: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The card of shards that are all whole, and what became of every record."""
+    """Makes the card of complete shards, with the ledger of all records."""
     reasons = [error.reason for error in known.values()]
     reasons += [reason for entry in entries for _, _, reason in entry["rejected"]]
     used = sum(entry["records"] for entry in entries)
@@ -113,26 +114,26 @@ def _card(
     }
 
 
-def _begun(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The shards that an earlier run has finished; raises `UserError` if the folder holds anything else."""
+def _finished_shards(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The shards that an earlier run finished; raises `UserError` if the folder contains anything else."""
     if not out.exists() or not any(out.iterdir()):
         return {}
     if (out / CARD).exists():
-        raise UserError(f"{out} holds prepared data already; choose another --out, or remove it")
+        raise UserError(f"{out} already contains prepared data; choose another --out, or remove it")
     try:
         saved = json.loads((out / PROGRESS).read_text())
-        begun, shards = saved["settings"], saved["shards"]
+        started, shards = saved["settings"], saved["shards"]
     except FileNotFoundError as error:
-        raise UserError(f"{out} is not empty, and nothing that was being prepared; choose another --out") from error
+        raise UserError(f"{out} is not empty and contains no unfinished prepared data; choose another --out") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out / PROGRESS} is damaged ({error}); remove {out} and begin again") from error
-    if begun != settings:
-        other = ", ".join(key for key in settings if begun.get(key) != settings[key])
-        raise UserError(f"{out} was begun with other {other}; go on with the same, or choose another --out")
+        raise UserError(f"{out / PROGRESS} is damaged ({error}); remove {out} and start again") from error
+    if started != settings:
+        other = ", ".join(key for key in settings if started.get(key) != settings[key])
+        raise UserError(f"{out} was started with other {other}; use the same to resume it, or choose another --out")
     return {n: e for n, e in shards.items() if (out / n).is_file() and (out / n).stat().st_size == e["bytes"]}
 
 
-_work: tuple[Mix, set[int], MediaLayout, int] | None = None  # of a worker process
+_work: tuple[Mix, set[int], MediaLayout, int] | None = None  # per worker process
 
 
 def _set(mix: Mix, left_out: set[int], layout: MediaLayout, jpeg: int) -> None:
@@ -141,7 +142,7 @@ def _set(mix: Mix, left_out: set[int], layout: MediaLayout, jpeg: int) -> None:
 
 
 def _write(path: Path, chunk: range) -> tuple[dict[str, Any], list[list[str]]]:
-    """Writes a shard; returns its entry of the card, and (message, origin, reason) of what could not be decoded."""
+    """Writes a shard. Returns its entry of the card, and (message, origin, reason) of each corrupt record."""
     assert _work is not None
     mix, left_out, layout, jpeg = _work
     broken: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Records by index, checked and rendered: what the index pass learns of them, and how they are written into a row."""
+"""Reads, checks and renders records by index: collects facts for the index, and writes records into rows."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ from jaxvlm.data.text.conversation import Renderer, Sample
 from jaxvlm.data.text.turns import drop_leading_answer
 from jaxvlm.media import MediaLayout, Size
 
-# A conversation in another order of its rounds has other words next to the image and to its start, which may cost a
-# token. So many are planned for on top; an order that takes more is not used.
+# Shuffling the rounds puts other words after the image and at the start, which may take a few tokens more. This many
+# extra tokens are planned for; an order that needs more is not used.
 _ORDER_SLACK = 2
 
 
-_DIGESTED_BYTES = 2**14  # of an image file: with its size they tell files apart, and duplicates are found cheaply
+_DIGESTED_BYTES = 2**14  # hashed per image file, together with its size: a cheap way to find duplicates
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the index pass finds out about a record; nothing of it depends on the family or on the rows."""
+    """Facts about a record from the index pass; none of them depends on the model family or on the row size."""
 
-    text: int = 0  # tokens except placeholders
-    text_to_image: int = 0  # of them, those before the last placeholder
-    text_to_answer: int = 0  # of them, those up to the first supervised one
+    text: int = 0  # number of tokens except placeholders
+    text_to_image: int = 0  # of these, the tokens before the last placeholder
+    text_to_answer: int = 0  # of these, the tokens up to and including the first supervised one
     images_to_answer: int = 0  # placeholders before the first supervised token
     supervised: int = 0  # tokens
-    sides: int = 1  # 2 of a pair: `text` and `supervised` are of both, the two before the answer of the first
-    shuffles: bool = False  # its rounds have a meaning in another order
-    dropped_answer: bool = False  # an assistant turn stood before the first question
-    id_hash: int = 0  # 64 bits, as those below
+    sides: int = 1  # 2 for a pair: `text` and `supervised` count both sides, the `to_answer` fields only the first
+    shuffles: bool = False  # its rounds make sense in another order
+    dropped_answer: bool = False  # an assistant turn before the first question was dropped
+    id_hash: int = 0  # 64 bits, like the hashes below
     text_hash: int = 0
     image_hashes: tuple[int, ...] = ()
     sizes: tuple[Size, ...] = ()  # of its images
 
 
 class Samples:
-    """Turns records into what stands in a row, by index. Small and picklable: worker processes get a copy.
+    """Turns records, by index, into the contents of rows. It is small and picklable: worker processes get a copy.
 
     Attributes:
       lengths: int32[n]; positions that are planned for each record.
-      sizes: for each record the sizes of its images, as the index has them; None: read from the files.
-      pairs: whether each record is a pair, two segments of one row.
+      sizes: image sizes of each record, from the index; None: they are read from the files.
+      pairs: whether each record is a pair, which becomes two segments of one row.
+      keep_images: whether decoded images are kept in memory.
     """
 
     def __init__(
@@ -72,18 +73,18 @@ class Samples:
         return self.__dict__ | {"_images": {}}
 
     def record(self, index: int) -> Record:
-        """Record `index`, from its first question on."""
+        """Reads record `index`, without an answer before its first question."""
         return drop_leading_answer(self.source[index])
 
     def segments(self, record: Record) -> tuple[Record, ...]:
-        """The conversations of a record, each a segment of its row: itself, or the two sides of a pair."""
+        """The conversations of a record, one for each segment of its row: itself, or the two sides of a pair."""
         return sides(record) if self.pairs else (record,)
 
     def inspect(self, index: int) -> Facts:
-        """Checks record `index`: image headers and ends, turns, length. Decodes no image that ends as it should.
+        """Checks record `index`: headers and ends of images, turns, length. An image with a valid end is not decoded.
 
         Raises:
-          RecordError: it breaks a rule, whatever the rows are.
+          RecordError: it breaks a rule that does not depend on the row size.
         """
         original = self.source[index]
         record = drop_leading_answer(original)
@@ -91,7 +92,7 @@ class Samples:
         samples = [self.renderer.render(segment) for segment in self.segments(record)]
         of_samples = [1 + np.flatnonzero(sample.loss_weights[1:]) for sample in samples]
         if not all(map(len, of_samples)):
-            problem = "no token of it is supervised: it has no answer"
+            problem = "none of its tokens is supervised: it has no answer"
             raise RecordError(f"{record.origin}: {problem}", record.origin, "nothing_supervised")
         sample, supervised = samples[0], of_samples[0]
         places = np.flatnonzero(sample.is_image)
@@ -113,26 +114,27 @@ class Samples:
         )
 
     def fingerprint(self) -> str:
-        """A hash of everything on which `inspect` depends except the image files."""
-        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs])
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        """A hash of everything that `inspect` depends on, except the image files."""
+        inputs = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs])
+        return hashlib.blake2b(inputs.encode(), digest_size=16).hexdigest()
 
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
-        """int32[n]: the positions to plan for records of these lengths, so that all that is drawn for them fits."""
+        """int32[n]: the positions to plan for records of these lengths, with room for shuffled rounds."""
         lengths = np.minimum(index_lengths, self.config.tokens)
         if self.config.augment.shuffle_turns:
             lengths = np.where(shuffles, np.minimum(lengths + _ORDER_SLACK, self.config.tokens), lengths)
         return lengths.astype(np.int32)
 
     def write_row(self, batch: Batch, row: int, members: Sequence[int], seed: str | None) -> dict[int, RecordError]:
-        """Writes the samples `members` into a row of an empty batch; `seed` None leaves them as they are in the file.
+        """Writes the samples `members` into a row of an empty batch. With `seed` None they are not augmented.
 
         Returns:
-          With `config.on_bad` "skip" those of which an image passed the index pass but cannot be decoded. Such a sample
-          keeps its place, so that all others keep theirs, but nothing of it is supervised, and its images are blank.
+          The corrupt records, if `config.on_bad` is "skip": those with an image that passed the index pass but failed
+          to decode. Such a sample keeps its place, so that all others keep theirs, but its loss weights are 0 and its
+          images blank.
 
         Raises:
-          RecordError: with "fail", the first of them.
+          RecordError: the first corrupt record, if `config.on_bad` is "fail".
         """
         pieces: list[Piece] = []
         loaded: list[np.ndarray] = []
@@ -146,7 +148,7 @@ class Samples:
                 images = self._images_of(record, index, random)
             except RecordError as error:
                 if self.config.on_bad != "skip":
-                    remedy = '; with data.on_bad = "skip" a run, also one that is resumed, goes on without it'
+                    remedy = '; with data.on_bad = "skip" a new or resumed run continues without it'
                     raise RecordError(f"{error}{remedy}", error.origin, error.reason) from error
                 broken[index] = error
                 own = [dataclasses.replace(p, loss_weights=np.zeros_like(p.loss_weights)) for p in own]
@@ -157,10 +159,10 @@ class Samples:
         return broken
 
     def sizes_of(self, index: int) -> list[Size]:
-        """Sizes of the images of record `index`.
+        """Returns the sizes of the images of record `index`.
 
         Raises:
-          RecordError: a file that cannot be read.
+          RecordError: a file cannot be read.
         """
         if self.sizes is not None:
             return self.sizes[index]
@@ -168,7 +170,7 @@ class Samples:
         return [read_size(image, record.origin) for image in record.images]
 
     def decodes(self, index: int) -> bool:
-        """Whether all images of a record can be decoded."""
+        """Returns whether all images of a record can be decoded."""
         try:
             self._images_of(self.record(index), index, None)
         except RecordError:
@@ -176,19 +178,19 @@ class Samples:
         return True
 
     def _images_of(self, record: Record, index: int, random: python_random.Random | None) -> list[np.ndarray]:
-        # Answers are compared with those of others; training takes what is fast.
+        # Evaluation decodes exactly, so that answers can be compared with other programs'; training decodes fast.
         images = [self._image(record, index, number, exact=random is None) for number in range(len(record.images))]
         for image, size in zip(images, self.sizes_of(index), strict=True):
             if self.layout.units_of(image) != self.layout.measure(size).units:
-                problem = f"an image of it is no longer {size.width} x {size.height} pixels, as when it was indexed"
-                raise RecordError(f"{record.origin}: {problem}; start again", record.origin, "image_changed")
+                problem = f"one of its images is no longer {size.width} x {size.height} pixels as in the index"
+                raise RecordError(f"{record.origin}: {problem}; start the run again", record.origin, "image_changed")
         if random is None:
             return images
         options = self.config.augment
         return [self.layout.augment(image, random, flip=options.flip, shift=options.shift) for image in images]
 
     def _samples(self, record: Record, index: int, random: python_random.Random | None) -> list[Sample]:
-        if self.pairs:  # the index rejects those that do not fit whole
+        if self.pairs:  # the index rejects pairs that do not fit into a row
             return [self.renderer.render(segment) for segment in self.segments(record)]
         extents = [self.layout.measure(size) for size in self.sizes_of(index)]
         if random is not None and self.config.augment.shuffle_turns and _shuffles(record):
@@ -217,13 +219,13 @@ class Samples:
 
 
 class ImageSizes:
-    """Sizes of all records' images, by record."""
+    """Image sizes of all records, looked up by record."""
 
     def __init__(self, counts: np.ndarray, sizes: np.ndarray):
         """Stores its arguments.
 
         Args:
-          counts: int[n], images of each record.
+          counts: int[n], number of images of each record.
           sizes: int32[sum of counts, 3], height, width and frames.
         """
         self._ends, self._sizes = np.cumsum(counts), sizes
@@ -234,7 +236,7 @@ class ImageSizes:
 
 
 def shuffle_turns(record: Record, random: python_random.Random) -> Record:
-    """The record with its rounds (question and answer) in a new order; its image stays in the first question."""
+    """Shuffles the rounds (question and answer) of a record; its image moves to the new first question."""
     start = int(record.turns[0].role == "system")
     rounds = [record.turns[i : i + 2] for i in range(start, len(record.turns), 2)]
     has_image = IMAGE in rounds[0][0].text
@@ -250,11 +252,13 @@ def shuffle_turns(record: Record, random: python_random.Random) -> Record:
 
 
 def _shuffles(record: Record) -> bool:
-    """Whether the rounds have a meaning in another order: not where several images stand between the words."""
+    """Whether the rounds make sense in another order; not if several images are placed within the text."""
     users = [turn.text for turn in record.turns if turn.role == "user"]
     placeholders = [text.count(IMAGE) for text in users]
     alone = users[0].replace(IMAGE, "")
-    sound = bool(alone.strip()) and IMAGE not in alone  # without its image it is a question still, and holds no other
+    sound = (
+        bool(alone.strip()) and IMAGE not in alone
+    )  # without its image it is still a question, without a second placeholder
     return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and sound
 
 
@@ -263,7 +267,7 @@ def _hash(data: bytes) -> int:
 
 
 def _image_hash(image: str | bytes) -> int:
-    """Of an image's first bytes and of its size; files that differ only behind are taken for the same."""
+    """Hashes an image's first bytes and its size. Files that differ only after these bytes count as the same."""
     if isinstance(image, bytes):
         return _hash(len(image).to_bytes(8, "big") + image[:_DIGESTED_BYTES])
     path = Path(image)

@@ -1,4 +1,4 @@
-"""Which samples share which row, epoch after epoch."""
+"""Plans the rows of every epoch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from jaxvlm.config import DataConfig
 from jaxvlm.data.rows.packing import plan_rows
 
-_PLANNING = threading.Lock()  # of one process: loader threads meet at the start of an epoch, one of them plans it
+_PLANNING = threading.Lock()  # at the start of an epoch several loader threads need its plan; one of them makes it
 
 
 class RowSchedule:
-    """Which samples share which row, for every epoch: one endless sequence of rows."""
+    """The plan of rows: which samples share a row, in one endless sequence of rows over all epochs."""
 
     def __init__(
         self,
@@ -23,37 +23,37 @@ class RowSchedule:
         config: DataConfig,
         seed: int,
     ):
-        """Plans nothing yet.
+        """Stores its arguments; epochs are planned on first use.
 
         Args:
           lengths: int32[n]; positions to plan for each sample.
-          units: int32[n]; media units of each.
-          trained: for each source its samples that are trained on, int64[m], and how often an epoch holds each.
-          config: T and U of rows, and whether samples share them.
-          seed: of the order.
+          units: int32[n]; media units of each sample.
+          trained: for each source, the samples to train on, int64[m], and how often an epoch contains each of them.
+          config: gives T and U, and whether samples are packed.
+          seed: seed of the order.
         """
         self._lengths, self._units, self._trained = lengths, units, trained
         self._tokens, self._budget, self._pack = config.tokens, config.media.units, config.pack
         self._seed = seed
-        self._ends: list[int] = []  # the row after the last one of each epoch
+        self._ends: list[int] = []  # for each epoch, the row after its last one
         self._epochs: dict[int, list[tuple[int, ...]]] = {}
 
     def rows(self, samples: np.ndarray) -> list[tuple[int, ...]]:
-        """Rows of the given samples in the given order."""
+        """Plans rows for the given samples in the given order."""
         return plan_rows(self._lengths, self._units, samples, tokens=self._tokens, budget=self._budget, pack=self._pack)
 
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
-        """The rows of an epoch, a function of the seed and the epoch."""
+        """The rows of an epoch. They depend only on the constructor's arguments and the epoch."""
         with _PLANNING:
             return self._epoch(epoch)
 
     def end(self, epoch: int) -> int:
-        """How many rows there are up to the end of an epoch."""
+        """Number of rows from the first epoch to the end of this one."""
         with _PLANNING:
             return self._end(epoch)
 
     def find(self, row: int) -> tuple[int, tuple[int, ...]]:
-        """The epoch of a row of the endless sequence, and its samples."""
+        """The epoch and the samples of a row of the endless sequence."""
         with _PLANNING:
             epoch = 0
             while self._end(epoch) <= row:
@@ -69,19 +69,22 @@ class RowSchedule:
     def _epoch(self, epoch: int) -> list[tuple[int, ...]]:
         if epoch not in self._epochs:
             order = np.random.default_rng((self._seed, epoch)).permutation(self._samples(epoch))
-            # Loader threads are in two epochs at most; one more for a caller that looks at the first.
+            # Loader threads need at most two epochs at a time; keep one more for a caller that reads the first epoch.
             kept = sorted(self._epochs)[-2:]
             self._epochs = {e: self._epochs[e] for e in kept} | {epoch: self.rows(order)}
         return self._epochs[epoch]
 
     def _samples(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch: whole sources as they are, of a part of one the next in its endless sequence."""
+        """The samples of an epoch. A source with weight w contributes all its samples int(w) times.
+
+        For the rest of w, it contributes the next share of an endless sequence of permutations of its samples.
+        """
         chosen = [np.zeros(0, np.int64)]
         for number, (samples, weight) in enumerate(self._trained):
             whole, share = int(weight), weight % 1
             chosen.extend([samples] * whole)
             first, end = (int(round(share * len(samples) * e)) for e in (epoch, epoch + 1))
-            while first < end:  # a permutation of the source, and where it ends another one
+            while first < end:  # continues in the next permutation where one ends
                 turn, at = divmod(first, len(samples))
                 order = np.random.default_rng((self._seed, number, turn, 1)).permutation(samples)
                 chosen.append(order[at : at + end - first])
