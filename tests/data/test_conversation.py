@@ -1,4 +1,4 @@
-"""Conversations to ids and weights, on small Llama-style tokenizers made here."""
+"""Renders conversations to ids and loss weights, with small Llama-style tokenizers that this file builds."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ from jaxvlm.data.text.turns import check_turns, drop_leading_answer
 from jaxvlm.errors import UserError
 
 CHAT = ("<|im_start|>", "<|im_end|>")
-# Merges from left to right: "A+B+C" gives AB, then ABC. The first in the list win.
+# Merges from left to right: "A+B+C" gives AB, then ABC. Earlier merges take precedence.
 MERGES = (
     "▁+U+S E+R U+S US+ER ▁+A+SSISTANT S+S S+SISTANT ▁+A ▁+c+at a+t c+at ▁+W+hat h+at W+hat ▁+B+e B+e ▁+▁ "
     "▁+[ I+N+S+T S+Y+S s+y+s+tem u+s+er a+s+sistant"
@@ -30,7 +30,7 @@ def llama_tokenizer(*, legacy=True, special=(), merges="", not_special=()):
     for chain in f"{MERGES} {merges}".split():
         left, *rest = chain.split("+")
         for right in rest:
-            # A part of several letters ("tem") is merged from its letters first.
+            # A part of several letters ("tem") is first merged from its letters.
             pairs += [(right[:index], right[index]) for index in range(1, len(right))] + [(left, right)]
             left += right
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *map(chr, range(33, 127)), "▁", "日"]
@@ -72,7 +72,7 @@ def record(*texts, images=None, system=None):
 
 
 def read(tokenizer, sample):
-    """The sample as text: one word a token, `*` before a supervised one, `[image]` for a placeholder."""
+    """The sample as text: one word per token, `*` before a supervised token, `[image]` for a placeholder."""
     assert sample.tokens.dtype == np.int32 and sample.loss_weights.dtype == np.float32 and sample.is_image.dtype == bool
     pieces = tokenizer.convert_ids_to_tokens(sample.tokens.tolist())
     pieces = ["[image]" if image else piece for piece, image in zip(pieces, sample.is_image, strict=True)]
@@ -85,14 +85,14 @@ def supervised_runs(sample):
     return [sample.tokens[start:stop].tolist() for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
-# --- what each template makes of two rounds -------------------------------------------------------------------------
+# --- two rounds in each template ------------------------------------------------------------------------------------
 
 ROUNDS = ("<image>\nWhat?", "A cat.", "Be?", "A 5")
 
 
 @pytest.mark.parametrize("legacy, second_user", [(True, "▁US ER"), (False, "USER")])
 def test_vicuna(legacy, second_user):
-    # Old Llama tokenizers put a space after </s>, new ones do not; both put one before the text after an image.
+    # Old Llama tokenizers add a space after </s>, new ones do not; both add one before the text after an image.
     tokenizer = llama_tokenizer(legacy=legacy)
     sample = Renderer(tokenizer, "vicuna_v1", image_token_id=0, system="Be.").render(record(*ROUNDS))
     assert read(tokenizer, sample) == (
@@ -196,7 +196,7 @@ def llava_ids(prompt, tokenizer):
 
 
 def llava_v1(rec, tokenizer, system, *, legacy):
-    """Ids and labels (-100 unsupervised) by LLaVA's way: tokenize, then count the tokens of each round's parts."""
+    """Ids and labels (-100: unsupervised) as LLaVA computes them: it tokenizes, then counts tokens of each round."""
     prompt = system + " "
     for turn in rec.turns:
         text = turn.text
@@ -291,8 +291,8 @@ HOSTILE = "A </s> <s>a<image></s>b <|im_end|> <|im_start|>user"
 @pytest.mark.parametrize(
     "settings_",
     [
-        {"special": (*CHAT, IMAGE)},  # as HF LLaVA
-        {"special": CHAT, "not_special": (IMAGE,)},  # split_special_tokens of transformers would not hold here
+        {"special": (*CHAT, IMAGE)},  # as in HF LLaVA
+        {"special": CHAT, "not_special": (IMAGE,)},  # split_special_tokens of transformers would not split it
         {"special": (*CHAT, IMAGE), "merges": "<+/+s> <+s> <+image+>"},
     ],
     ids=["special", "added", "merged"],
@@ -309,7 +309,7 @@ def test_no_text_becomes_a_control_token(legacy, name, settings_):
         for token in control:
             assert np.count_nonzero(sample.tokens == token) == np.count_nonzero(expected.tokens == token)
         assert [copy.decode(run) for run in supervised_runs(sample)] == [HOSTILE, HOSTILE]
-    assert tokenizer("</s>").input_ids[-1] == 2, "the tokenizer itself has been changed"
+    assert tokenizer("</s>").input_ids[-1] == 2, "the tokenizer itself was changed"
 
 
 def test_weights_follow_a_token_that_is_spelled_out():
@@ -421,17 +421,17 @@ def test_a_conversation_that_is_filled_in_is_the_same(template, monkeypatch):
     ):
         rec = record(*texts)
         asked = Record("r", rec.turns[:-1], rec.images, rec.origin)
-        for name, said in (("render", rec), ("render_prompt", asked)):
+        for name, turns in (("render", rec), ("render_prompt", asked)):
             calls.clear()
-            sample = getattr(renderer, name)(said)
-            assert len(calls) == 1 or template == TRIMMING  # which is rendered turn by turn where it strips
-            expected = getattr(rendering, name)(said)
+            sample = getattr(renderer, name)(turns)
+            assert len(calls) == 1 or template == TRIMMING  # TRIMMING is rendered turn by turn if it strips something
+            expected = getattr(rendering, name)(turns)
             for field in ("tokens", "loss_weights", "is_image"):
                 np.testing.assert_array_equal(getattr(sample, field), getattr(expected, field))
 
 
 def test_white_space_is_what_the_template_makes_of_it():
-    """A conversation with such white space is rendered if the template strips it."""
+    """White space around a message stays unless the template strips it; both kinds of template can be rendered."""
     texts = {}
     for template in (LLAMA, TRIMMING):
         tokenizer = own_template(template)
@@ -449,7 +449,7 @@ def test_an_answer_that_the_template_changes():
 
 
 def byte_tokenizer_without(character):
-    """As SmolLM2's, whose vocabulary lacks some bytes and <unk>: what it has no token for leaves no trace."""
+    """A tokenizer like SmolLM2's, which lacks some bytes and <unk>: text without a token disappears."""
     tokenizer = byte_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     ((piece, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(character)
@@ -465,7 +465,7 @@ def test_an_answer_of_which_no_token_is_left_is_refused(name, source, smollm2):
     tokenizer = smollm2 if source == "smollm2" else byte_tokenizer_without("\x06")
     assert tokenizer("\x06\x06").input_ids == []
     renderer = Renderer(tokenizer, name, image_token_id=tokenizer.eos_token_id)
-    for _ in range(2):  # the second time the tokenizer's own template is only filled in
+    for _ in range(2):  # the second time the form of the chat template exists already
         renderer.render(record("Q", "A\x06"))
         with pytest.raises(RecordError, match="this tokenizer encodes an answer to no tokens") as caught:
             renderer.render(record("Q", "\x06\x06"))
@@ -481,7 +481,7 @@ def test_an_answer_of_which_no_token_is_left_is_refused(name, source, smollm2):
 
 @pytest.mark.parametrize("name", ["vicuna_v1", "tokenizer"])
 def test_an_end_token_whose_id_stands_for_images_too(name):
-    """As GPT-2's, which has no other control token: each id is what its place in the text says."""
+    """As in GPT-2, which has no other control token: the place in the text decides what the id means."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ':' + m.content + (eos_token if m.role == 'assistant' else '. ') }}"
@@ -495,7 +495,7 @@ def test_an_end_token_whose_id_stands_for_images_too(name):
 
 
 def test_a_placeholder_inside_another_is_one():
-    """Taking it out and putting it in front would leave another."""
+    """Moving it to the front would leave another placeholder in the text."""
     tokenizer = llama_tokenizer()
     sample = Renderer(tokenizer, "vicuna_v1", image_token_id=0, system="").render(record("<<image>image> Who?", "A"))
     assert np.count_nonzero(sample.is_image) == 1

@@ -1,7 +1,7 @@
-"""Records made to break a reader, on the whole way from a file to batches and to `inspect_data check`.
+"""Hostile records, through the whole pipeline from a file to batches, and through `inspect_data check`.
 
-Whatever a file holds, each record of it is counted once, nothing but `RecordError` and `UserError` comes out, and what
-is sound among it is trained on. What is to become of a record is known when it is made (`KINDS`).
+Whatever a file contains, each of its records is counted once, no exceptions except `RecordError` and `UserError` are
+raised, and valid records are trained on. The expected fate of a record is known when it is made (`KINDS`).
 """
 
 import collections
@@ -36,11 +36,11 @@ from tests.layouts import make_pipeline
 
 RECIPE = "tests/e2e/small.py"
 PLACES = ["llava.jsonl", "llava.json", "sharegpt", "openai", "alpaca"]
-RECORDS, EXAMPLES = 420, 6  # for each place: 12,600 in all
+RECORDS, EXAMPLES = 420, 6  # for each place; 12,600 in total
 TOKENS, IMAGES = 64, 2
 
-# What is to become of a record, where it is not one of these reasons to reject it.
-WHOLE, CUT, LATE, ANY = "whole", "cut", "late", "any"  # LATE: its image breaks between header and end
+# Expected fates of a record; every other string is the reason for which it is rejected.
+WHOLE, CUT, LATE, ANY = "whole", "cut", "late", "any"  # LATE: its image is corrupt between header and end
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def png(width, height, *chunks):
 
 @functools.cache
 def zip_of_death():
-    """A megabyte that unpacks to a gigabyte."""
+    """A zip file of one megabyte that unpacks to one gigabyte."""
     out = io.BytesIO()
     with (
         zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
@@ -73,7 +73,7 @@ def zip_of_death():
     return out.getvalue()
 
 
-# Name of an image -> what becomes of a record that names it.
+# Name of an image -> the expected fate of a record that names it.
 PICTURES = {
     "good.png": WHOLE,
     "good.jpg": WHOLE,
@@ -134,7 +134,7 @@ def write_pictures(folder):
 
 
 class Writer:
-    """Makes items of one place, by chance."""
+    """Makes random items for one place."""
 
     def __init__(self, place, chance, pool):
         self.place, self.chance, self.pool = place, chance, pool
@@ -154,7 +154,7 @@ class Writer:
         return [self.log() for _ in range(2 * self.chance.randint(1, 2))]
 
     def item(self, *texts, images=()):
-        """An item that says `texts`, of a user and an assistant in turn."""
+        """An item with `texts` as alternating turns of a user and an assistant."""
         item = {"id": f"r{self.chance.randrange(10**9)}"}
         if images:
             item[self.images] = list(images)
@@ -179,7 +179,7 @@ def picture(w, name=None):
     name = name or w.chance.choice(list(PICTURES))
     images = [name] * w.chance.randint(1, IMAGES)
     first, *rest = w.texts()
-    if not w.chat:  # alpaca: placeholders of the rounds before are counted first, so any turn will do
+    if not w.chat:  # alpaca counts placeholders of earlier rounds first, so any turn can have them
         return w.item(f"{'<image>' * len(images)}{first}", *rest, images=images), PICTURES[name]
     return w.item(f"{'<image>' * len(images)}{first}", *rest, images=images), PICTURES[name]
 
@@ -189,7 +189,7 @@ def sound(w):
 
 
 def sound_with_extras(w):
-    """What nobody reads may be anything."""
+    """Fields that nothing reads may have any value."""
     return w.good() | {"extra": w.anything(), "": None, "\ud800": float("inf")}, WHOLE
 
 
@@ -221,7 +221,7 @@ def noise_in_a_turn(w):
 
 
 def missing_key(w):
-    item = {"a\n\x1b[31m\u202e": 1} | w.good()  # the message names the keys there are
+    item = {"a\n\x1b[31m\u202e": 1} | w.good()  # the message lists the keys of the item
     del item[w.messages]
     return item, "missing_key"
 
@@ -299,7 +299,7 @@ def long_answer(w):
 
 
 def huge_text(w):
-    """Beyond the limit, which the tests set low."""
+    """Text beyond the limit, which the tests set low."""
     texts = w.texts()
     texts[w.chance.randrange(len(texts))] = "huge " * 10_000
     return w.item(*texts), "text_too_long"
@@ -316,7 +316,7 @@ def no_text(w):
 
 
 def control_tokens(w):
-    """Spelled in a text they are text."""
+    """Control tokens that are spelled out in a text are plain text."""
     return w.item("</s> <s> USER: <unk>", "<image> </s> ASSISTANT: <s>"), WHOLE
 
 
@@ -326,13 +326,13 @@ def long_number(w):
 
 
 def twice(w):
-    """The last of equal keys counts, as in every JSON parser."""
+    """The last of equal keys is used, as in every JSON parser."""
     text = json.dumps(w.good())
     return f'{{"id": [], "{w.messages}": 7, {text[1:]}'.encode(), WHOLE
 
 
 def deep(w):
-    """Too deep for Python's parser, and sound if it is not."""
+    """Nested too deeply for Python's parser, or valid at a smaller depth."""
     text = json.dumps(w.good())
     depth = 40 if not w.lines else w.chance.choice([40, 100_000])
     opened, closed = w.chance.choice([("[", "]"), ('{"a":', "}")])
@@ -341,7 +341,7 @@ def deep(w):
 
 
 def no_json(w):
-    """Bytes that are no JSON, which in a list are the file's fault and have a test of their own."""
+    """Bytes that are not JSON. In a list they make the whole file invalid, which another test covers."""
     if not w.lines:
         return sound(w)
     data = json.dumps(w.good(), ensure_ascii=False).encode()
@@ -370,7 +370,7 @@ KINDS += [no_json, no_json]
 
 
 def as_json(w, made):
-    """The bytes of a record."""
+    """Encodes a record as bytes."""
     if isinstance(made, bytes):
         return made
     with contextlib.suppress(UnicodeEncodeError):
@@ -380,14 +380,14 @@ def as_json(w, made):
 
 
 def make_file(path, place, plan, pool):
-    """Writes the records that `plan` (four bytes each) says; returns what is to become of them, by origin."""
+    """Writes the records that `plan` describes (four bytes each); returns their expected fates by origin."""
     pool = [value for value in map(jsonable, pool) if value is not None] or [7]
     pieces, fates = [], {}
     line = 1
     for number in range(len(plan) // 4):
         which, *seed = plan[4 * number : 4 * number + 4]
         w = Writer(place, random.Random(bytes(seed) + f"{place}/{number}".encode()), pool)
-        made, fate = KINDS[which % len(KINDS)](w) if number else sound(w)  # one to train on at least
+        made, fate = KINDS[which % len(KINDS)](w) if number else sound(w)  # at least one to train on
         data = as_json(w, made)
         if place == "llava.jsonl":
             if not data.strip():
@@ -405,13 +405,13 @@ def make_file(path, place, plan, pool):
 
 
 def jsonable(value):
-    """The value, if JSON can say it and does not need an encoder of its own."""
+    """The value as JSON gives it back, or None if JSON cannot represent it."""
     with contextlib.suppress(TypeError, ValueError):
         return json.loads(json.dumps(value))
     return None
 
 
-# --- the way ----------------------------------------------------------------------------------------------------------
+# --- the pipeline -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +442,7 @@ def source_of(folder, place):
 
 @pytest.fixture
 def check(world, monkeypatch):
-    """Runs `inspect_data check` as a shell would; returns the exit code and what it wrote."""
+    """Runs `inspect_data check` as a shell would; returns the exit code, stdout and stderr."""
 
     def check(source):
         monkeypatch.setenv("JAXVLM_TEST_DATA", source)
@@ -471,7 +471,7 @@ def check(world, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def kept(monkeypatch, tmp_path):
-    """The index is kept, however small, so that what is read again is tested too."""
+    """Caches even the smallest index, so that reading it back is tested too."""
     monkeypatch.setattr(cache, "KEEP_SECONDS", 0.0)
     monkeypatch.setenv("JAXVLM_CACHE", str(tmp_path / "cache"))
 
@@ -482,7 +482,7 @@ def build(source, tokenizer, *, rows=1, **changes):
 
 
 def follow(source, fates, tokenizer, check, out):
-    """Goes the whole way with a file and asserts all that can be said of it."""
+    """Runs a file through the whole pipeline and checks every result against the expected fates."""
     total = len(fates)
     code, printed, errors = check(source)
     assert code in (0, 2) and errors == "" and all(line.isprintable() for line in printed.split("\n"))
@@ -522,7 +522,7 @@ def follow(source, fates, tokenizer, check, out):
     assert ledger.counts["rejected"].get("image_broken, found while training", 0) == len(late)
     assert len(made.heldout_questions()) <= made.heldout
 
-    # What is left to train on, a row each.
+    # The records that are trained on, one per row.
     alone = build(source, tokenizer, pack=False)
     assert alone.ledger(total).total("truncated") == sum(reason == "truncated" for reason in reasons.values())
     reached, late = set(), set()
@@ -546,7 +546,7 @@ def follow(source, fates, tokenizer, check, out):
         <= {o for o, fate in fates.items() if fate in (LATE, ANY)}
     )
 
-    # And if nothing may be lost, one message with the same counts.
+    # With on_bad "fail", one message with the same counts.
     if rejected:
         with pytest.raises(UserError) as caught:
             build(source, tokenizer, on_bad="fail")
@@ -555,14 +555,14 @@ def follow(source, fates, tokenizer, check, out):
         assert {r: int(n) for n, r in (part.split(" ") for part in counts.split(", "))} == rejected
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest takes away the filter of images.py
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest removes the filter of images.py
 @pytest.mark.parametrize("place", PLACES)
 def test_each_record_is_counted_once(place, world, tokenizer, check, monkeypatch):
     monkeypatch.setattr(turns, "MAX_CHARACTERS", 40_000)
     path, source = source_of(world, place)
     read = collections.Counter()
 
-    # Not shrunk, which would take minutes: what fails names its record.
+    # Without shrinking, which would take minutes: a failure names its record.
     @settings(max_examples=EXAMPLES, phases=[Phase.generate])
     @given(st.binary(min_size=4 * RECORDS, max_size=4 * RECORDS), st.lists(ITEMS, min_size=5, max_size=20))
     def holds(plan, pool):
@@ -572,7 +572,7 @@ def test_each_record_is_counted_once(place, world, tokenizer, check, monkeypatch
 
     holds()
     print(f"{place}: {read.total():,} records, {dict(read.most_common())}")
-    assert read.total() >= 0.99 * RECORDS * EXAMPLES  # five places: 10,000 at least
+    assert read.total() >= 0.99 * RECORDS * EXAMPLES  # five places: at least 10,000
     assert len(PLACES) * 0.99 * RECORDS * EXAMPLES >= 10_000
     assert {WHOLE, LATE, CUT, ANY, *PICTURES.values()} <= set(read)
 
@@ -587,7 +587,7 @@ NO_JSON = {"invalid_json", "invalid_utf8"}
 
 
 def huge(word, new):
-    """The good record with `new` over and over in the place of a word."""
+    """The good record with a word replaced by many repetitions of `new`."""
     return TEXT.replace(word, new * (HUGE // len(new)))
 
 
@@ -622,7 +622,7 @@ def test_a_list_that_cannot_be_read_is_one_error(data, words, world, tokenizer, 
         ("bom.json", b"\xef\xbb\xbf[" + TEXT + b"]", [WHOLE]),
         ("bom.jsonl", b"\xef\xbb\xbf" + TEXT, [WHOLE]),
         ("returns.json", b"\r[\r" + TEXT + b"\r,\r" + TEXT + b"\r]\r", [WHOLE, WHOLE]),
-        # To JSON Lines a carriage return alone is a space.
+        # In JSON Lines a carriage return alone is white space.
         ("returns.jsonl", TEXT + b"\n" + TEXT + b"\r" + TEXT + b"\r", [WHOLE, "invalid_json"]),
         ("separators.jsonl", TEXT.replace(b"red", "red\u2028\u2029\x85 a".encode()), [WHOLE]),
         ("no end.jsonl", TEXT + b"\n" + TEXT[:-1], [WHOLE, "invalid_json"]),
@@ -644,9 +644,11 @@ def test_a_file_of_few_records(name, data, fates, world, tokenizer, check):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_damaged_file_is_one_error_or_adds_up(place, world, tokenizer):
-    """Bytes changed, lost or added anywhere: also where a list's elements are told apart."""
+    """Bytes are changed, lost or added anywhere, also between the elements of a list."""
     path, source = source_of(world, place)
-    damage = st.tuples(st.floats(0, 1), st.binary(max_size=4), st.integers(0, 9))  # place, bytes put in, bytes lost
+    damage = st.tuples(
+        st.floats(0, 1), st.binary(max_size=4), st.integers(0, 9)
+    )  # place, inserted bytes, number of lost bytes
 
     @settings(max_examples=60, phases=[Phase.generate])
     @given(st.integers(0, 2**32), st.lists(damage, max_size=3))
@@ -673,7 +675,7 @@ def test_a_damaged_file_is_one_error_or_adds_up(place, world, tokenizer):
 
 
 def test_a_path_that_is_no_utf8(world, tokenizer, check):
-    """The file system takes any bytes; the records there are as good as others, and messages name them."""
+    """File systems allow any bytes in a path; records there are read like others, and messages name them."""
     folder = os.fsdecode(os.fsencode(world) + b"/\xff")
     os.mkdir(folder)
     shutil.copy(world / "good.png", folder)

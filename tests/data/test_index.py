@@ -1,4 +1,4 @@
-"""The index is made once: kept by the content of the data, and of nothing that may have changed since."""
+"""The index is built once: the cache finds it by the content of the data, and never returns a stale one."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.data.test_pipeline import BAD, VISION
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """The folder of the cache, in which everything is kept."""
+    """The folder of the cache, which keeps everything in this test."""
     monkeypatch.setenv("JAXVLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "KEEP_SECONDS", 0.0)
     return tmp_path / "cache"
@@ -24,7 +24,7 @@ def kept(tmp_path, monkeypatch):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Indices of the records that were gone through, in this process."""
+    """Indices of the records that this process inspected."""
     calls = []
     inspect = samples.Samples.inspect
     monkeypatch.setattr(samples.Samples, "inspect", lambda self, i: calls.append(i) or inspect(self, i))
@@ -42,7 +42,7 @@ def columns(found):
     return {name: getattr(found, name).tolist() for name in index._COLUMNS}
 
 
-def told(found):
+def errors(found):
     return [(at, str(e), e.origin, e.reason) for at, e in found.errors.items()]
 
 
@@ -52,8 +52,8 @@ def test_found_again(kept, passes, load, tmp_path):
     first = load(path)
     assert len(passes) == 33 and set(first.errors) == {30, 31, 32}
     for again in (load(path), load(path, tokens=99, images=7, heldout=0.5, pack=False, aspect="square")):
-        assert passes[33:] in ([31], [31, 31])  # an image that is missing is looked for again
-        assert columns(again) == columns(first) and told(again) == told(first)
+        assert passes[33:] in ([31], [31, 31])  # a missing image is looked for again
+        assert columns(again) == columns(first) and errors(again) == errors(first)
     assert first.text.dtype == np.int32 and first.id_hash.dtype == np.uint64
 
 
@@ -118,7 +118,7 @@ def test_worker_processes_find_the_same(load, tmp_path, monkeypatch):
     monkeypatch.setattr(index, "_CHUNK", 7)
     monkeypatch.setattr(index.os, "sched_getaffinity", lambda pid: {0, 1})
     found = load(path)
-    assert columns(found) == columns(want) and told(found) == told(want)
+    assert columns(found) == columns(want) and errors(found) == errors(want)
 
 
 def test_only_the_last_answer(load, tmp_path):

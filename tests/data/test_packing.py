@@ -1,4 +1,4 @@
-"""Samples in rows: an example written out, and properties of the plan."""
+"""Packs samples into rows: an explicit example, and properties of the plan."""
 
 from unittest import mock
 
@@ -72,7 +72,7 @@ def test_two_features_an_image_and_two_images_a_sample():
 
 
 def test_the_text_may_hold_the_placeholder_id():
-    """It is <unk> where a tokenizer has no <image>; only `is_image` tells them apart."""
+    """The placeholder is <unk> if a tokenizer has no <image>; only `is_image` distinguishes the two."""
     mixed = Sample(np.array([1, IM, IM, 7], np.int32), np.array([0, 0, 1, 1], np.float32), np.array([0, 1, 0, 0], bool))
     piece = expand(mixed, slots(2, 2))
     assert piece.targets.tolist() == [0, 0, IM, 7, 0]
@@ -134,7 +134,7 @@ def test_rows_too_short_for_any_image():
     )
 )
 def test_any_plan(case):
-    """Each sample once, no row overflows, no sample far from its place, the oldest first; again the same."""
+    """Each sample occurs once and near its place, no row overflows, the oldest is first; planning is deterministic."""
     T, I, sizes, pack, window, random = case  # noqa: E741
     lengths = np.array([length for length, _ in sizes], np.int32)
     images = np.array([min(count, I) for _, count in sizes], np.int32)
@@ -151,7 +151,7 @@ def test_any_plan(case):
         assert lengths[list(row)].sum() <= T and images[list(row)].sum() <= I
         assert pack or len(row) == 1
     assert all(row == sorted(row) for row in places)
-    # Each row begins with the oldest sample that is left, and none in sight would still fit.
+    # Each row begins with the oldest sample left, and no other sample in the window would still fit.
     left = set(range(len(order)))
     for row, members in zip(places, rows, strict=True):
         assert row[0] == min(left)
@@ -164,13 +164,13 @@ def test_any_plan(case):
 @pytest.mark.parametrize(
     "lengths, images, rows",
     [
-        ([4, 5, 3, 3], [0, 0, 0, 0], [(0, 2, 3), (1,)]),  # two that fill the row, not the one that comes next
-        ([4, 3, 3, 6], [0, 0, 0, 0], [(0, 3), (1, 2)]),  # one that fills it; two would fill it as well
-        ([4, 5, 5, 3, 2], [0] * 5, [(0, 1), (2, 3, 4)]),  # nothing fills it: the one that comes next
+        ([4, 5, 3, 3], [0, 0, 0, 0], [(0, 2, 3), (1,)]),  # two fill the row, so the next one is not taken
+        ([4, 3, 3, 6], [0, 0, 0, 0], [(0, 3), (1, 2)]),  # one fills it; two would fill it as well
+        ([4, 5, 5, 3, 2], [0] * 5, [(0, 1), (2, 3, 4)]),  # nothing fills it, so the next one is taken
         ([4, 3, 3, 6], [1, 1, 1, 1], [(0, 3), (1, 2)]),
-        ([4, 3, 3, 5], [1, 1, 1, 0], [(0, 3), (1, 2)]),  # two slots: no three images
+        ([4, 3, 3, 5], [1, 1, 1, 0], [(0, 3), (1, 2)]),  # two slots: not three images
         ([2, 2, 2, 2, 2, 2, 3], [0] * 7, [(0, 1, 2, 3, 4), (5, 6)]),
-        ([9, 1, 9, 1], [0] * 4, [(0, 1), (2, 3)]),  # the older of equals
+        ([9, 1, 9, 1], [0] * 4, [(0, 1), (2, 3)]),  # of equal samples the older
     ],
 )
 def test_plans_written_out(lengths, images, rows):
@@ -193,7 +193,7 @@ def test_rows_are_full(low, high, tokens, images, fill):
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.25])
 @pytest.mark.parametrize("tokens, images, fill", [(2048, 3, 0.87), (2304, 3, 0.97), (3072, 4, 0.99), (4096, 6, 0.99)])
 def test_rows_of_llavas_mixture(tokens, images, fill, scale):
-    """Full (no packer reaches 90 % at 2048), and as mixed as the order in every part of an epoch."""
+    """Rows are full (no packer reaches 90 % at 2048), and in every part of an epoch as mixed as the order."""
     mixture = make_mixture(20_000, tokens, scale)
     order = np.random.default_rng(1).permutation(len(mixture.lengths))
     rows = plan_rows(mixture.lengths, mixture.images, order, tokens=tokens, budget=images, pack=True)
@@ -210,7 +210,7 @@ def test_rows_of_llavas_mixture(tokens, images, fill, scale):
 @given(st.lists(st.lists(st.booleans(), min_size=2, max_size=6), min_size=1, max_size=4), st.integers(1, 3))
 @example([[True, True], [False, True]], 2)
 def test_packed_pieces_are_what_they_are_alone(kinds, P):
-    """Each sample's part of a packed row is its own row, except where its images stand."""
+    """Each sample's part of a packed row equals a row of its own, except for the positions of its images."""
     samples = [
         sample([IM if image else 5 + i % 4 for i, image in enumerate(kind)], [i % 2 for i in range(len(kind))])
         for kind in kinds

@@ -1,4 +1,4 @@
-"""Records to batches: nothing lost, every batch a function of its number, and all problems named."""
+"""Records to batches: no record is lost, every batch is a function of its number, all problems are reported."""
 
 import dataclasses
 import itertools
@@ -77,7 +77,7 @@ def test_an_epoch_holds_every_record_once(build, data, pack):
 
 
 def test_rows_hold_the_images_of_their_records(build, data):
-    """Each image has its own mean, so every packed image can be found among the files."""
+    """Each image has its own mean, so every packed image can be matched to a file."""
     from jaxvlm.data.media.images import load_image
 
     source = load_source(str(data))
@@ -161,15 +161,15 @@ def test_epochs_differ_in_order_rounds_and_pixels(build, data):
     pixels = [{batch.media.pixels.tobytes() for batch in epoch} for epoch in (first, second)]
     assert len(pixels[0] & pixels[1]) < 10
     texts = [{batch.tokens.tobytes() for batch in epoch} for epoch in (first, second)]
-    assert 0 < len(texts[0] & texts[1]) < 60  # those with one round stay
-    # The words are the same, whatever their order.
+    assert 0 < len(texts[0] & texts[1]) < 60  # records with one round do not change
+    # The words are the same in any order of rounds.
     bags = [sorted(tuple(np.sort(batch.tokens[0])) for batch in epoch) for epoch in (first, second)]
     same_bags = sum(a == b for a, b in zip(*bags, strict=True))
     assert same_bags > 30
 
 
 def test_shuffled_rounds_are_dropped_when_they_would_not_fit(build, data, monkeypatch):
-    """No order may take more positions than were planned for."""
+    """No order of rounds may take more positions than were planned for."""
     monkeypatch.setattr(samples_module, "_ORDER_SLACK", -5)
     made = build(data, augment=SHAKEN, rows=1, pack=False)
     plain = build(data, rows=1, pack=False)
@@ -200,7 +200,7 @@ def test_shuffle_turns_keeps_the_image_first():
 
 
 def test_rounds_stay_where_a_placeholder_stands_inside_another(build, tmp_path):
-    """Without its image such a question would hold a second one, and in another round both would count."""
+    """Without its image such a question would contain a second placeholder, and in another round both would count."""
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     item = {"image": "a.png", "conversations": conversation("<<image>image> is", "a", "what is", "the")}
     (tmp_path / "a.json").write_text(json.dumps([item]))
@@ -323,7 +323,7 @@ def test_settings_that_cannot_work(build, data):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_between_header_and_end_is_named(build, tmp_path, workers, monkeypatch):
-    monkeypatch.setattr(index_module, "PARALLEL", 1)  # the index pass in processes too, if there are any
+    monkeypatch.setattr(index_module, "PARALLEL", 1)  # the index pass uses worker processes too, if the pipeline does
     path = write_records(tmp_path, 6)
     whole = (tmp_path / "3.png").read_bytes()
     (tmp_path / "3.png").write_bytes(whole[:60] + whole[70:])
@@ -343,7 +343,7 @@ def test_or_keeps_its_place_and_is_counted(build, tmp_path, workers, capfd):
     picture.write_bytes(whole[:60] + whole[70:])
     made = build(path, on_bad="skip", workers=workers)
     batches = made.batches()
-    found = take(batches, 4)  # all rows, and some for the second time
+    found = take(batches, 4)  # all rows, some of them twice
     assert batches.broken == {3: "image_broken"}
     assert capfd.readouterr().err.count("warning") == 1
     again = made.batches()
@@ -387,7 +387,7 @@ def test_images_are_decoded_once_if_they_fit_into_memory(build, data, monkeypatc
     monkeypatch.setattr(ImageSlots, "load", lambda *a, **kw: calls.append(a) or load(*a, **kw))
     made = build(data, rows=1, augment=SHAKEN)
     kept = take(made.batches(), made.num_rows(2))
-    assert len(calls) < 60  # 48 images; two threads may decode the same one at the same time
+    assert len(calls) < 60  # 48 images, of which two threads may decode the same one at the same time
     monkeypatch.setattr(pipeline_module, "_CACHE_BYTES", 0)
     made = build(data, rows=1, augment=SHAKEN)
     calls.clear()

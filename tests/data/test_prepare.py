@@ -1,4 +1,4 @@
-"""Prepared data is the data: the same batches, whatever was interrupted on the way; nothing is lost in silence."""
+"""Prepared data gives the same batches as the original, also after an interruption; no loss goes unreported."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KEPT = ImageSlots.of(VISION, "pad")
 
 
 class Inline:
-    """Takes the place of the pool of processes: what it is given runs here."""
+    """Replaces the pool of processes: work runs in this process."""
 
     def __init__(self, begin, *arguments):
         begin(*arguments)
@@ -61,7 +61,7 @@ def run(path, out, known=(), *, kept=KEPT, jpeg=0, shard_records=10, skip=False)
 
 
 def test_training_sees_the_same(records, tmp_path, tokenizer):
-    """In real worker processes."""
+    """Uses real worker processes."""
     out = tmp_path / "out"
     card = run(records, out)
     assert [shard["records"] for shard in card["shards"]] == [10, 10, 5]
@@ -88,7 +88,7 @@ def test_jpeg_is_nearly_the_same(inline, records, tmp_path):
         (now,), (before,) = source[index].images, original[index].images
         assert now[:3] == b"\xff\xd8\xff"
         have, want = (load_image(image, 16, "pad", pad_colour=VISION.pad_colour).astype(int) for image in (now, before))
-        assert 0 < abs(have - want).mean() < 12  # noise, the hardest there is
+        assert 0 < abs(have - want).mean() < 12  # noise, which JPEG compresses worst
 
 
 def test_goes_on_where_it_was_stopped(inline, records, tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_goes_on_where_it_was_stopped(inline, records, tmp_path, monkeypatch):
     names = [f"part-0000{number}-of-00003.array_record" for number in range(3)]
     done = list(json.loads((out / "progress.json").read_text())["shards"])
     assert len(done) == 2
-    (out / done[0]).unlink()  # lost since
+    (out / done[0]).unlink()  # a finished shard is lost
     written = []
     monkeypatch.setattr(prepare_module, "write_shard", lambda path, r: written.append(path.name) or write(path, r))
     monkeypatch.setattr(prepare_module, "replace_text", note)
@@ -125,7 +125,7 @@ def test_what_cannot_be_decoded_is_named_or_counted(inline, records, tmp_path, t
     for number in (3, 11, 12):
         path = records.parent / f"{number}.png"
         whole = path.read_bytes()
-        path.write_bytes(whole[:60] + whole[70:])  # header and end are whole
+        path.write_bytes(whole[:60] + whole[70:])  # header and end stay valid
     items = json.loads(records.read_text())
     items[7]["conversations"].pop()
     records.write_text(json.dumps(items))

@@ -1,4 +1,4 @@
-"""A tokenizer trained on a recipe's text, and others from folders."""
+"""Tokenizers trained on the text of a recipe, and tokenizers loaded from folders."""
 
 import pytest
 
