@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
@@ -113,7 +114,24 @@ def compile_step(
 
 def compile_lowered(lowered: Any, dump: Path) -> Any:
     """The executable of a lowered program; the compiler's own reports go to the folder `dump`."""
-    return lowered.compile({"xla_dump_to": str(dump)})
+    with _without_persistent_cache():
+        return lowered.compile({"xla_dump_to": str(dump)})
+
+
+@contextlib.contextmanager
+def _without_persistent_cache() -> Iterator[None]:
+    """Turns jax's persistent compilation cache off.
+
+    An executable for a slice that is not here cannot be read back from it, and one that was read would bring no dump.
+    """
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # jax decides once whether it uses the cache
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        reset_cache()
 
 
 def _fingerprint(lowered: Any, step: Step) -> str:
