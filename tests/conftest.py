@@ -1,7 +1,7 @@
 """Set before jax is imported: the tests run on eight fake CPU devices. What they cache is theirs alone.
 
-Most of their time would be XLA's. So it optimises little (tests/xla.py), and .pytest_cache/xla keeps what it compiled for
-the next session; the folder may be deleted at any time.
+Most of their time would be XLA's. So it optimises little (tests/xla.py), and .pytest_cache/xla keeps what it compiled
+for the next session; the folder may be deleted at any time.
 
 hypothesis draws the same examples each time, so that a change fails for what it changes; it looks further with
 `pytest --hypothesis-profile=search`, and `--hypothesis-seed=N` for another part of it.
