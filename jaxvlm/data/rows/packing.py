@@ -7,6 +7,7 @@ Axis letters:
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from jaxvlm.media import MediaExtent, MediaLayout, Size
 # Places of the order that a row may take samples from, counted from the oldest that waits: few, so that batches stay as
 # mixed as the permutation made them. 2048 fill rows of LLaVA's mixture no better, 128 leave 0.2 % more padding.
 PLAN_WINDOW = 512
+# Numbers of media units that the search for a row's last two samples tells apart. With 300 distinct numbers of patches,
+# 32 classes pack 24,000 samples a second (exact: 1,300) into 0.0 to 0.6 % more rows; 16 classes into 1.8 % more.
+UNIT_CLASSES = 32
 
 
 @dataclass(frozen=True)
@@ -197,35 +201,47 @@ class _Pool:
     def __init__(self, lengths: list[int], units: list[int]):
         self.waiting: OrderedDict[int, None] = OrderedDict()
         self._lengths, self._units = lengths, units
-        # (length, -place), sorted: the oldest of equal lengths last. One list for each number of units, most first.
-        self._sorted: dict[int, list[tuple[int, int]]] = {n: [] for n in sorted(set(units), reverse=True)}
+        # (length, -place), sorted: the oldest of equal lengths last. One list for each class of units, most first.
+        self._classes = _classes(units)
+        self._sorted: dict[int, list[tuple[int, int]]] = {n: [] for n in sorted(set(self._classes), reverse=True)}
 
     def add(self, place: int) -> None:
         """A sample begins to wait."""
         self.waiting[place] = None
-        bisect.insort(self._sorted[self._units[place]], (self._lengths[place], -place))
+        bisect.insort(self._sorted[self._classes[place]], (self._lengths[place], -place))
 
     def take_row(self, room: int, slots: int) -> list[int]:
         """Takes the oldest sample, and what fills `room` positions and `slots` media units with it, out of the pool."""
         row: list[int] = []
-        place: int | None = next(iter(self.waiting))
-        while place is not None:
-            row.append(self._take(place))
-            room, slots = room - self._lengths[place], slots - self._units[place]
+        taken = [next(iter(self.waiting))]
+        while taken:
+            for place in taken:
+                row.append(self._take(place))
+                room, slots = room - self._lengths[place], slots - self._units[place]
+            if not room:
+                break
             groups = [(count, group) for count, group in self._sorted.items() if group and count <= slots]
             shortest = min([group[0][0] for _, group in groups], default=room + 1)
             more = 3 * shortest <= room  # may fit, so two shall only end the row if they fill it
-            ending = _ending(groups, room, slots, shortest, least=room if more else 1)
-            if ending or not more:
-                return row + [self._take(place) for place in ending]
-            place = next((p for p in self.waiting if self._lengths[p] <= room and self._units[p] <= slots), None)
+            taken = _ending(groups, room, slots, shortest, least=room if more else 1)
+            if not taken:
+                fits = (p for p in self.waiting if self._lengths[p] <= room and self._units[p] <= slots)
+                taken = list(itertools.islice(fits, 1))
         return row
 
     def _take(self, place: int) -> int:
         del self.waiting[place]
-        group = self._sorted[self._units[place]]
+        group = self._sorted[self._classes[place]]
         del group[bisect.bisect_left(group, (self._lengths[place], -place))]
         return place
+
+
+def _classes(units: list[int]) -> list[int]:
+    """Each number itself while few are distinct, as with counts of images; else rounded up to one of `UNIT_CLASSES`."""
+    if len(set(units)) <= UNIT_CLASSES:
+        return units
+    width = -(-max(units) // UNIT_CLASSES)
+    return [-(-n // width) * width for n in units]
 
 
 def _ending(
