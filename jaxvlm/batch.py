@@ -1,6 +1,6 @@
 """The batch: the one contract between the data pipeline and the models.
 
-Its structs are NamedTuples, which JAX maps over without being told to, so this file needs NumPy alone.
+Its structs are NamedTuples, which JAX maps over without registration, so this file needs NumPy alone.
 
 Axis letters:
   B rows   T token positions   I image slots of a row   Y, X pixels   C colour channels
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
     positions: Array  # int32[B, T], or int32[B, T, 3] for families with three-axis positions; restart at each segment
     segments: Array  # int32[B, T]; 1, 2, ... for each packed sample, 0 is padding
     media: Any  # the family's own struct, a NamedTuple of arrays with B first: `Images` or another
-    image_index: Array  # int32[B, T]; which of the row's media features stands here, -1 at text
+    image_index: Array  # int32[B, T]; which of the row's media features is here, -1 at text
 
     @classmethod
     def spec(cls, *, rows: int, tokens: int, media: Any, position_axes: int = 1) -> Batch:

@@ -154,10 +154,10 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
     except ExitWithResult as ended:
         exit_code, result = ended.exit_code, ended.result
     except Exception as error:
-        told = explained(error)
-        if told is None or "--debug" in argv:
+        known = explained(error)
+        if known is None or "--debug" in argv:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {known}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -130,7 +130,7 @@ class MixConfig:
     """One source of several."""
 
     weight: float = 1.0  # how often an epoch holds each of its records: 0.25 a new quarter each epoch, 2.0 all twice
-    limit: int | None = None  # use only so many of its records, chosen at random once and for all
+    limit: int | None = None  # use at most that many of its records, a fixed random choice
     image_folder: str | None = None  # in place of the stage's
 
 

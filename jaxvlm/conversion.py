@@ -118,7 +118,7 @@ def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
     missing = [part for part in ("vision", "language") if part not in owners]
     if missing:
         raise UserError(
-            f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder beside a LLaMA folder; "
+            f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder next to a LLaMA folder; "
             "a recipe can take one part alone (config.init.vision, config.init.language)"
         )
     return owners
@@ -147,7 +147,7 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
     """Writes a Hugging Face folder of a run, and checks what was written."""
     shard_bytes = parse_size(args.shard_size)
     if args.merge and args.adapter:
-        raise UserError("--merge and --adapter exclude each other: merged weights, or adapters beside a base model")
+        raise UserError("--merge and --adapter exclude each other: merged weights, or adapters for a base model")
     opened = open_run(args.run, stage=args.stage, step=args.step, keep_dtypes=True)
     adapters = dict(opened.model.adapters)
     if adapters and not (args.merge or args.adapter):
@@ -217,7 +217,7 @@ def _write_model(
 
 
 def _check_written(folder: Path, wanted: TensorSource) -> None:
-    """Opens the folder as a reader would: its config must say the same model, its files hold every tensor."""
+    """Opens the folder as a reader would: its config must describe the same model, its files contain every tensor."""
     written = open_tensors(folder)
     problems = [
         f"{name}: {written.spec(name) if name in written else 'absent'}, expected {wanted.spec(name)}"

@@ -12,7 +12,7 @@ from typing import Any
 class UserError(ValueError):
     """A mistake in the user's input, config or files: commands print it without a traceback and exit with code 2.
 
-    The message says the rule, the value found, where it stands and what to do.
+    The message names the rule, the value found, its place and the remedy.
     """
 
 
@@ -38,13 +38,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def on_a_line(error: BaseException) -> str:
-    """An exception of another package as one line: its type, and at most 300 characters of what it says."""
+    """An exception of another package as one line: its type, and at most 300 characters of its message."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words if len(words) <= 300 else words[:297] + '...'}"
 
 
 def missing_extra(what: str, package: str, extra: str) -> UserError:
-    """What to say where an optional package is missing; nothing is published, so it is installed from a checkout."""
+    """The error for a missing optional package; nothing is published, so it is installed from a checkout."""
     return UserError(f"{what} needs the package {package}; in a checkout of jaxvlm: pip install -e '.[{extra}]'")
 
 
@@ -69,7 +69,7 @@ def explained(error: BaseException) -> UserError | None:
 
 
 def unknown_option(error: BaseException) -> UserError | None:
-    """What to say of a compiler that does not know an option; None: the error is another one."""
+    """The error for a compiler option that is unknown; None: `error` is another one."""
     match = re.search(r"No such compile option: '?(\w+)|[Uu]nknown (?:flag|option)[^\w]*(\w+)", str(error))
     if type(error).__name__ != "JaxRuntimeError" or not match:
         return None
@@ -77,7 +77,7 @@ def unknown_option(error: BaseException) -> UserError | None:
 
 
 def out_of_memory(error: BaseException) -> UserError | None:
-    """What to say of a program that is too large for a device; None: the error is another one."""
+    """The error for a program that is too large for a device; None: `error` is another one."""
     text = str(error)
     if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in text:
         return None

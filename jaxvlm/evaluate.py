@@ -10,7 +10,7 @@ white space at its ends. Every assistant turn of the data is a question; the tur
 
 Two files are written to --out: evaluation.json (exact match, and each question with answer and truth) and samples.png
 (24 questions drawn by lot). --out is the run's folder for the recipe's own test, and otherwise
-RUN/evaluation/DATA-STAGE-STEP, with -firstN behind it after --limit N; so results of different things stay apart.
+RUN/evaluation/DATA-STAGE-STEP, with -firstN appended for --limit N, so that different results have different folders.
 """
 
 from __future__ import annotations

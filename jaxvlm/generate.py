@@ -6,13 +6,13 @@ Examples:
   python -m jaxvlm.generate --run runs/mine --image a.png
   python -m jaxvlm.generate --run runs/mine --image a.png < questions.txt
 
-The images come before the text, in their order, unless the text says with <image> where each belongs.
+The images come before the text, in their order, unless the text has <image> where each belongs.
 
 Without --prompt each line of standard input is a turn of one conversation, answered as it comes:
   /image FILE   adds an image to the next turn
   /reset        begins again, without the images so far
   /quit         ends, as does the end of the input
-  Ctrl-C        on a terminal, during an answer: cancels it, and the conversation goes on without the turn
+  Ctrl-C        on a terminal, during an answer: cancels it, and the conversation continues without the turn
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _print_answer(conversation: Conversation, text: str) -> str:
                 answer += piece
     except BaseException:
         if answer:
-            print(flush=True)  # ends the line that was begun
+            print(flush=True)  # ends the line that was started
         raise
     print(flush=True)
     return answer
@@ -113,7 +113,7 @@ def _lines(is_terminal: bool) -> Iterator[str]:
 
 
 def _obey(conversation: Conversation, text: str) -> bool:
-    """Does what a line asks for if it is a command; says whether it was."""
+    """Runs a line if it is a command; returns whether it was one."""
     command, _, rest = text.partition(" ")
     if not re.fullmatch("/[a-z]+", command):
         return False

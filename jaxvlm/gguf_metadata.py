@@ -56,5 +56,9 @@ def read_metadata(path: Path) -> Metadata:
         raise UserError(f"{path} is no file; expected a .gguf")
     try:
         return Metadata(path, gguf.GGUFReader(path))
-    except (ValueError, KeyError, IndexError) as error:  # what NumPy and the reader say of a broken or shortened file
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+    ) as error:  # raised by NumPy and the reader for a corrupt or truncated file
         raise UserError(f"{path} cannot be read as GGUF ({error}); is the download complete?") from error

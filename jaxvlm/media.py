@@ -1,6 +1,6 @@
 """The contract between data and a family: what an image or a video becomes, on the NumPy side.
 
-A row has a budget of T tokens and of U media units. What a unit is, the family says: an image slot, a tile, a patch.
+A row has a budget of T tokens and of U media units. The family defines the unit: an image slot, a tile, a patch.
 Data code knows media only through `MediaLayout`, and never what family it is of.
 
 Axis letters:
@@ -44,7 +44,7 @@ class MediaError(Exception):
 
     Attributes:
       reason: the short name under which the ledger counts it.
-      problem: one clause that says what is wrong, with the value found.
+      problem: one clause that describes the fault, with the value found.
     """
 
     def __init__(self, reason: str, problem: str):
@@ -98,14 +98,14 @@ class MediaLayout(abc.ABC):
 
     @abc.abstractmethod
     def blank(self, size: Size) -> np.ndarray:
-        """What stands in a row in place of an image of this size that turned out to be corrupt."""
+        """What a row contains in place of a corrupt image of this size."""
 
     def augment(self, loaded: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
         """A random variant of a loaded image (see `DataConfig.augment`); the same by default."""
         return loaded
 
     def expand(self, placeholder: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that stand for an image in the sequence.
+        """The tokens that represent an image in the sequence.
 
         Args:
           placeholder: the id of the image placeholder.

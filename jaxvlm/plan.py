@@ -1,4 +1,4 @@
-"""Says whether a recipe fits a TPU slice, how fast it would be and what it would cost, without a TPU, data or weights.
+"""Reports whether a recipe fits a TPU slice, its speed and its cost, without a TPU, data or weights.
 
 Examples:
   python -m jaxvlm.plan --config configs/llava15_7b_finetune.py --topology v5e-16
@@ -7,7 +7,7 @@ Examples:
   python -m jaxvlm.plan --config configs/llava15_7b_finetune.py --topology v5e-16 --search --budget-minutes 60
 
 The TPU compiler of libtpu compiles the recipe's real train step for the slice, which takes a minute or two for 7B, and
-says what memory it needs. The time is an estimate, made of the compiler's own estimates. Exit code 3: it does not fit.
+reports its memory. The time is an estimate, made of the compiler's own estimates. Exit code 3: it does not fit.
 v5p slices are named by cores, two a chip, as Google Cloud does; NxSLICE is several slices.
 """
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_config()
     parser.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e-16, v5p-8, v6e-8, 2xv5e-64")
     parser.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
-    about = parser.add_argument_group("what is assumed of the data")
+    about = parser.add_argument_group("assumptions about the data")
     about.add_argument("--records", type=int, metavar="N", help="records of the data, for hours and cost")
     about.add_argument("--samples-per-row", type=float, metavar="X", help="samples packed into a row, on average")
     about.add_argument("--units-per-row", type=float, metavar="X", help="media units in use (default: all)")

@@ -159,4 +159,4 @@ class _Problems:
     def finish(self) -> None:
         """Raises one `UserError` if there are any."""
         if self._found:
-            raise UserError("; ".join(f"{', '.join(where)}: {told}" for told, where in self._found.items()))
+            raise UserError("; ".join(f"{', '.join(where)}: {message}" for message, where in self._found.items()))

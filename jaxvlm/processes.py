@@ -26,13 +26,13 @@ from jaxvlm.errors import SharedError, UserError, explained, listed
 
 T = TypeVar("T")
 
-# A process that has said nothing for so long is gone. Below a minute, and above what a busy machine keeps one waiting.
+# A process without a heartbeat for that long is gone. Below a minute, above the delays of a busy machine.
 LOST_SECONDS = 30.0
 _JOIN_SECONDS = 300  # in which all have to be there
 _HEARTBEAT_SECONDS = 90  # jax's own; longer, so that our message comes first
 _AGREE_SECONDS = 3600  # process 0 may be at work (training a tokenizer) while the others wait
 _GIVE_UP_SECONDS = 10.0  # in which a failed process may clean up before it is ended
-_LAST_SECONDS = 5.0  # process 0 outlives the others: what is told is read from it, and jax aborts those it leaves
+_LAST_SECONDS = 5.0  # process 0 outlives the others: they read messages from it, and jax aborts those it leaves
 _failing = threading.Event()
 _calls = itertools.count()  # all processes make the same calls in the same order
 
@@ -160,10 +160,10 @@ def from_first(make: Callable[[], T]) -> T:
             raise
         client.key_value_set(key, json.dumps({"value": value}))
         return value
-    said = json.loads(client.blocking_key_value_get(key, _AGREE_SECONDS * 1000))
-    if "error" in said:
-        raise UserError(f"{said['error']} (from process 0)")
-    return said["value"]
+    received = json.loads(client.blocking_key_value_get(key, _AGREE_SECONDS * 1000))
+    if "error" in received:
+        raise UserError(f"{received['error']} (from process 0)")
+    return received["value"]
 
 
 def check_same(values: dict[str, Any]) -> None:
@@ -187,7 +187,7 @@ def check_same(values: dict[str, Any]) -> None:
 
 
 def failing() -> bool:
-    """Whether this process has failed and told the others."""
+    """Whether this process has failed and broadcast that."""
     return _failing.is_set()
 
 
@@ -215,14 +215,14 @@ class Peers:
             i = int(key.rsplit("/", 1)[-1])
             if i not in self._heard or self._heard[i][0] != text:
                 self._heard[i] = text, now
-        told = {i: json.loads(text) for i, (text, _) in self._heard.items()}
+        beats = {i: json.loads(text) for i, (text, _) in self._heard.items()}
         for i in range(count()):
             silent = now - self._heard.setdefault(i, ("{}", now))[1]
-            if i != index() and silent > LOST_SECONDS and told.get(i, {}).get("phase") != "done":
-                last = told.get(i, {})
+            if i != index() and silent > LOST_SECONDS and beats.get(i, {}).get("phase") != "done":
+                last = beats.get(i, {})
                 where = f"last on host {last['host']} in phase {last['phase']}, step {last['step']}; " if last else ""
-                exit_now(f"process {i} is gone: it has said nothing for {silent:.0f} seconds; {where}{_ADVICE}", 1)
-        return told
+                exit_now(f"process {i} is gone: no heartbeat for {silent:.0f} seconds; {where}{_ADVICE}", 1)
+        return beats
 
 
 _JOIN_ADVICE = "start all of them, and check that this host reaches the coordinator"
@@ -249,25 +249,25 @@ def abort_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        told = explained(error)
+        known = explained(error)
         shared = isinstance(error, SharedError) or isinstance(error, SystemExit) and error.code == 75
         if count() > 1 and not shared and not _failing.is_set():
             _failing.set()
-            if told is None and isinstance(error, jax.errors.JaxRuntimeError):
+            if known is None and isinstance(error, jax.errors.JaxRuntimeError):
                 # Often only the echo of another's end: then `Peers` has the better message, and ends this process.
                 print(f"error: process {index()}: {str(error)[:500]}", file=sys.stderr, flush=True)
                 print(f"waiting {LOST_SECONDS:.0f} s to see whether another process is gone", file=sys.stderr)
                 time.sleep(LOST_SECONDS + 6)
-            _tell_failure(told or error)
+            _broadcast_failure(known or error)
         raise
 
 
-def _tell_failure(error: BaseException) -> None:
+def _broadcast_failure(error: BaseException) -> None:
     code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
-    said = {"process": index(), "code": code, "message": message}
+    failure = {"process": index(), "code": code, "message": message}
     with contextlib.suppress(Exception):  # the store is in process 0, which may be the one that is gone
-        _client().key_value_set(f"jaxvlm/failed/{index()}", json.dumps(said))
+        _client().key_value_set(f"jaxvlm/failed/{index()}", json.dumps(failure))
     atexit.register(_end, code)
     timer = threading.Timer(_GIVE_UP_SECONDS, _end, (code,))
     timer.daemon = True  # Python waits for others before it calls what is registered

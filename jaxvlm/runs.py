@@ -117,7 +117,7 @@ class RunFolder:
         started = self.started(stages)
         if started and how == "start":
             raise UserError(
-                f"{self} already holds a run (stages begun: {', '.join(started)}); pass --resume to continue it, "
+                f"{self} already holds a run (stages started: {', '.join(started)}); pass --resume to continue it, "
                 "or choose another --workdir"
             )
         if self.has_begun:

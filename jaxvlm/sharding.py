@@ -125,7 +125,7 @@ class Placement:
         return self.platform != self.mesh.devices.flat[0].platform
 
     def row_axes(self, rows: int) -> tuple[str, ...]:
-        """The mesh axes over which so many rows are split; () if they do not divide."""
+        """The mesh axes over which that many rows are split; () if they do not divide."""
         return _names(self.spec(("batch",), (rows,))[0])
 
     def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
@@ -147,7 +147,7 @@ def placed(mesh: Mesh, rules: Rules, target: str | None = None) -> Iterator[None
 
 
 def placement() -> Placement | None:
-    """What `placed` said; None outside of it."""
+    """The placement set by `placed`; None outside of it."""
     return _placement.get()
 
 

@@ -43,7 +43,7 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
       what `--json` prints.
 
     Raises:
-      UserError: what `RunFolder.check` and `preflight` say, before anything is written.
+      UserError: raised by `RunFolder.check` and `preflight`, before anything is written.
       StartAgain: the run was preempted; its state is saved.
     """
     began = time.perf_counter()
@@ -88,7 +88,7 @@ def is_over(folder: RunFolder, name: str) -> bool:
 
 
 def _save_tokenizer(folder: RunFolder, config: Config) -> None:
-    """Saves the recipe's tokenizer in the run; one that has begun keeps the tokenizer that it has."""
+    """Saves the recipe's tokenizer in the run; a run that has started keeps the tokenizer that it has."""
     if not folder.has_begun:
         build_tokenizer(config).save_pretrained(folder.tokenizer)
 
@@ -120,7 +120,7 @@ class StageRun:
         log(f"stage {self.name}: {self.steps} steps of {rows} rows", table_of_parts(self.layout, self.stage))
 
     def train(self, watch: Watch, preemption: Preemption) -> None:
-        """Trains from where the stage stands to its end, and writes curves and ledger."""
+        """Trains from the stage's current step to its last, and writes curves and ledger."""
         folder, name, stage, pipeline = self.folder, self.name, self.stage, self.pipeline
         nonfinite = NonFinite(
             folder.nonfinite,

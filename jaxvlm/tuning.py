@@ -60,11 +60,11 @@ def remat_policy(name: str) -> Callable[..., Any]:
 ATTENTION_BLOCK = 512
 
 # Columns of a weight whose gradient is made and summed over the chips at once; LLaMA's 11,008 in four. The sum that
-# comes last in a block has no product left to run beside, so it should be a short one: 62 ms of waiting become 28.
+# comes last in a block has no product left to overlap, so it should be a short one: 62 ms of waiting become 28.
 GRADIENT_PIECE = 2816
 
 # Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the last
-# chunk is not mostly unsupervised, and that its logits (this times V float32) stay small beside the model.
+# chunk is not mostly unsupervised, and that its logits (this times V float32) stay small next to the model.
 LOSS_POSITIONS = 256
 
 Options = dict[str, str]
@@ -74,14 +74,14 @@ COLLECTIVES: Options = {
     # Weights are gathered whole. By default a product becomes a loop over their shards, whose partial sums, as large as
     # the result, are added up sixteen times: half of the step.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-    # Gradients are summed over the chips beside the products that follow: 415 Mcycles of waiting become 135. The third:
-    # several sums that are combined into one cannot run beside anything. It is the size up to which they are.
+    # Sums of gradients over the chips overlap the products that follow: 415 Mcycles of waiting become 135. The third:
+    # several sums that are combined into one overlap nothing. It is the size up to which they are combined.
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
     "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
 }
 
-# Weights are gathered beside the products that come before. A v5e does so by itself.
+# Gathers of weights overlap the products before them. A v5e does so by itself.
 _GATHERS: Options = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
@@ -101,7 +101,7 @@ CHIPS: dict[str, Options] = {
 
 # What else is worth a compilation (`plan --search`), each set as one. Of several chips:
 TRIED_OF_MANY: tuple[Options, ...] = (
-    # Gathers of weights and sums of gradients also beside element-wise operations, which take longer then.
+    # Gathers of weights and sums of gradients also overlap element-wise operations, which then take longer.
     {"xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true"},
 )
 # Of each: more of the fast memory for the running operation, less for what is fetched ahead.
@@ -112,7 +112,7 @@ def parse_options(text: str) -> Options:
     """The options that a recipe names: "NAME=VALUE NAME=VALUE".
 
     Raises:
-      UserError: what stands there has another form.
+      UserError: the text has another form.
     """
     words = text.split()
     if wrong := [word for word in words if not all(word.partition("="))]:

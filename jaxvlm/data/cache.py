@@ -29,7 +29,7 @@ def cached_arrays(
       kind: name of the folder in the cache.
       key: a hash of everything the arrays depend on.
       make: works them out.
-      holds: whether kept ones hold still, for what they depend on beside `key`.
+      holds: whether cached arrays are still valid, for what they depend on besides `key`.
     """
     path = cache_folder() / kind / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), path.open("rb") as file:

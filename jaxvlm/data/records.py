@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from jaxvlm.errors import UserError
 
-IMAGE = "<image>"  # stands in a user turn where an image belongs
+IMAGE = "<image>"  # the placeholder of an image in a user turn
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """One message of a conversation."""
 
     role: str  # "system", "user" or "assistant"
     text: str

@@ -123,6 +123,8 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _line(record: Record, text: str) -> str:
-    asked, said, true = (textwrap.shorten(t, 100, placeholder=" ...") for t in (question(record), text, truth(record)))
+    asked, answered, true = (
+        textwrap.shorten(t, 100, placeholder=" ...") for t in (question(record), text, truth(record))
+    )
     verdict = "right" if is_right(record, text) else f"wrong, truth: {true}"
-    return f"  {asked}  ->  {said or '(nothing)'}   [{verdict}]"
+    return f"  {asked}  ->  {answered or '(nothing)'}   [{verdict}]"

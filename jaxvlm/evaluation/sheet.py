@@ -52,7 +52,7 @@ def draw_sheet(path: Path, records: Sequence[Record], answers: Sequence[str], ti
         _draw_cell(axes, records[number], answers[number])
     figure.text(_GAP / width, 1 - 0.3 / height, title, fontsize=13, weight="bold", va="center")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of scripts the font lacks: a box stands for each
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of scripts the font lacks: a box is drawn for each
         figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -100,7 +100,7 @@ def _pixels(record: Record) -> np.ndarray:
 
 
 def _short(text: str, lines: int, width: int) -> list[str]:
-    """Text in so many lines at most, of `width` characters."""
+    """Text wrapped to at most that many lines of `width` characters."""
     printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
     wrapped = textwrap.wrap(printable, width, max_lines=lines, placeholder=" ...")
     return [line.replace("$", r"\$") for line in wrapped]  # else matplotlib reads mathematics between dollars

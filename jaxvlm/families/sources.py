@@ -16,7 +16,7 @@ _PART_TYPES = dict.fromkeys(vision.MODEL_TYPES, vision.CODEC) | dict.fromkeys(de
 
 
 def folder_codec(folder: Path) -> Codec:
-    """The codec of a folder, told from the `model_type` in its config.json.
+    """Finds the codec of a folder by the `model_type` in its config.json.
 
     Raises:
       UserError: no config.json, or a `model_type` that we do not have.

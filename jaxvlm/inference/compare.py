@@ -19,7 +19,7 @@ def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:
     """float32[T, V], logits of a run's model after each token of a question, computed in float32.
 
     Args:
-      images: files, that stand before the question.
+      images: files, placed before the question.
       prompt: the question.
     """
     config = dataclasses.replace(opened.model.config, compute_dtype="float32")
@@ -48,8 +48,8 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {folder}: {error}") from error
     text = f"{IMAGE}\n" * len(images) + prompt
-    said = processor.apply_chat_template(
+    prompt_text = processor.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
     )
     with torch.no_grad():
-        return model(**reference.inputs(processor, said, images)).logits[0].float().numpy()
+        return model(**reference.inputs(processor, prompt_text, images)).logits[0].float().numpy()

@@ -49,7 +49,7 @@ class Conversation:
         A turn whose answer fails, or is closed before its end, is forgotten; its images wait for the next turn.
 
         Raises:
-          UserError: the conversation is too long for the model, or `<image>` does not stand once for each image.
+          UserError: the conversation is too long for the model, or it does not have one `<image>` for each image.
         """
         placed = text.count(IMAGE)
         if placed and placed != len(self._waiting):

@@ -22,7 +22,7 @@ _SMALLEST_ROOM = 8  # tokens; see `bucket`
 
 
 class Decoding(Iterator[np.ndarray]):
-    """Prompts that are being answered: an iterator of their new tokens, int32[B, n], -1 behind the end of a row.
+    """Prompts that are being answered: an iterator of their new tokens, int32[B, n], -1 after the end of a row.
 
     The device is one call ahead of what was read. On several hosts all make the same calls, and read all rows.
     """

@@ -48,7 +48,7 @@ def bucket(length: int, smallest: int = 32) -> int:
 class Requests(NamedTuple):
     """What is asked for in each row. All of it is traced: another limit or temperature compiles nothing."""
 
-    numbers: Array  # int32[B]; a row's random numbers depend on this and its seed, not on where the row stands
+    numbers: Array  # int32[B]; a row's random numbers depend on this and its seed, not on the row's place in the batch
     limits: Array  # int32[B]; the most new tokens
     seeds: Array  # uint32[B]
     temperatures: Array  # float32[B]; 0 takes the most likely token
@@ -126,7 +126,7 @@ class Programs:
           steps: from 1 to STEP_TOKENS; any number compiles nothing.
 
         Returns:
-          the rows, and int32[B, STEP_TOKENS], the new tokens: a stop id is the last of its row, -1 is behind it.
+          the rows, and int32[B, STEP_TOKENS], the new tokens: a stop id is the last of its row, followed by -1.
         """
         return _step(self.model, self.place, greedy, self.params, rows, np.int32(steps), self._stops)
 

@@ -37,7 +37,7 @@ _TEXT, _SUPERVISED, _IMAGE, _PADDING = "", "y", "m", "p"  # kinds of a position;
 
 _LEGEND = """<details class=box open><summary>Legend</summary><dl>
 <dt><b>token</b></dt><dd>a token of text that is only read; hover over any token for its position in the row and in
-its segment, its id with the vocabulary's own spelling, and what stands in the batch at this position: the target
+its segment, its id with the vocabulary's own spelling, and the batch's values at this position: the target
 (the id that is to be predicted here, that of the next token) and the target's loss weight</dd>
 <dt><mark>token</mark></dt><dd>a supervised token: the model learns to write it. The position <em>before</em> it has it
 as target with a loss weight above 0, so hovering over the last token before an answer shows a weight, over the last
@@ -48,8 +48,8 @@ letters without a dashed frame are plain text</dd>
 pixels after resizing, padding and augmentation</dd>
 <dt><b><u> </u>a<u class=n></u></b></dt><dd>a space and a newline (⇥ is a tab)</dd>
 <dt><b><s data-x="C3"></s></b> <b><s data-x="A9"></s>é</b></dt><dd>bytes of a character that several tokens share; the
-character stands in the last of them. <s data-x="U+202E"></s> is a character that cannot be seen, ◌ carries an accent
-that stands alone</dd>
+character is shown at the last of them. <s data-x="U+202E"></s> is a character that cannot be seen, ◌ carries an accent
+that is alone</dd>
 <dt><b class=p>padding</b></dt><dd>positions that belong to no segment. A segment is one record; the tokens of one
 cannot see those of another</dd>
 </dl></details>

@@ -265,7 +265,7 @@ def plot_lengths(path: Path, report: Report) -> None:
         axes.hist(report.lengths, bins=80, color="C0", alpha=0.7)
         whole = axes.twinx()
         whole.plot(np.sort(report.lengths), np.linspace(0, 100, len(report.lengths)), color="C1")
-        whole.set(ylabel="records of at most so many positions (%)", ylim=(0, 101))
+        whole.set(ylabel="records of at most that many positions (%)", ylim=(0, 101))
     axes.axvline(report.tokens, color="k", linestyle="--", linewidth=1, label=f"data.tokens = {report.tokens}")
     axes.set(xlabel="positions of a record, images expanded", ylabel="records")
     axes.legend(loc="center right")
@@ -388,7 +388,7 @@ def _duplicate_lines(report: Report, samples: Samples) -> list[str]:
     for found in report.duplicates:
         if not found.repeated:
             continue
-        lines.append(f"{found.repeated:,} of {found.distinct:,} distinct {found.what}s stand in several records")
+        lines.append(f"{found.repeated:,} of {found.distinct:,} distinct {found.what}s are in several records")
         if found.leaked:
             lines.append(f"  {found.leaked:,} held-out records share one with records that are trained on")
         for count, members in found.largest:

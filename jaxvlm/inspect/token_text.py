@@ -1,4 +1,4 @@
-"""What tokens look like: the bytes behind ids, and the characters behind bytes that several tokens share."""
+"""Tokens as text: the bytes of ids, and the characters of bytes that several tokens share."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Vocabulary:
 def spell(tokens: Sequence[bytes]) -> list[list[Span]]:
     """The parts of consecutive tokens.
 
-    A character that several tokens share is text in the last of them, behind the bytes that this one adds::
+    A character that several tokens share is text in the last of them, after the bytes that this one adds::
 
         b"a\\xc3", b"\\xa9!"     [[Span("a"), Span("C3", True)], [Span("A9", True), Span("é!")]]
 

@@ -1,4 +1,4 @@
-"""Attention: one door, behind which implementations can be exchanged.
+"""Attention: one function with exchangeable implementations.
 
 Axis letters:
   B rows   T query position   S key position   N heads   K key/value heads   G queries of a key/value head (N = K G)
@@ -42,7 +42,7 @@ def attend(
         (0) attends to padding, so every position has a key. None: all attend to all.
       causal: query t sees the keys s <= t of its row (then T = S).
 
-    The backward pass always makes the T x S numbers again, whatever `config.model.remat` says.
+    The backward pass always makes the T x S numbers again, whatever `config.model.remat` is.
 
     Returns:
       float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `tuning.POLICIES`.
@@ -70,7 +70,7 @@ def attend_splash(
 ) -> Array:
     """`attend` by JAX's splash kernels for TPUs, each device for its own rows and heads.
 
-    The kernels keep, beside their output, the logarithm of the softmax's denominator; both are named "attention".
+    The kernels keep their output and the logarithm of the softmax's denominator; both are named "attention".
 
     Args:
       here: mesh and rules of the program; heads are split only if their number and that of the key heads divide.
@@ -125,7 +125,7 @@ LANES = 128  # of a TPU's vector registers: blocks are multiples of it
 
 
 def block_size(length: int) -> int:
-    """Queries, and keys, of a block of the kernels for so many positions, a multiple of `LANES`.
+    """Queries, and keys, of a block of the kernels for that many positions, a multiple of `LANES`.
 
     The largest that divides them and is not over `tuning.ATTENTION_BLOCK`. Where that is small, such as 128 of CLIP's
     640, the next larger one: a block costs more than its share of the work (on v5e 46,700 cycles of a head of 64 in
@@ -170,7 +170,7 @@ def _attend_xla(
 ) -> Array:
     """Attention in plain products, for every backend.
 
-    Heads go first and the G queries of a key head are laid behind each other, so that all products, those of the
+    Heads go first and the G queries of a key head are concatenated, so that all products, those of the
     gradients too, are batches of plain matrices (with H before S also without a transposed left side, which is half as
     fast), and no key is repeated. Up to four pieces of the queries, each with the keys up to its end, leave out most of
     what a causal mask would throw away.

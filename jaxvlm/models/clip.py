@@ -2,7 +2,7 @@
 
 Source: CLIP (arXiv:2103.00020); HF models/clip/modeling_clip.py. SigLIP (arXiv:2303.15343); HF
 models/siglip/modeling_siglip.py: the same blocks, but no class token, no norm before them, a bias at the patches, and a
-pooling head with weights of its own. LLaVA reads the patches behind a block before the last one and drops the class
+pooling head with weights of its own. LLaVA reads the patches after a block before the last one and drops the class
 token (arXiv:2310.03744).
 
 Axis letters:
@@ -70,7 +70,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and added to the stream."""
+    """Attention and MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.attention_norm = LayerNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)

@@ -219,7 +219,7 @@ def rope_table(
       axes: for each of the H / 2 frequencies the axis of the position that turns it; (): positions have one axis.
 
     Returns:
-      float32[B, T, 1, H / 2] twice; angles in float32 because bfloat16 cannot tell position 257 from 258.
+      float32[B, T, 1, H / 2] twice; angles in float32 because bfloat16 rounds positions 257 and 258 to one number.
 
     Source: RoFormer (arXiv:2104.09864); HF modeling_rope_utils.py, `_compute_llama3_parameters`, for the scaling.
     """

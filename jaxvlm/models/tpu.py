@@ -1,7 +1,7 @@
 """Arithmetic in the form that XLA for TPUs compiles well; on other platforms the plain form.
 
 XLA fuses what surrounds a matrix product into it, and on TPUs often at a loss: what is made within a product's operand
-is made again for every tile, and a reduction behind a product shrinks its tiles. What each function gains was read from
+is made again for every tile, and a reduction after a product shrinks its tiles. What each function gains was read from
 the compiler's estimate of LLaVA-1.5-7B's step (`python -m jaxvlm.plan`); docs/performance.md has the figures.
 
 Axis letters: as in the equations of `layers.Einsum`.
@@ -37,7 +37,7 @@ def project(equation: str, x: Array, w: Array, axes: tuple[str | None, ...]) -> 
     """`einsum(equation, x, w)` of an activation, whose rows are split over devices, and a weight.
 
     The weight is gathered along the devices that share the rows, in its own dtype. Its gradient is summed over them as
-    soon as it is made, so that this runs beside the products that follow.
+    soon as it is made, so that this overlaps the products that follow.
 
     Args:
       equation: as in `layers.Einsum`.

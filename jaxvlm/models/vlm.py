@@ -31,7 +31,7 @@ def merge_image_features(embeds_BTD: Array, features_BFD: Array, image_index_BT:
     Args:
       embeds_BTD: float[B, T, D], token embeddings.
       features_BFD: float[B, F, D], features of a row's media.
-      image_index_BT: int32[B, T], which feature stands here, -1 at text.
+      image_index_BT: int32[B, T], which feature is here, -1 at text.
 
     Returns:
       float[B, T, D].
@@ -100,7 +100,7 @@ class VLM(nnx.Module):
           max_length: slots of the cache; T and one for each token that is to come.
 
         Returns:
-          float32[B, V], logits behind the last token of each row, and the cache.
+          float32[B, V], logits after the last token of each row, and the cache.
 
         Raises:
           ValueError: T does not fit into `max_length`.
@@ -123,7 +123,7 @@ class VLM(nnx.Module):
           cache: of `prefill` or of an earlier step. More steps than it has free slots overwrite the last one.
 
         Returns:
-          float32[B, V], logits behind the token, and the new cache; usable as the carry of `jax.lax.while_loop`.
+          float32[B, V], logits after the token, and the new cache; usable as the carry of `jax.lax.while_loop`.
         """
         x_B1D, cache = self.language.extend(self.language.embed(tokens_B1), positions_B1, cache)
         return self.logits(x_B1D[:, 0]), cache
@@ -173,7 +173,7 @@ def make_model(module: type[VLM], config: ModelConfig, adapters: tuple[tuple[str
 
     Args:
       module: the family's.
-      adapters: (part, its adapters); their leaves `lora/a` and `lora/b` are beside the weight they adapt.
+      adapters: (part, its adapters); their leaves `lora/a` and `lora/b` are next to the weight they adapt.
 
     Raises:
       UserError: the config has a value that no model can be built with, or adapters fit no projection.

@@ -20,7 +20,7 @@ def segment_log_probs(model: VLM, batch: Batch) -> Array:
 
     Returns:
       float32[B, S], column s for segment s + 1; 0 where a row has no such segment. S is the most that a row of T tokens
-      can hold, `segment_sums` says why.
+      can hold, `segment_sums` gives the reason.
     """
     log_probs_BT = by_device(_of_supervised, model, batch, summed=False)
     return segment_sums(log_probs_BT * batch.loss_weights, batch)

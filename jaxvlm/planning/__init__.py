@@ -1,4 +1,4 @@
-"""Plans: what the TPU compiler says of a recipe's train step, before a TPU is rented.
+"""Plans: what the TPU compiler reports of a recipe's train step, before a TPU is rented.
 
 slices.py    named slices and what their chips can do    hlo.py       the compiled program, parsed
 program.py   the recipe's step, abstract                  estimate.py  its time: cycles, kernels, collectives

@@ -71,7 +71,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says."""
+    """What the compiler reports of a step."""
 
     memory: Memory
     text: str | None  # the optimised program; None if it does not fit, or cannot be printed
@@ -86,7 +86,7 @@ def compile_step(
     cache: Path | None = None,
     compiler: Callable[[Any, Path], Any] | None = None,
 ) -> Compiled:
-    """Compiles a step, or finds what was said of the same program before.
+    """Compiles a step, or reads the cached result of the same program.
 
     Args:
       cache: folder of earlier results; None: none are read or written.
@@ -138,12 +138,12 @@ def _fingerprint(lowered: Any, step: Step) -> str:
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
     places = [step.slice.topology, [int(d.id) for d in step.layout.mesh.devices.flat]]
     options = sorted(step.layout.compiler_options.items()), os.environ.get("LIBTPU_INIT_ARGS", "")
-    said = json.dumps([_FORMAT, versions, places, options])
-    return hashlib.sha256((said + lowered.as_text()).encode()).hexdigest()[:32]
+    settings = json.dumps([_FORMAT, versions, places, options])
+    return hashlib.sha256((settings + lowered.as_text()).encode()).hexdigest()[:32]
 
 
 def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, Any]:
-    """What the compiler says, JSON-ready."""
+    """The compiler's report, JSON-ready."""
     try:
         with tempfile.TemporaryDirectory() as dump:
             compiled = compiler(lowered, Path(dump))
@@ -158,8 +158,8 @@ def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, An
                     "leave out the last of the stage's compiler_options"
                 ) from error
             return found | {"text": None}
-        if told := unknown_option(error):
-            raise told from error
+        if explained := unknown_option(error):
+            raise explained from error
         raise
     stats = compiled.memory_analysis()
     result: dict[str, Any] = {
@@ -180,7 +180,7 @@ def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, An
 def read_allocated(dump: Path) -> float | None:
     """Bytes of a chip's main memory that the program's arguments and temporaries take, as the compiler reports them.
 
-    `memory_analysis().temp_size_in_bytes` is no substitute: for these steps libtpu 0.0.42 says up to 60 % more than it
+    `memory_analysis().temp_size_in_bytes` is no substitute: for these steps libtpu 0.0.42 gives up to 60 % more than it
     allocates, and takes programs of which arguments and that number are together far over the chip's memory.
     """
     reports = sorted(dump.glob("*memory-usage-report.txt"))  # several where the compiler began again to save memory
@@ -194,7 +194,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_out_of_memory(message: str) -> dict[str, Any]:
-    """What a RESOURCE_EXHAUSTED of the TPU compiler says: bytes needed and there are, and the largest arrays.
+    """Parses a RESOURCE_EXHAUSTED of the TPU compiler: bytes needed, bytes available, the largest arrays.
 
     Used 15.80G of 15.75G hbm. Exceeded hbm capacity by 49.12M. ... program 11.02G  arguments 4.77G
     ... the total memory required for HLO temporaries (512.00G) exceeds available HBM (15.75G).
@@ -278,7 +278,7 @@ def _write(file: Path | None, found: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """Shows on standard error what goes on and for how long: every second to a person, else every minute."""
+    """Shows progress and elapsed time on standard error: each second on a terminal, else each minute."""
     over, pause = threading.Event(), 1 if sys.stderr.isatty() else 60
     with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
 

@@ -1,11 +1,11 @@
 """How long a compiled step takes, by the compiler's own estimate.
 
-The optimised program carries `estimated_cycles` at its fusions. What it says nothing of is added here, each apart:
+The optimised program carries `estimated_cycles` at its fusions. What it leaves out is added here, each apart:
 
   kernels      Pallas kernels (splash attention), at their floating point operations over the chip's peak
   other        operations without an estimate (gathers, scatters, sorts), at their bytes over the memory bandwidth
-  collectives  at their bytes over the bandwidth of the links; of those that run beside computation, only what is longer
-               than the computation they run beside; and in the same way what is kept in the host's memory
+  collectives  at their bytes over the links' bandwidth; of those that overlap computation, only what is longer
+               than the computation; transfers to and from host memory in the same way
 
 It is an estimate, to rank choices by.
 """
@@ -211,7 +211,7 @@ class _Timeline:
             key = sent[0].attribute("channel_id") or x.name
             is_start, is_done = "AsyncCollectiveStart" in targets, "AsyncCollectiveDone" in targets
             if not is_start and not is_done and (x.called("calls") or "").startswith("async_collective_fusion"):
-                return False  # the computation that it runs beside
+                return False  # the computation that it overlaps
         if not is_done:
             for y in sent:
                 self._send(y, x, {z.name: z for z in inside}, key)
@@ -277,7 +277,7 @@ class _Timeline:
         self._fly(key, kind, axes, received, way, seconds)
 
     def _fly(self, key: str, kind: str, axes: str, received: float, way: str, seconds: float) -> None:
-        """Puts a collective on its way, behind those that are on it."""
+        """Starts a collective; it runs after those that have started."""
         found = self.total.collectives.setdefault((kind, axes), Collective(kind, axes))
         found.add(Collective(kind, axes, 1, received, seconds), 1)
         end = self.free_at[way] = max(self.now, self.free_at[way]) + seconds
@@ -322,7 +322,7 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 def kernel_flops(x: Instruction) -> float | None:
-    """Floating point operations of a Pallas kernel: of splash attention by its shapes, of others if they say so.
+    """Floating point operations of a Pallas kernel: of splash attention by its shapes, of others if they declare them.
 
     Blocks that a causal mask leaves out are not counted, since the kernel skips them; segments skip none.
     """

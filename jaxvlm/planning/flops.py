@@ -42,7 +42,7 @@ def _language(c: DecoderConfig, policy: str, work: Work, gradients_enter: bool) 
     supervised = work.rows * work.supervised
     through, is_full = float(gradients_enter or policy != "frozen"), float(policy == "full")
     of_blocks, pairs = c.num_layers * decoder_block_weights(c), tokens * (length + 1) / 2
-    said = f"causal, within samples of {length:,.0f} positions"
+    scope = f"causal, within samples of {length:,.0f} positions"
     products = 4 * pairs * c.num_layers * c.num_heads * c.head_dim
     head = 2 * supervised * c.vocab_size * c.embed_dim
     return [
@@ -52,7 +52,7 @@ def _language(c: DecoderConfig, policy: str, work: Work, gradients_enter: bool) 
             through + is_full,
             f"{tokens:,.0f} positions that are no padding",
         ),
-        Flops("language: attention", products, 2 * through, said),
+        Flops("language: attention", products, 2 * through, scope),
         Flops("language: head", head, through + is_full, f"{supervised:,.0f} supervised positions"),
     ]
 

@@ -25,7 +25,7 @@ class Instruction:
     type: str
     opcode: str
     operands: tuple[str, ...]
-    attributes: str  # all that stands behind the operands
+    attributes: str  # everything after the operands
     is_root: bool
 
     @property
@@ -64,7 +64,7 @@ class Program:
     entry: str
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often the body of a `while` runs; None if the program alone does not say."""
+        """How often the body of a `while` runs; None if the program does not contain it."""
         if match := re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes):
             return int(match[1])
         condition = {x.name: x for x in self.computations.get(loop.called("condition") or "", ())}
@@ -150,7 +150,7 @@ def first_group(groups: str) -> tuple[int, ...]:
     """The devices (by their place in the mesh) of the first group of a collective.
 
     Args:
-      groups: what stands behind `replica_groups=` or `source_target_pairs=`, in any of XLA's forms:
+      groups: the text after `replica_groups=` or `source_target_pairs=`, in any of XLA's forms:
         `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'b'}`.
     """
     if match := re.match(r"\{\{([\d,]*)\}", groups):

@@ -23,7 +23,7 @@ KNOWN_RECORDS = {"blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.jso
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What a plan cannot know without the data; None: as `work_of` says."""
+    """What a plan cannot know without the data; None: the default of `work_of`."""
 
     records: int | None = None
     samples_per_row: float | None = None
@@ -92,7 +92,7 @@ def records_of(stage: StageConfig, given: Assumptions) -> int | None:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """All numbers of a plan; bytes and flops of one chip unless the name says otherwise."""
+    """All numbers of a plan; bytes and flops are of one chip unless the name differs."""
     step, memory, on = plan.step, plan.compiled.memory, plan.step.slice
     result: dict[str, Any] = {
         "stage": step.stage_name,

@@ -46,7 +46,7 @@ class Candidate:
         )
 
     def overrides(self, config: Config, stage: str) -> str:
-        """What to paste behind the command for it; nothing for what the recipe has already."""
+        """The flags to append to the command; none for values that the recipe already has."""
         changed, words = self.apply(config, stage), []
         if changed.model.remat != config.model.remat:
             words.append(f"--config.model.remat={changed.model.remat}")
@@ -154,12 +154,12 @@ def search(
     plan: Callable[[Config, str, Slice, Assumptions, Path | None], Plan] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """Plans the recipe, then always a neighbour of the fastest that fits; none is begun after `minutes`.
+    """Plans the recipe, then always a neighbour of the fastest that fits; starts none after `minutes`.
 
     Args:
       show: called with a line on each plan.
       plan: makes one plan; None: `plan_once`.
-      clock: tells the time, in seconds.
+      clock: returns the time in seconds.
 
     Raises:
       UserError: the recipe's own mesh or batch do not fit the slice.
@@ -188,8 +188,8 @@ def search(
             show(_line(len(plans) + 1, candidate, f"not possible: {str(error).splitlines()[0][:160]}"))
         else:
             size, fits = f"{made.compiled.memory.needed / GIB:.2f} GiB", made.compiled.memory.fits
-            said = f"{seconds_per_row(made) * 1e3:.1f} chip-ms a row" if fits else "does not fit"
-            show(_line(len(plans) + 1, candidate, f"{size}, {said}"))
+            speed = f"{seconds_per_row(made) * 1e3:.1f} chip-ms a row" if fits else "does not fit"
+            show(_line(len(plans) + 1, candidate, f"{size}, {speed}"))
         plans[candidate] = made
         fitting = [c for c, p in plans.items() if p is not None and p.compiled.memory.fits]
         fitting.sort(key=lambda c: seconds_per_row(plans[c]))

@@ -32,7 +32,7 @@ class Chip:
 # link's bandwidth is the chip's bidirectional one over its ports (4, 6, 4) and over 2 directions; the network's is the
 # pod's (v5e 6.4, v6e 25.6 Tbit/s) over its 256 chips, and for v5p the 50 Gbit/s that are given of a chip.
 # host: 16 GB/s a chip and direction, v6e 32 ("PCIe" in jax-ml.github.io/scaling-book/tpus); Google publishes none.
-# hbm_bytes: what libtpu 0.0.42 says is there when a program does not fit ("exceeds available HBM (15.75G)").
+# hbm_bytes: what libtpu 0.0.42 reports as available when a program does not fit ("exceeds available HBM (15.75G)").
 # clock: measured by the cycles that libtpu estimates of matrix products (docs/performance.md).
 V5E = Chip("v5e", 197e12, int(15.75 * GIB), 819e9, 1.5e9, 400e9 / 4 / 2, 16e9, 6.4e12 / 256 / 8)
 V5P = Chip("v5p", 459e12, int(95.74 * GIB), 2765e9, 1.75e9, 1200e9 / 6 / 2, 16e9, 50e9 / 8)

@@ -23,7 +23,7 @@ from jaxvlm.trees import map_paths, paths
 
 _LISTING = "files.json"  # name and size of the other files of a checkpoint, part of it
 _LATER = {_LISTING, "_CHECKPOINT_METADATA", "commit_success.txt"}  # written after it, and not needed to read one
-_TRIES = 3  # of a save that the run cannot go on without
+_TRIES = 3  # of a save without which the run cannot continue
 _RETRY_SECONDS = 5.0
 
 
@@ -61,7 +61,7 @@ def damage(checkpoint: Path) -> str:
 
 
 def _position(checkpoint: Path) -> dict[str, Any]:
-    """Where in the data a checkpoint stands, and the length of its stage: the file of orbax's JsonCheckpointHandler."""
+    """A checkpoint's position in the data and length of its stage: the file of orbax's JsonCheckpointHandler."""
     return json.loads((checkpoint / "position" / "metadata").read_text())
 
 
@@ -94,7 +94,7 @@ class Checkpoints:
     def save(self, state: State, data: dict[str, Any], steps: int, *, wait: bool = False) -> None:
         """Starts to write `state`; returns when the device arrays are copied, so that they may be donated.
 
-        A save that fails, on a full disk for one, is reported and the run goes on: the checkpoints before are kept,
+        A save that fails, on a full disk for one, is reported and the run continues: earlier checkpoints are kept,
         and the next save is the next try.
 
         Args:
@@ -148,7 +148,7 @@ class Checkpoints:
             self._manager.close()
 
     def _went_well(self, act: Callable[[], Any]) -> bool:
-        """Whether `act` worked on all processes; if not, it is said, and half-written files are removed."""
+        """Whether `act` worked on all processes; if not, reports it and removes half-written files."""
         problem = ""
         try:
             act()
@@ -160,7 +160,7 @@ class Checkpoints:
         processes.log(
             "",
             f"ERROR: the checkpoint of step {self._saving} could NOT be saved in {self.folder}: {problems[0][:500]}",
-            "The run goes on and tries again at its next save; until then a stop loses what was trained since the "
+            "The run continues and tries again at its next save; until then a stop loses what was trained since the "
             f"newest checkpoint, {self.newest() or 'the start'}. Is the disk full?",
         )
         with contextlib.suppress(Exception):
@@ -324,7 +324,7 @@ def _training(state: State) -> dict[str, Any]:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Asks jax nothing about being told to stop: it would ask with its own count of steps."""
+    """Does not ask jax about preemption: orbax would ask with its own count of steps."""
 
     def reached_preemption(self, step: int) -> bool:
         """Never: the loop knows."""

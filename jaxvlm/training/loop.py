@@ -60,11 +60,11 @@ def train(
     """Goes from `state.step` to `steps` and returns the last state, which is also saved.
 
     Args:
-      batches: stand at the batch of step `state.step`.
-      evaluate: what the held-out data says of a state.
+      batches: positioned at the batch of step `state.step`.
+      evaluate: computes the held-out metrics of a state.
 
     Raises:
-      StartAgain: told to stop; the state is saved.
+      StartAgain: the run was preempted; the state is saved.
     """
     k, first = services, int(state.step) + 1
     train_step = compile_train_step(layout, stage)

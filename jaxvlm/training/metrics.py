@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, one JSON line a step, TensorBoard files, and a picture of the curves."""
+"""Reports of a run: a progress bar, one JSON line a step, TensorBoard files, and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Writer:
         self._time, self._step = now, step
 
     def _memory(self) -> dict[str, float]:
-        """The most that a device has used so far, if it says; CPUs do not. Told once, written at each step."""
+        """Peak memory of a device, if it reports that; CPUs do not. Printed once, written at each step."""
         used = jax.local_devices()[0].memory_stats() or {}
         if not {"peak_bytes_in_use", "bytes_limit"} <= used.keys():
             return {}

@@ -17,7 +17,7 @@ from jaxvlm.batch import Array, Batch
 from jaxvlm.errors import SharedError
 from jaxvlm.media import Picture
 
-_KEPT = 10  # batches written in a run; more would say nothing new
+_KEPT = 10  # batches written in a run; more would show nothing new
 
 
 class NonFinite:
@@ -27,7 +27,7 @@ class NonFinite:
       folder: where batches go, STAGE-STEP in it.
       stage: its name.
       policy: "stop" or "skip", the recipe's `on_nonfinite`.
-      limit: so many steps in a row stop the run.
+      limit: that many steps in a row stop the run.
       look_up: number of a batch -> this process's rows of it, and for each row its records.
       draw: media of a batch, and a row -> the pictures in it, `MediaLayout.preview`.
     """
@@ -55,7 +55,7 @@ class NonFinite:
         """Looks at the steps taken that are before step `before`, and waits for them.
 
         Returns:
-          whether the weights behind the last of them may be saved.
+          whether the weights after the last of them may be saved.
 
         Raises:
           UserError: too many in a row.
@@ -72,7 +72,7 @@ class NonFinite:
             found = f"step {step} of {self._stage}: loss {loss}, gradient norm {norm}"
             processes.log("", f"warning: {found}; {done}; its batch: {place}")
             if len(self._row) >= self._limit:
-                advice = "lower the learning rate, clip_norm or fix the records; --resume goes on from the last save"
+                advice = "lower the learning rate, clip_norm or fix the records; --resume continues from the last save"
                 if self._policy == "stop":
                     advice += f", with --config.stage.{self._stage}.on_nonfinite=skip such updates are left out"
                 raise SharedError(

@@ -42,7 +42,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def held(self, steps: int) -> Iterator[None]:
-        """For a stage of so many steps."""
+        """For a stage of that many steps."""
         self._held = True
         try:
             yield
@@ -51,13 +51,13 @@ class Preemption:
             self._stages += steps
 
     def reached(self, step: int) -> bool:
-        """Whether the run stops behind this step; to be asked after each, on every process."""
+        """Whether the run stops after this step; called after each step on every process."""
         if processes.count() == 1:
             return self._told
         return multihost_utils.reached_preemption_sync_point(self._stages + step)
 
     def check(self) -> None:
-        """Between stages: ends the run, if it was told to stop in the last step of one; on every process."""
+        """Ends the run if it was preempted in the last step of a stage; called between stages on every process."""
         self._stages += 1  # to jax a step like others
         if self.reached(0):
             raise StartAgain

@@ -54,7 +54,7 @@ def make_train_step(layout: Layout, stage: StageConfig) -> Callable[[State, Batc
                 micro_batch, index = piece
                 own = None if key is None else jax.random.fold_in(key, index)
                 added = gradients_of(state.trained, others, micro_batch, weight, own)
-                # Whole before they are added: XLA for TPUs would move sums over devices behind the scan, and fails.
+                # The barrier keeps XLA for TPUs from moving sums over devices out of the scan, where it fails.
                 return jax.tree.map(jnp.add, carry, jax.lax.optimization_barrier(added)), None
 
             zero = jnp.zeros((), jnp.float32)

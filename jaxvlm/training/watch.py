@@ -163,9 +163,9 @@ class Watch:
                 return
             self._told = True
         where = "; ".join(
-            f"process {i} on {told.get('host')}: {told.get('phase')} of step {told.get('step')} "
-            f"for {told.get('phase_seconds', 0):.0f} s"
-            for i, told in sorted(everyone.items())
+            f"process {i} on {beat.get('host')}: {beat.get('phase')} of step {beat.get('step')} "
+            f"for {beat.get('phase_seconds', 0):.0f} s"
+            for i, beat in sorted(everyone.items())
         )
         print(
             f"\nslow: step {self._step} has taken {taken:.1f} s, {taken / median:.0f} times the median of "

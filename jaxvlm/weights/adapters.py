@@ -37,13 +37,13 @@ from jaxvlm.weights.writing import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that exists is read
-PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, beside them
+PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, next to them
 
 _BASE = "base_model.model."  # PEFT's module round the model
 
 _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(default\.)?weight")
 
-# Fields that say how an adapter was made or who made it. Which modules have one is told from the tensors.
+# Fields about how an adapter was made or by whom. Which modules have one follows from the tensors.
 _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
@@ -127,7 +127,7 @@ def _peft_config(
     lora, notes = adapters[main], []
     ranks, alphas = {}, {}
     for part, other in adapters.items():
-        # PEFT before 0.14 finds a pattern only behind a dot, so it cannot begin with the whole name.
+        # PEFT before 0.14 finds a pattern only after a dot, so it cannot begin with the whole name.
         pattern = re.escape(getattr(spelling, part).removeprefix("model.")) + ".*"
         if other.rank != lora.rank:
             ranks[pattern] = other.rank
@@ -234,7 +234,7 @@ def read_adapter(
 def _places(
     names: Iterable[str], rows: Mapping[str, Rule], modules: re.Pattern[str]
 ) -> tuple[dict[str, dict[int, str]], dict[str, str], list[str], list[str]]:
-    """Where tensors belong, told from their names without `_BASE`.
+    """Where tensors belong, by their names without `_BASE`.
 
     Returns:
       path of each adapted projection of ours -> layer -> module; name of each of their tensors -> its name in the rows
@@ -353,10 +353,10 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if file is None:
         raise UserError(f"{folder} has no weights of adapters; looked for {', '.join(WEIGHT_FILES)}")
     tensors = _read_file(file)
-    beside = folder / PROJECTOR_FILE
-    more = _read_file(beside) if beside.is_file() else {}
+    other = folder / PROJECTOR_FILE
+    more = _read_file(other) if other.is_file() else {}
     if twice := sorted(set(tensors) & set(more)):
-        raise UserError(f"{listed(twice)} stand in {file} and in {beside}; keep one of each")
+        raise UserError(f"{listed(twice)} are in both {file} and {other}; keep one of each")
     return tensors | more
 
 

@@ -18,7 +18,7 @@ from jaxvlm.weights.tensors import TensorSource
 
 
 class Export(NamedTuple):
-    """What the small files of an exported folder say."""
+    """What an exporter needs for the small files of a folder."""
 
     config: Any  # of the whole model
     tokenizer: Any  # what `extend_tokenizer` made
@@ -93,4 +93,4 @@ class WeightSource:
     configs: Mapping[str, VisionConfig | ProjectorConfig | DecoderConfig]  # by part
     family: str = ""  # "": parts that any family may take
     template: str = ""  # of conversations; "": the tokenizer's own
-    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the files say of `data.media`
+    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings of `data.media` found in the files

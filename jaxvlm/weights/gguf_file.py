@@ -38,7 +38,7 @@ _BLOCK = {
 _QK_NORM = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}  # qwen3
 _ROPE_FACTORS = "rope_freqs.weight"  # no weight: what the rotary frequencies are divided by; goes into the config
 
-# Keys behind the architecture's name that would make another model than ours, unless they are absent or 0.
+# Keys after the architecture's name that describe another model than ours unless absent or 0.
 _OTHER_MODELS = ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale", "embedding_scale")
 
 # As Llama 3.1, 3.2 and 3.3 have it, except the factor; a GGUF file holds only the numbers that come of it.

@@ -18,7 +18,7 @@ def find_source(spec: str) -> Path:
 
     Args:
       spec: a path, or a name on the hub such as "openai/clip-vit-large-patch14-336", with "@" and a branch, tag or
-        commit behind it if it is not to be the main branch. What was fetched before is not fetched again; private
+        commit after it, if not of the main branch. What was fetched before is not fetched again; private
         repositories need `hf auth login`.
 
     Raises:

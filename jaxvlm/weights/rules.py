@@ -35,7 +35,7 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        """Whether the row stands for one tensor of each block."""
+        """Whether the row is one tensor for each block."""
         return "{i}" in self.hf
 
 
@@ -344,7 +344,7 @@ def _groups(side: str) -> list[list[str]]:
 
 
 def _known(rule: Rule, ours: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the letters of a row's pattern: those that stand alone on our side, and those given."""
+    """Sizes of the letters of a row's pattern: those that are alone on our side, and those given."""
     if "..." in rule.pattern:
         return {}
     left, right = (_groups(side) for side in rule.pattern.split("->"))

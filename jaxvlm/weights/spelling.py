@@ -1,4 +1,4 @@
-"""What stands before the tensor names of each part; one model is spelled in several ways."""
+"""Prefixes of the tensor names of each part; one model is spelled in several ways."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Known = Mapping[str, tuple[tuple[str, ...], str]]
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """What stands before the names of each part; None: the part is not in the files.
+    """The prefix of the names of each part; None: the part is not in the files.
 
-    `{i}` stands for the number of a part's layer, and `{2i}` for its place in a `Sequential` in which every other
+    `{i}` is replaced by the number of a part's layer, and `{2i}` for its place in a `Sequential` in which every other
     module is an activation.
     """
 
@@ -38,7 +38,7 @@ def numbered(prefix: str, i: int) -> str:
 
 
 def find_spelling(names: Iterable[str], known: Known) -> Spelling:
-    """The spelling of a checkpoint, told from the names of its tensors."""
+    """Finds the spelling of a checkpoint from the names of its tensors."""
     names = set(names)
     return Spelling(
         **{

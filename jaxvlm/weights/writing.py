@@ -107,7 +107,7 @@ def _is_full(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` which takes its name when the block ends; after an error nothing is left of it.
+    """Yields a temporary folder next to `path` that takes its name when the block ends, and is removed on an error.
 
     Args:
       path: the folder to make, and those above it if they are missing.
@@ -117,7 +117,7 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
       UserError: `path` is a file, or a folder with something in it and not to be overwritten; no folder can be made
         there; the disk is full.
     """
-    path = Path(os.path.realpath(path))  # beside the folder itself, not beside a link to it
+    path = Path(os.path.realpath(path))  # next to the folder itself, not next to a link to it
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; choose another folder")
     if not overwrite and path.is_dir() and any(path.iterdir()):

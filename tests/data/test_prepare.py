@@ -107,7 +107,7 @@ def test_goes_on_where_it_was_stopped(inline, records, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="card.json is missing"):
         PreparedSource(str(out))
     for other, word in (({"shard_records": 5}, "shard_records"), ({"kept": ImageSlots.of(VISION, "square")}, "images")):
-        with pytest.raises(UserError, match=f"begun with other {word}; go on with the same"):
+        with pytest.raises(UserError, match=f"started with other {word}; continue with the same"):
             run(records, out, **other)
     names = [f"part-0000{number}-of-00003.array_record" for number in range(3)]
     done = list(json.loads((out / "progress.json").read_text())["shards"])

@@ -181,7 +181,7 @@ def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool,
       pixels_YXC: uint8[Y, X, 3].
       random: where chance comes from; three numbers are drawn whatever the options are.
       flip: mirror one time in two. Never up and down: a picture has an up.
-      shift: move by up to so many pixels along each axis, fewer than there are; what is uncovered repeats the edge.
+      shift: move by at most that many pixels along each axis, fewer than there are; what is uncovered repeats the edge.
 
     Returns:
       uint8[Y, X, 3], a new array or a view.
@@ -382,7 +382,7 @@ def _crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordError:
-    """Says in a line what Pillow's decoders say in a dozen exception types."""
+    """Describes in a line what Pillow's decoders report in a dozen exception types."""
     name = f"of {len(source):,} bytes" if isinstance(source, bytes) else repr(source)[1:-1]
     where = f"{origin}: " if origin else ""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and isinstance(source, str):

@@ -1,7 +1,7 @@
 """The index of a run's data: what is known of every record before the first step, in columns.
 
 It knows nothing of the family's limits, of T, U or the held-out share, so it stays valid when these change, and
-`inspect_data` can say what other values would mean. `measure_index` applies a layout to it.
+`inspect_data` can report the effect of other values. `measure_index` applies a layout to it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Measured:
         return Extent(*(int(column[index]) for column in columns))
 
     def misfits(self, tokens: int, units: int) -> np.ndarray:
-        """bool[n]: the records without errors that no row of these sizes can hold (`packing.misfit` says why)."""
+        """bool[n]: the records without errors that no row of these sizes can hold; see `packing.misfit`."""
         fits = (self.units <= units) & (self.image_end <= tokens) & (self.answer_end <= tokens)
         fits &= (self.sides == 1) | (self.length <= tokens)
         return (self.length > 0) & ~fits

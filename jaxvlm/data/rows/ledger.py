@@ -79,7 +79,7 @@ class Ledger:
         return ledger
 
     def table(self) -> str:
-        """Lines for printing: a fate and its count, under it the reasons where they say more."""
+        """Lines for printing: a fate and its count, under it the reasons where they add something."""
         rows = [("records read", self.read)]
         for fate in FATES:
             rows.append((f"  {fate}", self.total(fate)))

@@ -22,14 +22,14 @@ from jaxvlm.media import MediaExtent, MediaLayout, Size
 # Places of the order that a row may take samples from, counted from the oldest that waits: few, so that batches stay as
 # mixed as the permutation made them. 2048 fill rows of LLaVA's mixture no better, 128 leave 0.2 % more padding.
 PLAN_WINDOW = 512
-# Numbers of media units that the search for a row's last two samples tells apart. With 300 distinct numbers of patches,
+# Numbers of media units that the search for a row's last two samples distinguishes. With 300 numbers of patches,
 # 32 classes pack 24,000 samples a second (exact: 1,300) into 0.0 to 0.6 % more rows; 16 classes into 1.8 % more.
 UNIT_CLASSES = 32
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A sample as it stands in a row: each image expanded to its positions."""
+    """A sample as written into a row: each image expanded to its positions."""
 
     tokens: np.ndarray  # int32[L]; image placeholders hold the placeholder id
     targets: np.ndarray  # int32[L]; what position t must predict: the next token, 0 before an image and at the end
@@ -163,8 +163,8 @@ def plan_rows(
 
     A row begins with the oldest sample that waits, takes more in the order's turn until one or two others close it
     exactly, and ends with the best two if none do. It looks at the order no further than `PLAN_WINDOW` places from its
-    first sample on. So with the samples of all rows written one behind the other, each stands less than `PLAN_WINDOW`
-    places from its own in `order`, to either side, and rows come in the order of their first samples.
+    first sample on. So in the concatenation of all rows, each sample is less than `PLAN_WINDOW` places from its
+    place in `order`, to either side, and rows come in the order of their first samples.
 
     Args:
       lengths: int[n], positions of every sample, at most `tokens`.

@@ -202,7 +202,7 @@ class Pipeline:
         self.fingerprint = _fingerprint(samples, measured.units, trained, weights, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
-        """Rows of so many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
+        """Rows of that many epochs, of which the last may be a part; a run's steps are this over `rows`, rounded up."""
         whole = int(epochs)
         before = self._schedule.end(whole - 1) if whole else 0
         part = epochs - whole
@@ -243,7 +243,7 @@ class Pipeline:
 
         Args:
           rows: of a batch, over all hosts; the last batch ends in rows of padding.
-          limit: only so many records.
+          limit: at most that many records.
 
         Raises:
           UserError: the rows do not divide over the hosts.
@@ -262,7 +262,7 @@ class Pipeline:
         """One question of each held-out record, to be answered: of the first its first, of the second its second...
 
         So kinds of questions that come in the same order in every record are all asked. Records that had to be
-        truncated are left out: a question far behind may not fit. So are, with `on_bad` "skip", broken ones.
+        truncated are left out: a question far into the text may not fit. So are, with `on_bad` "skip", broken ones.
         """
         questions = []
         whole = self._heldout[self._length[self._heldout] <= self._samples.config.tokens]
@@ -287,7 +287,7 @@ class Pipeline:
     def _fate(
         self, index: int, row: tuple[int, ...] | None, heldout: set[int], broken: Mapping[int, str]
     ) -> tuple[str, str]:
-        """(fate, reason) of a record that stands in `row`, if training got that far."""
+        """(fate, reason) of a record of `row`, if training got that far."""
         if index in self._errors:
             return "rejected", self._errors[index].reason
         if index in broken:
@@ -450,5 +450,5 @@ def summary(errors: list[RecordError], total: int, remedy: str) -> str:
     lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
     if len(errors) > _NAMED_PROBLEMS:
         lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
-    lines.append(f"Fix them, or go on without them: {remedy} counts them in the ledger.")
+    lines.append(f"Fix them, or continue without them: {remedy} counts them in the ledger.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Prepares data once for many runs: images decoded and resized, records in ArrayRecord shards, a card beside them.
+"""Prepares data once for many runs: images decoded and resized, records in ArrayRecord shards, a card next to them.
 
 Training on the result sees what it would see on the original, bit for bit if images are kept as PNG: the same ids, so
 the same held-out split, the same order, the same pixels. Each record keeps its first origin (file and index).
@@ -45,7 +45,7 @@ def prepare(
       mix: the records.
       known: those that break a rule, by their number in the mix; they are left out.
       layout: how images are kept.
-      out: the folder; new, empty, or one that was begun with the same records and settings.
+      out: the folder; new, empty, or one that was started with the same records and settings.
       jpeg: quality from 1 to 95 of the images; 0: PNG, which keeps every pixel.
       shard_records: records of a shard, the last may have fewer.
       skip: whether a record whose image cannot be decoded is left out and counted, like those of `known`.
@@ -121,14 +121,14 @@ def _begun(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
         raise UserError(f"{out} holds prepared data already; choose another --out, or remove it")
     try:
         saved = json.loads((out / PROGRESS).read_text())
-        begun, shards = saved["settings"], saved["shards"]
+        started, shards = saved["settings"], saved["shards"]
     except FileNotFoundError as error:
         raise UserError(f"{out} is not empty, and nothing that was being prepared; choose another --out") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out / PROGRESS} is damaged ({error}); remove {out} and begin again") from error
-    if begun != settings:
-        other = ", ".join(key for key in settings if begun.get(key) != settings[key])
-        raise UserError(f"{out} was begun with other {other}; go on with the same, or choose another --out")
+    if started != settings:
+        other = ", ".join(key for key in settings if started.get(key) != settings[key])
+        raise UserError(f"{out} was started with other {other}; continue with the same, or choose another --out")
     return {n: e for n, e in shards.items() if (out / n).is_file() and (out / n).stat().st_size == e["bytes"]}
 
 

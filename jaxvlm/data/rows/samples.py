@@ -28,7 +28,7 @@ from jaxvlm.media import MediaLayout, Size
 _ORDER_SLACK = 2
 
 
-_DIGESTED_BYTES = 2**14  # of an image file: with its size they tell files apart, and duplicates are found cheaply
+_DIGESTED_BYTES = 2**14  # of an image file: with its size they identify the file, so duplicates are found cheaply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Facts:
 
 
 class Samples:
-    """Turns records into what stands in a row, by index. Small and picklable: worker processes get a copy.
+    """Turns records into samples of rows, by index. Small and picklable: worker processes get a copy.
 
     Attributes:
       lengths: int32[n]; positions that are planned for each record.
@@ -114,8 +114,8 @@ class Samples:
 
     def fingerprint(self) -> str:
         """A hash of everything on which `inspect` depends except the image files."""
-        told = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs])
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        settings = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs])
+        return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
         """int32[n]: the positions to plan for records of these lengths, so that all that is drawn for them fits."""
@@ -146,7 +146,7 @@ class Samples:
                 images = self._images_of(record, index, random)
             except RecordError as error:
                 if self.config.on_bad != "skip":
-                    remedy = '; with data.on_bad = "skip" a run, also one that is resumed, goes on without it'
+                    remedy = '; with data.on_bad = "skip" a run, also one that is resumed, continues without it'
                     raise RecordError(f"{error}{remedy}", error.origin, error.reason) from error
                 broken[index] = error
                 own = [dataclasses.replace(p, loss_weights=np.zeros_like(p.loss_weights)) for p in own]
@@ -250,7 +250,7 @@ def shuffle_turns(record: Record, random: python_random.Random) -> Record:
 
 
 def _shuffles(record: Record) -> bool:
-    """Whether the rounds have a meaning in another order: not where several images stand between the words."""
+    """Whether the rounds have a meaning in another order: not where several images are between the words."""
     users = [turn.text for turn in record.turns if turn.role == "user"]
     placeholders = [text.count(IMAGE) for text in users]
     alone = users[0].replace(IMAGE, "")
@@ -263,7 +263,7 @@ def _hash(data: bytes) -> int:
 
 
 def _image_hash(image: str | bytes) -> int:
-    """Of an image's first bytes and of its size; files that differ only behind are taken for the same."""
+    """Of an image's first bytes and of its size; files that differ only after those are taken for the same."""
     if isinstance(image, bytes):
         return _hash(len(image).to_bytes(8, "big") + image[:_DIGESTED_BYTES])
     path = Path(image)

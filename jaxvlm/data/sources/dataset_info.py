@@ -151,7 +151,7 @@ def _check_keys(entry: dict[str, Any], problems: list[str]) -> None:
         problems.append(f"num_samples is a number of records, 1 or more, found {short(count)}")
     places = [place for place in _PLACES if place in entry]
     if not places:
-        problems.append("it says nowhere where the data is; give file_name or hf_hub_url")
+        problems.append("it does not name the data; give file_name or hf_hub_url")
     elif places[0] in _NO_PLACE:
         problems.append(f"{places[0]} = {short(entry[places[0]])}: {_NO_PLACE[places[0]]}")
     elif places[0] == "file_name":

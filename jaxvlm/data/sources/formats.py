@@ -22,7 +22,7 @@ from jaxvlm.errors import UserError
 
 Problems = list[tuple[str, str]]  # (reason, what is wrong)
 
-UNSUPPORTED = "unsupported"  # stands for a role that is known and cannot be trained on
+UNSUPPORTED = "unsupported"  # of a role that is known and cannot be trained on
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -295,8 +295,8 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
 def _content_id(turns: list[Turn], rejected: str, images: list[str | bytes]) -> str:
     """Of a record that has no id: it is the same in another folder and between other records."""
     names = [image if isinstance(image, str) else hashlib.blake2b(image).hexdigest() for image in images]
-    told = json.dumps([[[turn.role, turn.text] for turn in turns], rejected, names])
-    return "content:" + hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    content = json.dumps([[[turn.role, turn.text] for turn in turns], rejected, names])
+    return "content:" + hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def kind(value: Any) -> str:
@@ -385,7 +385,7 @@ def _images(item: dict[str, Any], column: str, problems: Problems) -> list[str |
 
 
 def _find_unread_images(item: dict[str, Any], column: str | None, problems: Problems) -> None:
-    """Images under another key than the format's would be reported as none for so many placeholders."""
+    """Names a key with images that the format does not read; else they would be reported as missing."""
     for key in ("image", "images"):
         if key != column and item.get(key):
             read = f'the key that is read is "{column}"' if column else "columns.images names no key to read"

@@ -1,7 +1,7 @@
 """Items: random access to the dictionaries of a file or a data set; with a format, a source of records.
 
 len(items), items[i]     the dictionary; raises `RecordError`, or `UserError` if the file is gone
-items.origin(i)          where it stands
+items.origin(i)          its place, for messages
 items.fingerprint()      hash of the content
 """
 
@@ -76,7 +76,7 @@ class Chosen:
         return self._items[int(self._chosen[index])]
 
     def origin(self, index: int) -> str:
-        """Where the item stands among all."""
+        """The place of the item among all."""
         return self._items.origin(int(self._chosen[index]))
 
     def fingerprint(self) -> str:
@@ -103,7 +103,7 @@ class ItemSource:
         return make_record(self._items[index], self.origin(index), self._format, self._rule)
 
     def origin(self, index: int) -> str:
-        """Where record `index` stands."""
+        """The place of record `index`."""
         return self._items.origin(index)
 
     def questions(self, record: Record) -> list[Record]:
@@ -111,7 +111,7 @@ class ItemSource:
         return answer_by_answer(record)
 
     def fingerprint(self) -> str:
-        """Hash of the content and of all that says how it is read, but not of where the data stands."""
+        """Hash of the content and of the settings by which it is read, but not of the data's path."""
         return hash_texts(
             [self._items.fingerprint(), repr(self._format), self._image_folder, str(self._rule.allow_outside)]
         )

@@ -1,4 +1,4 @@
-"""Items of JSON and JSON Lines files by random access: in memory is only where each one stands."""
+"""Items of JSON and JSON Lines files by random access; only their byte offsets are in memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class JsonItems:
         return len(self._spans)
 
     def origin(self, index: int) -> str:
-        """Where item `index` stands: "file.json[12]" counts from 0, "file.jsonl:13" is a line, from 1."""
+        """The place of item `index`: "file.json[12]" counts from 0, "file.jsonl:13" is a line, from 1."""
         return f"{self._path}[{index}]" if self._lines is None else f"{self._path}:{self._lines[index]}"
 
     def fingerprint(self) -> str:
@@ -53,7 +53,7 @@ class JsonItems:
         return self._fingerprint
 
     def __getitem__(self, index: int) -> Any:
-        """What stands there.
+        """The item.
 
         Raises:
           RecordError: it is no JSON, or not UTF-8.
@@ -190,7 +190,7 @@ class _ListScan:
         while True:
             try:
                 _, end = _DECODER.raw_decode(self._text, self._at)
-                if end + 3 <= len(self._text) or self._ended:  # else, if a number, it may go on, as 1 in 1e+5
+                if end + 3 <= len(self._text) or self._ended:  # else a number may be longer, as 1 in 1e+5
                     return end
             except json.JSONDecodeError as error:
                 # Cut off are strings, and literals and escapes of a few characters.
@@ -225,7 +225,7 @@ class _ListScan:
             ) from error
 
     def _drop(self) -> None:
-        """Forgets the window up to here, except where its elements stand in the file."""
+        """Drops the window up to here; keeps the byte offsets of its elements."""
         if self._text.isascii():
             self._spans.extend(self._bytes + place for place in self._found)
             self._bytes += self._at

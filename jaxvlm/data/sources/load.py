@@ -5,11 +5,11 @@ to worker processes, and a record that breaks a rule raises alone:
 
   len(source)        number of records
   source[i]          `Record`; raises `RecordError`
-  source.origin(i)   where record i stands: "file.json[12]", "file.jsonl:13" (a line), "easy_vqa:train[12]"
+  source.origin(i)   the place of record i: "file.json[12]", "file.jsonl:13" (a line), "easy_vqa:train[12]"
   source.questions(record)
                      what evaluation asks of a record: records that end in the one answer to compare with
   source.fingerprint()
-                     hash of the content, and of all that says how it becomes records
+                     hash of the content, and of the settings by which it becomes records
 
 Most of them are items, random access to dictionaries (items.py, json_items.py, tables.py, tfds_items.py), with a
 format that makes records of these (formats.py).

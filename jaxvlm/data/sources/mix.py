@@ -51,7 +51,7 @@ class Mix:
         return source[at]
 
     def origin(self, index: int) -> str:
-        """Where record `index` stands."""
+        """The place of record `index`."""
         source, at = self.find(index)
         return source.origin(at)
 

@@ -1,4 +1,4 @@
-"""Folders of prepared records: ArrayRecord shards with the images inside, and a card that says what they hold.
+"""Folders of prepared records: ArrayRecord shards with the images inside, and a card that describes them.
 
     card.json                            {"version": 1, "shards": [{"name", "records", "bytes", "blake2b"}, ...], ...}
     part-00000-of-00008.array_record     each entry msgpack of {id, turns, images, origin, group, rejected}
@@ -52,7 +52,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> dict[str, Any]:
       records: with their images as bytes.
 
     Returns:
-      What the card says of the shard: `{"name", "records", "bytes", "blake2b"}`.
+      The card's entry of the shard: `{"name", "records", "bytes", "blake2b"}`.
 
     Raises:
       ValueError: an image is a path.
@@ -119,14 +119,14 @@ class PreparedSource:
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards))
         from grain.sources import ArrayRecordDataSource  # it imports JAX, which reading data can do without
 
-        # With its range behind it, a shard is not opened to be counted again.
+        # With its range after the name, a shard is not opened again to be counted.
         self._records = ArrayRecordDataSource([f"{local / shard['name']}[0:{shard['records']}]" for shard in shards])
 
     def __len__(self) -> int:
         return len(self._records)
 
     def origin(self, index: int) -> str:
-        """Where record `index` stands: "FOLDER/part-00000-of-00008.array_record[12]"."""
+        """The place of record `index`: "FOLDER/part-00000-of-00008.array_record[12]"."""
         shard = bisect.bisect_right(self._ends, index)
         return f"{self._folder}/{self._names[shard]}[{index - (self._ends[shard - 1] if shard else 0)}]"
 

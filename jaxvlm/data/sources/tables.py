@@ -46,7 +46,7 @@ class TableItems:
             raise UserError(f"{self.origin(index)} cannot be read ({error}); is its file gone?") from error
 
     def origin(self, index: int) -> str:
-        """Where row `index` stands: "file.parquet[12]", "hf:NAME[12]"."""
+        """The place of row `index`: "file.parquet[12]", "hf:NAME[12]"."""
         return f"{self._name}[{index}]"
 
     def fingerprint(self) -> str:
@@ -131,7 +131,7 @@ def _load(spec: str, path: str, **options: Any) -> Any:
 
 
 def _failure(spec: str, error: Exception) -> UserError:
-    cause = error.__cause__ or error  # `datasets` says "an error occurred" and hides what in the cause
+    cause = error.__cause__ or error  # `datasets` reports "an error occurred" and has the reason in the cause
     return UserError(
         f"{spec!r} cannot be opened by datasets ({on_a_line(cause)}); check the name, the split, "
         "the files and, for one of the hub, the network and HF_TOKEN"

@@ -14,7 +14,7 @@ from jaxvlm.errors import UserError
 
 # Two code points that no record holds, see turns.py.
 _BREAK = "\ufdd1"  # breaks up the spelling of a control token while a chat template handles it
-_SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # stand round a turn's number, for its text, in what a chat template writes
+_SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # around a turn's number: the place of its text in what a chat template writes
 
 
 class ChatScript:

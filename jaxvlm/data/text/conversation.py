@@ -11,7 +11,7 @@ Rules:
   * Supervised is what the model has to write: each answer, the space before it and the token that ends the turn.
     A token that holds any character of that is supervised.
   * A user turn with one image has the image moved to its front, `<image>` and a newline, the rest stripped (LLaVA).
-    In a turn with several they stay where they are, because the text round them tells them apart (LLaVA-NeXT).
+    In a turn with several they stay where they are, because the text around them refers to each (LLaVA-NeXT).
   * `<image>` in any other role, and any spelling of a control token (`</s>`) in any text, is plain text.
   * The prompt of a conversation is a prefix, id by id, of what is trained on.
 """
@@ -41,16 +41,16 @@ class Sample:
 
     tokens: (
         np.ndarray
-    )  # int32[L]; BOS included if the tokenizer puts one; each image stands as one id, the renderer's `image_token_id`
+    )  # int32[L]; BOS included if the tokenizer puts one; each image is one id, the renderer's `image_token_id`
     loss_weights: np.ndarray  # float32[L]; 1 where the token itself is supervised: the position before predicts it
-    is_image: np.ndarray  # bool[L]; image placeholders, which the id alone does not tell (it may be <unk>)
+    is_image: np.ndarray  # bool[L]; image placeholders; the id alone does not identify them (it may be <unk>)
 
 
 class Renderer:
     """Renders records for one tokenizer and one template.
 
     It works on a copy of the tokenizer's backend in which every control token is plain text, and in which marks that
-    no record can hold stand for those which the template writes. The tokenizer that was passed in is not changed.
+    no record can contain represent those which the template writes. The tokenizer that was passed in is not changed.
 
     Attributes:
       stop_ids: ids that end an answer.
@@ -73,7 +73,7 @@ class Renderer:
         Args:
           tokenizer: a fast tokenizer of transformers.
           template: a name in `TEMPLATES`, "tokenizer" for the tokenizer's own chat template, or a template.
-          image_token_id: the id that stands for an image.
+          image_token_id: the id that represents an image.
           system: system message of records that bring none. None: the template's own; "": none at all (for the
             tokenizer's own template an empty message, of which that template makes what it likes).
           answers: which of a conversation are supervised: "all", or the "last" only.
@@ -98,8 +98,8 @@ class Renderer:
         self._captions = isinstance(template, Template) and template.captions
 
         written = tokenizer.backend_tokenizer.to_str()
-        told = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers]
-        self._fingerprint = hashlib.blake2b(json.dumps(told, default=str).encode(), digest_size=16).hexdigest()
+        settings = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers]
+        self._fingerprint = hashlib.blake2b(json.dumps(settings, default=str).encode(), digest_size=16).hexdigest()
         state = json.loads(written)
         spellings = control_spellings(tokenizer, template, state)
         control_ids = {*spellings.values(), image_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}

@@ -119,7 +119,7 @@ def _quoted(text: str) -> str:
 
 
 def _behind(name: str, gap: str | None, control: list[str | None]) -> str:
-    """Jinja for the text of a variable behind a special token; another token needs no gap before it, nor a space."""
+    """Jinja for the text of a variable after a special token; another token needs no gap before it, nor a space."""
     if not gap:
         return name
     bare = ", ".join(_quoted(token) for token in (" ", *control) if token)
@@ -127,9 +127,9 @@ def _behind(name: str, gap: str | None, control: list[str | None]) -> str:
 
 
 def _gap(tokenizer: Any, token: str) -> str | None:
-    """What to put behind a token so that the text there is tokenized as at the start of a text; None: nothing helps.
+    """What to put after a token so that the text there is tokenized as at the start of a text; None: nothing helps.
 
-    SentencePiece puts a space in front of a text. Old Llama tokenizers do so behind every special token, newer ones
+    SentencePiece puts a space in front of a text. Old Llama tokenizers do so after every special token, newer ones
     only at the very start, where a space of our own is the same; byte-level ones never do.
     """
 
@@ -138,6 +138,6 @@ def _gap(tokenizer: Any, token: str) -> str | None:
 
     for gap in ("", " "):
         texts = [(text, text if text.startswith(" ") else gap + text) for text in _PROBES]
-        if all(ids(token + behind) == ids(token) + ids(alone) for alone, behind in texts):
+        if all(ids(token + joined) == ids(token) + ids(alone) for alone, joined in texts):
             return gap
     return None

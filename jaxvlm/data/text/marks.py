@@ -1,4 +1,4 @@
-"""A copy of a tokenizer in which control tokens are plain text, and marks that no record holds stand for them."""
+"""A copy of a tokenizer in which control tokens are plain text, represented by marks that no record can contain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxvlm.data.records import IMAGE
 from jaxvlm.data.text.templates import Template
 from jaxvlm.errors import UserError
 
-_MARK = "\ufdd0"  # with a private-use character after it: stands for one control token
+_MARK = "\ufdd0"  # with a private-use character after it: represents one control token
 _PRIVATE_USE = 0xF0000  # the first code point of Unicode's largest private-use plane
 
 
@@ -45,7 +45,7 @@ def marked_backend(
 ) -> tuple[Tokenizer, str, dict[str, str]]:
     """A tokenizer to which control tokens are text, its mark for an image, and its mark for each spelling.
 
-    A mark is an added token with the white space rules of the token for which it stands, so the text after it is
+    A mark is an added token with the white space rules of the token it represents, so the text after it is
     tokenized as after that token ("USER" after "</s>" has a space put before it by old Llama tokenizers only).
     """
     flags = {token["id"]: token for token in state["added_tokens"]}

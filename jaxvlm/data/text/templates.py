@@ -100,7 +100,7 @@ class Draft:
     Attributes:
       chunks: the pieces of text before, between and after the images.
       spans: of each answer in order its chunk and, in characters of it, first and one past the last of all that is
-        supervised and of what the record says.
+        supervised and of the record's own text.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class Draft:
         self.chunks[-1].append(text)
 
     def answer(self, before: str, answer: str, after: str) -> None:
-        """Adds an answer, supervised with what stands before and after it."""
+        """Adds an answer, supervised with the text before and after it."""
         start, own = self._length, self._length + len(before)
         self.text(f"{before}{answer}{after}")
         self.spans.append((len(self.chunks) - 1, start, self._length, own, own + len(answer)))

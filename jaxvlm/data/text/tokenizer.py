@@ -57,7 +57,7 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that stands where an image feature will be written: "<image>", or else <unk>, padding or end.
+    """The placeholder id of image features: "<image>", or else <unk>, padding or end.
 
     The model overwrites the embedding there, so any id serves.
 
@@ -104,7 +104,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     Args:
       texts: what to learn from; "<image>", "<s>" and "</s>" in them are not learned from but cut at.
-      vocab_size: at most so many tokens, the special ones and 256 bytes among them.
+      vocab_size: at most that many tokens, the special ones and 256 bytes among them.
 
     Raises:
       UserError: `vocab_size` has no room for the characters of the texts.
@@ -139,7 +139,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _pre_tokenizer(prepend_scheme: str) -> pre_tokenizers.PreTokenizer:
-    """Cuts before spaces, and round newlines, which would otherwise be part of the word behind them."""
+    """Cuts before spaces, and round newlines, which would otherwise be part of the word after them."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex("\n+"), "isolated"), pre_tokenizers.Metaspace("▁", prepend_scheme)]
     )

@@ -35,7 +35,7 @@ from jaxvlm.weights.source import WeightSource, part_source
 _ORIGINAL = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 PROJECTOR = ProjectorConfig("mlp2x_gelu")  # the only one of transformers
 
-# `image_seq_length` only counts placeholders, and in old files stands at its default whatever the encoder is.
+# `image_seq_length` only counts placeholders, and in old files has its default whatever the encoder is.
 _IRRELEVANT = frozenset({"ignore_index", "vocab_size", "image_seq_length"})
 _ORIGINAL_IRRELEVANT_NAMES = """
 freeze_mm_mlp_adapter tune_mm_mlp_adapter freeze_mm_vision_resampler tune_mm_vision_resampler pretrain_mm_mlp_adapter
@@ -61,7 +61,7 @@ _ORIGINAL_REQUIRED: dict[str, tuple[Any, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Llava:
-    """What config.json of a LLaVA in transformers' form says."""
+    """The config.json of a LLaVA in transformers' form."""
 
     vision: VisionConfig
     projector: ProjectorConfig
@@ -71,12 +71,12 @@ class Llava:
 
 @dataclasses.dataclass(frozen=True)
 class OriginalLlava:
-    """What config.json of a LLaVA in the original project's form says; its encoder is another folder."""
+    """The config.json of a LLaVA in the original project's form; its encoder is another folder."""
 
     projector: ProjectorConfig
     language: DecoderConfig
     vision_tower: str  # a name on the hub or a folder
-    vision_embed_dim: int | None  # of the encoder, if the file says so
+    vision_embed_dim: int | None  # of the encoder, if the file has it
     feature_layer: int  # for `read_vision` of that folder
     aspect: str  # as in config.data.media.aspect
     tower_trained: bool  # the encoder was trained too: its weights are in this folder, not in that

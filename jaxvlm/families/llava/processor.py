@@ -1,7 +1,7 @@
 """The small files of an exported LLaVA folder: tokenizer, chat template, image processor, stop tokens.
 
 With them `AutoProcessor` of transformers makes of a conversation what `data/text/conversation.py` and
-`data/media/images.py` make of it. The chat templates say in Jinja what `TEMPLATES` says. Two things they cannot do:
+`data/media/images.py` make of it. The chat templates are `TEMPLATES` in Jinja. Two things they cannot do:
 transformers tokenizes a prompt in one pass, and it takes "<image>" and the spelling of control tokens in any text for
 the tokens themselves.
 

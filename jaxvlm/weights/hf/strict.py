@@ -20,7 +20,7 @@ from jaxvlm.errors import UserError
 CONFIG_FILE = "config.json"
 
 # On these neither features nor logits depend: bookkeeping of transformers 4 and 5, token ids, dropout and
-# initialisation, and the length of rows, since rotary positions go on for ever (windows are checked otherwise).
+# initialisation, and the length of rows, since rotary positions have no end (windows are checked elsewhere).
 _IRRELEVANT_NAMES = """
 _name_or_path name_or_path _commit_hash _attn_implementation_autoset attn_implementation architectures auto_map dtype
 torch_dtype transformers_version transformers.js_config model_type is_llama_config unsloth_fixed use_cache return_dict
@@ -124,13 +124,13 @@ def check_fields(
 
     Args:
       cls: the config class.
-      values: what the file says, where a class may have dropped a field.
+      values: the file's own fields, since a class may have dropped one.
       filled: what the class made of it.
       prefix: of the fields' names, for messages.
       report: for the problems.
       mapped: fields that the caller reads.
       required: what a field must be, and why.
-      irrelevant: fields of this kind of part that change nothing, beside those of all.
+      irrelevant: fields of this kind of part that change nothing, in addition to those of all.
     """
     defaults = cls().to_dict()
     for name, value in {**values, **filled}.items():
@@ -150,7 +150,7 @@ def requirement(expected: Any, why: str) -> str:
 
 
 def make(cls: type, **values: Any) -> dict[str, Any]:
-    """The config's dict, without what says nothing: fields at None, and labels of classifiers."""
+    """The config's dict without fields at None and labels of classifiers."""
     try:
         made = cls(**values).to_dict()
     except Exception as error:  # its checks raise a dozen unrelated types

@@ -29,7 +29,7 @@ class Encoder:
 
     config: type  # transformers' config class
     model: str  # transformers' model class
-    whole: str  # `model_type` with a text encoder beside it, which is not used
+    whole: str  # `model_type` of a pair with a text encoder, which is not used
     whole_config: type
     choices: Mapping[str, bool]  # fields of `VisionConfig`
     pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation where a folder has none
@@ -152,7 +152,7 @@ def read_vision(folder: str | Path, feature_layer: int = _FEATURE_LAYER) -> Visi
 
     Args:
       folder: with config.json.
-      feature_layer: whose output is the feature, which such a file does not say: -1 the last block, -2 the one before.
+      feature_layer: whose output is the feature, which the file does not state: -1 the last block, -2 the one before.
 
     Raises:
       UserError: no config.json, another model, or fields that we cannot do; all of them.
