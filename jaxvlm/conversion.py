@@ -1,4 +1,4 @@
-"""What `jaxvlm convert` does: runs out of Hugging Face checkpoints, Hugging Face folders out of runs, comparisons."""
+"""Implements `jaxvlm convert`: import of Hugging Face checkpoints, export to them, comparison."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STAGE = "imported"  # the only stage of a run that `import_run` makes
 
 
 def import_run(args: argparse.Namespace) -> dict[str, Any]:
-    """Makes a run whose only stage has the weights of the sources, each in its own dtype."""
+    """Makes a run whose only stage has the sources' weights, each in its own dtype."""
     sources = [open_source(spec) for spec in args.sources]
     owners = _owners(sources)
     tokenizer = load_tokenizer(TokenizerConfig(str(owners["language"].path), vocab_size=0))  # 0: none is trained
@@ -106,7 +106,7 @@ def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
 
 
 def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
-    """Which source each part is of."""
+    """Part -> the source that has it."""
     owners: dict[str, WeightSource] = {}
     for source in sources:
         for part in source.configs:
@@ -224,14 +224,14 @@ def _check_written(folder: Path, wanted: TensorSource) -> None:
         for name in wanted
         if name not in written or written.spec(name) != wanted.spec(name)
     ]
-    problems += [f"{name} is too much" for name in written if name not in wanted]
+    problems += [f"{name} is unexpected" for name in written if name not in wanted]
     if problems:
-        raise UserError(f"{folder} was not written as it should be: {'; '.join(problems)}")
+        raise UserError(f"{folder} was not written correctly: {'; '.join(problems)}")
     open_source(str(folder))
 
 
 def _source_spelling(folder: Path, form: Codec) -> Spelling | None:
-    """How the one folder that a run was imported from spells its tensors, if transformers loads an export so."""
+    """The tensor spelling of the one folder a run was imported from, if transformers can load an export in it."""
     path = RunFolder(folder).origin_file
     spellings = json.loads(path.read_text())["spellings"] if path.is_file() else []
     found = [Spelling(**spelling) for spelling in spellings]

@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 
 class SharedError(UserError):
-    """An error that every process of a run raises at the same place, so that none has to abort the others."""
+    """An error that every process of a run raises at the same place, so none has to abort the others."""
 
 
 def listed(items: Sequence[Any], separator: str = "; ", limit: int = 10) -> str:
@@ -27,7 +27,7 @@ def listed(items: Sequence[Any], separator: str = "; ", limit: int = 10) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name most like `name`; "" if none is as like as `cutoff`, a ratio of `difflib`."""
+    """The known name most like `name`; "" if none is as similar as `cutoff`, a ratio of `difflib`."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
 
 
@@ -53,16 +53,16 @@ _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def explained(error: BaseException) -> UserError | None:
-    """The `UserError` for an exception that a user can fix, whatever raised it; None for any other."""
+    """The `UserError` for an exception that a user can fix; None for any other."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and error.filename:
-        return UserError(f"{error.filename}: {error.strerror}; choose another path, or make way there")
+        return UserError(f"{error.filename}: {error.strerror}; choose another path, or remove what is there")
     if isinstance(error, OSError) and error.errno in _DISK:
-        return UserError(f"{error}; make room, and give the command again (train continues with --resume)")
+        return UserError(f"{error}; free some space and run the command again (train continues with --resume)")
     if isinstance(error, OSError) and error.errno in _PERMISSION and error.filename:
         return UserError(
-            f"{error.filename}: {error.strerror}; give this user the right to read and write there, or choose another "
+            f"{error.filename}: {error.strerror}; give this user permission to read and write there, or choose another "
             "path"
         )
     return out_of_memory(error) or unknown_option(error)

@@ -1,4 +1,4 @@
-"""The weights that a stage starts from: of an earlier stage or run, of Hugging Face checkpoints, or random ones."""
+"""Initial weights of a stage: from an earlier stage or run, from Hugging Face checkpoints, or random."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxvlm.weights.source import check_fit, load_weights
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where some parts come from: a run, or a source of Hugging Face."""
+    """The origin of some parts: a run or a Hugging Face source."""
 
     parts: tuple[str, ...]
     name: str  # for messages
@@ -30,7 +30,7 @@ class Origin:
 
 
 def find_origins(folder: RunFolder, config: Config, name: str) -> list[Origin]:
-    """Where the weights of stage `name` come from; opened, but not read.
+    """Finds and opens the origins of stage `name`'s weights; reads none.
 
     Raises:
       UserError: a source that is absent, cannot be read, or does not fit the recipe.

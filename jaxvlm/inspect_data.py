@@ -7,8 +7,9 @@ Examples:
   python -m jaxvlm.inspect_data show --batch runs/mine/nonfinite/finetune-120
   python -m jaxvlm.inspect_data prepare --config configs/llava15_7b_finetune.py --out data/prepared --jpeg 95
 
-`check` reads every record of the stage (of images header and end, no pixels) and lists which break a rule, what rows of other sizes would lose and how full they would be, what is there twice, and how many steps the stage
-takes. Exit code 2 if anything would be lost. In --out are problems.jsonl (every record that would be lost or cut),
+`check` reads every record of the stage (of images the header and the end, no pixels). It lists records that break a
+rule, the losses and the fill of rows of other sizes, duplicates, and the steps of the stage. Exit code 2 if anything
+would be lost. In --out are problems.jsonl (every record that would be lost or cut),
 lengths.png and report.json. A second check of the same data takes seconds: what was found is kept in JAXVLM_CACHE.
 
 `show` writes a page (HTML, for any browser, also offline) of training rows as the model will see them: pixels after

@@ -38,14 +38,14 @@ def saved_tokenizer(folder: Path, config: Config) -> PreTrainedTokenizerBase:
 
 
 def _texts(config: Config) -> Iterator[str]:
-    """What a tokenizer of the recipe's own learns from: the text of all stages, since all must be short in it."""
+    """The text of all stages, from which the recipe's own tokenizer is trained."""
     for name in config.stages:
         data = config.stage[name].data
         yield from training_texts(_records(load_mix(data)), data.template, data.system)
 
 
 def _records(mix: Mix) -> Iterable[Record]:
-    """The records that can be read; the index names the others."""
+    """The records that can be read; the index reports the others."""
     for index in range(len(mix)):
         with contextlib.suppress(RecordError):
             yield mix[index]

@@ -1,4 +1,4 @@
-"""Worker processes: one for each core, and gone when the process that started them is."""
+"""Worker processes: one for each core; they end with their parent."""
 
 from __future__ import annotations
 

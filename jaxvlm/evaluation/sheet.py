@@ -1,4 +1,4 @@
-"""A sheet of samples: images with question, answer and truth, to see at a glance what a model can do."""
+"""A sheet of samples: images with question, answer and reference."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _RIGHT, _WRONG, _QUIET = "#1a7f37", "#cf222e", "#57606a"
 
 
 def draw_sheet(path: Path, records: Sequence[Record], answers: Sequence[str], title: str) -> None:
-    """Draws 24 records chosen by lot with a fixed seed, neither the best nor the worst.
+    """Draws 24 records chosen at random with a fixed seed.
 
     Right answers are green; wrong ones are red, with the truth below.
 
     Args:
       path: of the PNG file that is written.
-      records: end in the true answer.
+      records: each ends with the reference answer.
       answers: one for each.
       title: above the sheet.
 
     Raises:
-      UserError: an image is missing or broken.
+      UserError: an image is missing or corrupt.
     """
     chosen = sample(len(records), _COLUMNS * _ROWS)
     columns, rows = min(_COLUMNS, len(chosen)), -(-len(chosen) // _COLUMNS)

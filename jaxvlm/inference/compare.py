@@ -1,4 +1,4 @@
-"""Logits of one prompt, by us and by transformers in torch, to hold against each other."""
+"""Logits of one prompt from our model and from transformers in torch, for comparison."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:
 
 
 def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarray:
-    """float32[T, V], the same of a Hugging Face folder, by transformers in torch with the folder's own processor.
+    """float32[T, V], the same for a Hugging Face folder, from transformers in torch with the folder's own processor.
 
     Raises:
       UserError: torch is not installed, or transformers cannot load the folder.
     """
     reference = folder_codec(folder).reference
     if reference is None:
-        raise UserError(f"{folder} holds no model that writes text; there are no logits to compare")
+        raise UserError(f"{folder} has no model with logits")
     try:
         import torch
     except ImportError as error:

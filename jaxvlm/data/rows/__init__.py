@@ -1,1 +1,1 @@
-"""Records become packed rows: index, packing, pipeline, ledger."""
+"""From records to packed rows: index, packing, pipeline, ledger."""

@@ -1,6 +1,6 @@
-"""The index of a run's data: what is known of every record before the first step, in columns.
+"""The index of a run's data: facts of every record, known before the first step, in columns.
 
-It knows nothing of the family's limits, of T, U or the held-out share, so it stays valid when these change, and
+It does not depend on the family's limits, on T, U or the held-out share, so it stays valid when these change, and
 `inspect_data` can report the effect of other values. `measure_index` applies a layout to it.
 """
 
@@ -24,14 +24,14 @@ from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 6  # of what is looked for and what the columns mean; a kept index of another one is not used
-_CHUNK = 1000  # records that a worker process goes through at a time
-PARALLEL = 20_000  # records from which on starting worker processes pays
+_VERSION = 6  # of the facts and columns; a cached index of another version is not used
+_CHUNK = 1000  # records of a worker process's task
+PARALLEL = 20_000  # number of records from which worker processes pay off
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What the pass over all records found, for n records with N images; `Facts` explains the columns."""
+    """The result of one pass over n records with N images; `Facts` explains the columns."""
 
     text: np.ndarray  # int32[n]; 0 if the record breaks a rule
     text_to_image: np.ndarray  # int32[n]
@@ -46,7 +46,7 @@ class Index:
     text_hash: np.ndarray  # uint64[n]; of the turns
     image_hash: np.ndarray  # uint64[N]; of what the image files begin with, and of their sizes
     image_size: np.ndarray  # int32[N, 3]; height, width and frames as shown
-    errors: dict[int, RecordError]  # record -> the rule that it breaks, whatever the rows are
+    errors: dict[int, RecordError]  # record -> the rule that it breaks, for rows of any size
 
     def __len__(self) -> int:
         return len(self.text)
@@ -59,7 +59,7 @@ class Index:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """The room that each of n records takes with one layout."""
+    """The sizes of n records with one layout."""
 
     unit: str  # what a media unit is called
     length: np.ndarray  # int32[n]; positions in a row, images expanded; 0 if the record breaks a rule
@@ -68,13 +68,13 @@ class Measured:
     answer_end: np.ndarray  # int32[n]; the position after its first supervised token
     supervised: np.ndarray  # int32[n]; tokens
     sides: np.ndarray  # int32[n]; 2 of a pair, each with all positions of the images
-    errors: dict[int, MediaError]  # record -> why the layout takes an image of it in no row
+    errors: dict[int, MediaError]  # record -> why the layout rejects an image of it for any row
 
     def __len__(self) -> int:
         return len(self.length)
 
     def extent(self, index: int) -> Extent:
-        """The room that record `index` takes."""
+        """The size of record `index`."""
         columns = (self.length, self.units, self.image_end, self.answer_end, self.supervised, self.sides)
         return Extent(*(int(column[index]) for column in columns))
 
@@ -86,7 +86,7 @@ class Measured:
 
 
 def measure_index(index: Index, layout: MediaLayout) -> Measured:
-    """The room that each record takes; each distinct size of image is measured once."""
+    """Measures each record; each distinct image size is measured once."""
     distinct, inverse = np.unique(index.image_size.reshape(-1, 3), axis=0, return_inverse=True)
     extents, problems = [], {}
     for number, size in enumerate(distinct.tolist()):
@@ -118,7 +118,7 @@ def measure_index(index: Index, layout: MediaLayout) -> Measured:
 
 
 def load_index(samples: Samples, *, quiet: bool = False) -> Index:
-    """The index of all records: kept from an earlier run on the same data, or made now.
+    """The index of all records: cached by an earlier run on the same data, or made now.
 
     Images that failed in a cached index are checked again, because a file can be fixed without a change in the records.
     The other entries are trusted.
@@ -150,7 +150,7 @@ def _same_images_fail(samples: Samples, kept: Index) -> bool:
 
 
 def _build(samples: Samples, *, quiet: bool) -> Index:
-    """Goes through all records, in worker processes if there are many."""
+    """Reads all records, in worker processes if there are many."""
     total = len(samples.source)
     chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
     with (
@@ -166,7 +166,7 @@ def _build(samples: Samples, *, quiet: bool) -> Index:
 
 @contextlib.contextmanager
 def _workers(samples: Samples, total: int):
-    """The function that maps chunks to their parts of the index, in this process or in several."""
+    """Yields a function that maps chunks to their parts of the index, in this process or in several."""
     if total < PARALLEL or available_cores() < 2:
         yield lambda chunks: (_go_through(samples, chunk) for chunk in chunks)
         return

@@ -1,4 +1,4 @@
-"""What became of every record.
+"""The ledger: the fate of every record.
 
 Each record that was read ends in exactly one of these, so the counts always add up to the number of records:
 
@@ -21,7 +21,7 @@ from typing import Any
 from jaxvlm.errors import UserError
 
 FATES = ("used", "packed", "truncated", "rejected", "heldout", "unreached")
-WHOLE = "whole"  # the reason of a record with which nothing is the matter
+WHOLE = "whole"  # the reason of a record without a fault
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ledger:
 
     @classmethod
     def of(cls, entries: list[tuple[str, str]]) -> Ledger:
-        """The ledger of one (fate, reason) for each record read.
+        """Makes the ledger from one (fate, reason) for each record read.
 
         Raises:
           ValueError: a fate that is not one of `FATES`.
@@ -79,7 +79,7 @@ class Ledger:
         return ledger
 
     def table(self) -> str:
-        """Lines for printing: a fate and its count, under it the reasons where they add something."""
+        """A table for printing: each fate with its count, followed by its reasons."""
         rows = [("records read", self.read)]
         for fate in FATES:
             rows.append((f"  {fate}", self.total(fate)))

@@ -1,4 +1,4 @@
-"""Rows of T tokens and U media units out of samples.
+"""Packs samples into rows of T tokens and U media units.
 
 Axis letters:
   L tokens of a sample   B rows   T token positions of a row   U media units of a row   A position axes (1 or 3)
@@ -19,8 +19,8 @@ from jaxvlm.data.text.conversation import Sample
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaExtent, MediaLayout, Size
 
-# Places of the order that a row may take samples from, counted from the oldest that waits: few, so that batches stay as
-# mixed as the permutation made them. 2048 fill rows of LLaVA's mixture no better, 128 leave 0.2 % more padding.
+# How far ahead of the oldest waiting sample a row may take samples from the order: short, so that batches stay as mixed
+# as the permutation made them. 2048 fill rows of LLaVA's mixture no better, 128 leave 0.2 % more padding.
 PLAN_WINDOW = 512
 # Numbers of media units that the search for a row's last two samples distinguishes. With 300 numbers of patches,
 # 32 classes pack 24,000 samples a second (exact: 1,300) into 0.0 to 0.6 % more rows; 16 classes into 1.8 % more.
@@ -66,7 +66,7 @@ def check_row(tokens: int, least_positions: int, where: str = "data.tokens") -> 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much room a sample takes in a row."""
+    """The size of a sample in a row."""
 
     length: int  # positions
     units: int  # media units
@@ -77,7 +77,7 @@ class Extent:
 
 
 def measure(sample: Sample, images: Sequence[MediaExtent]) -> Extent:
-    """The extent of a sample whose images take so much room."""
+    """The extent of a sample whose images have these extents."""
     widths = np.ones(len(sample.tokens), np.int64)
     widths[sample.is_image] = [image.positions for image in images]
     ends = np.cumsum(widths)
@@ -111,12 +111,12 @@ def misfit(extent: Extent, *, tokens: int, units: int, unit: str) -> tuple[str, 
 
 
 def fit(sample: Sample, images: Sequence[MediaExtent], *, tokens: int, units: int, unit: str) -> Sample:
-    """The sample itself if a row can hold it, or what is left when text after its last image is cut off.
+    """The sample itself if a row can hold it, else the sample with text after its last image truncated.
 
     An image is never cut, nor left out.
 
     Raises:
-      FitError: too many media units, an image beyond the end of a row, or nothing supervised (in what is left).
+      FitError: too many media units, an image beyond the end of a row, or nothing supervised (after truncation).
     """
     extent = measure(sample, images)
     problem = misfit(extent, tokens=tokens, units=units, unit=unit)
@@ -124,12 +124,12 @@ def fit(sample: Sample, images: Sequence[MediaExtent], *, tokens: int, units: in
         raise FitError(*problem)
     if extent.length <= tokens:
         return sample
-    keep = len(sample.tokens) - (extent.length - tokens)  # what is cut is text, a position each
+    keep = len(sample.tokens) - (extent.length - tokens)  # only text is cut, a token is a position
     return Sample(sample.tokens[:keep], sample.loss_weights[:keep], sample.is_image[:keep])
 
 
 def expand(sample: Sample, sizes: Sequence[Size], layout: MediaLayout) -> Piece:
-    """Gives each image of a sample its positions and each position its target.
+    """Expands each image of a sample to its positions and gives each position its target.
 
     With images of two positions and an answer of weight 1::
 
@@ -161,7 +161,7 @@ def plan_rows(
 ) -> list[tuple[int, ...]]:
     """Decides which samples share a row; the same arguments give the same rows.
 
-    A row begins with the oldest sample that waits, takes more in the order's turn until one or two others close it
+    A row begins with the oldest sample that waits, takes more in order until one or two others fill it
     exactly, and ends with the best two if none do. It looks at the order no further than `PLAN_WINDOW` places from its
     first sample on. So in the concatenation of all rows, each sample is less than `PLAN_WINDOW` places from its
     place in `order`, to either side, and rows come in the order of their first samples.
@@ -169,7 +169,7 @@ def plan_rows(
     Args:
       lengths: int[n], positions of every sample, at most `tokens`.
       units: int[n], media units of every sample, at most `budget`.
-      order: int[m], the samples to plan for, in the order in which training shall see them.
+      order: int[m], the samples to plan for, in training order.
       tokens: T.
       budget: U.
       pack: False gives each sample its own row.
@@ -192,7 +192,7 @@ def plan_rows(
 
 
 class _Pool:
-    """Samples that wait for a row; each is known by its place in the order.
+    """Samples that wait for a row; each is identified by its place in the order.
 
     Attributes:
       waiting: their places, oldest first.
@@ -206,12 +206,12 @@ class _Pool:
         self._sorted: dict[int, list[tuple[int, int]]] = {n: [] for n in sorted(set(self._classes), reverse=True)}
 
     def add(self, place: int) -> None:
-        """A sample begins to wait."""
+        """Adds a sample."""
         self.waiting[place] = None
         bisect.insort(self._sorted[self._classes[place]], (self._lengths[place], -place))
 
     def take_row(self, room: int, slots: int) -> list[int]:
-        """Takes the oldest sample, and what fills `room` positions and `slots` media units with it, out of the pool."""
+        """Removes the oldest sample, and those that fill `room` positions and `slots` media units with it."""
         row: list[int] = []
         taken = [next(iter(self.waiting))]
         while taken:
@@ -222,7 +222,7 @@ class _Pool:
                 break
             groups = [(count, group) for count, group in self._sorted.items() if group and count <= slots]
             shortest = min([group[0][0] for _, group in groups], default=room + 1)
-            more = 3 * shortest <= room  # may fit, so two shall only end the row if they fill it
+            more = 3 * shortest <= room  # another may fit after these, so two end the row only if they fill it
             taken = _ending(groups, room, slots, shortest, least=room if more else 1)
             if not taken:
                 fits = (p for p in self.waiting if self._lengths[p] <= room and self._units[p] <= slots)
@@ -237,7 +237,7 @@ class _Pool:
 
 
 def _classes(units: list[int]) -> list[int]:
-    """Each number itself while few are distinct, as with counts of images; else rounded up to one of `UNIT_CLASSES`."""
+    """The numbers themselves if few are distinct, as image counts; else rounded up to `UNIT_CLASSES` classes."""
     if len(set(units)) <= UNIT_CLASSES:
         return units
     width = -(-max(units) // UNIT_CLASSES)
@@ -250,7 +250,7 @@ def _ending(
     """The one or two samples that fill `room` best, none if that is below `least`; of equal pairs the most unequal.
 
     Args:
-      groups: (media units, what waits with as many) as in `_Pool`, none with more than `slots`.
+      groups: (media units, waiting samples with that many) as in `_Pool`, none with more than `slots`.
       shortest: of all their lengths.
     """
     best, ending = least - 1, []
@@ -303,7 +303,7 @@ def fill_row(
 
 
 def _write_media(batch: Batch, row: int, loaded: Sequence[np.ndarray], layout: MediaLayout) -> np.ndarray:
-    """int32[K]: which of the row's features belong to the feature positions of all its images, in their order."""
+    """Writes a row's images; returns int32[K], the row's feature of each feature position, in order."""
     at, features = 0, [np.zeros(0, np.int32)]
     for image in loaded:
         features.append(layout.write(batch.media, row, at, image))

@@ -1,4 +1,4 @@
-"""From records to batches: an index of all records, a plan of rows for each epoch, and rows by random access.
+"""From records to batches: an index of all records, a schedule of rows for each epoch, and rows by random access.
 
 Row r of the endless sequence of epochs is a function of the data, the recipe and the seed. So the position in it is
 one number, any worker can build any row, and a host builds only its share of a batch.
@@ -33,7 +33,7 @@ from jaxvlm.data.workers import end_with_parent
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaLayout
 
-_CACHE_BYTES = 2**30  # decoded images are kept if all of them fit into this
+_CACHE_BYTES = 2**30  # decoded images are cached if all of them fit into this
 _BATCHES_AHEAD = 4  # of training, built by as many threads
 _ENDLESS = 2**40  # batches; grain wants a length
 _NAMED_PROBLEMS = 10
@@ -51,13 +51,13 @@ class _BatchSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        end_with_parent()  # it is unpickled where a worker process begins
+        end_with_parent()  # it is unpickled at the start of a worker process
 
     def __len__(self) -> int:
         return _ENDLESS
 
     def __getitem__(self, index: int) -> tuple[Batch, dict[int, RecordError]]:
-        """The batch, and the records in it that turned out to be broken."""
+        """The batch, and the records in it whose image failed to decode."""
         batch = _empty(self._samples, self._share)
         broken: dict[int, RecordError] = {}
         for row, (epoch, members) in enumerate(self.rows(int(index))):
@@ -65,7 +65,7 @@ class _BatchSource:
         return batch, broken
 
     def rows(self, index: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Of each row of batch `index`: its epoch and its samples."""
+        """The epoch and the samples of each row of batch `index`."""
         first = index * self._rows + self._first
         return [self._schedule.find(first + row) for row in range(self._share)]
 
@@ -111,10 +111,10 @@ class Batches:
         return {"batch": self._next, "data": self._fingerprint, "broken": list(self.broken.items())}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a position that `get_state` gave: the next batch is the one that would have followed.
+        """Restores a position from `get_state`: the next batch is the one that would have followed.
 
         Raises:
-          UserError: the position is one in other data, or of another seed, row size or batch size.
+          UserError: the position is of other data, or of another seed, row size or batch size.
         """
         if state["data"] != self._fingerprint:
             raise UserError(
@@ -141,7 +141,7 @@ class Batches:
             ahead = grain.ReadOptions(num_threads=_BATCHES_AHEAD, prefetch_buffer_size=_BATCHES_AHEAD)
             return rest.to_iter_dataset(ahead)
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain asks absl's flags, which a program without absl never parses
+            flags.FLAGS.mark_as_parsed()  # grain reads absl's flags, which a program without absl never parses
         options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
         return rest.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(options)
 
@@ -154,7 +154,7 @@ class Pipeline:
       records: number of records read.
       heldout: number of those that are kept for evaluation.
       layout: of the media.
-      fingerprint: a hash of all on which the plan of rows depends; equal on all hosts that see the same data.
+      fingerprint: a hash of everything that determines the rows; equal on all hosts that see the same data.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class Pipeline:
         seed: int,
         process: tuple[int, int] = (0, 1),
     ):
-        """As `build_pipeline`, from what it opens: the records, their index, and the room that they take."""
+        """Takes what `build_pipeline` opens: the records, their index, and their sizes."""
         self._samples, self._index, self._rows, self._process = samples, index, rows, process
         self._length = measured.length
         self.layout = samples.layout
@@ -191,7 +191,7 @@ class Pipeline:
         self.heldout = len(self._heldout)
         samples.lengths = samples.planned_lengths(measured.length, index.shuffles)
         samples.sizes = index.sizes
-        # Each worker process keeps its own.
+        # Each worker process has its own cache.
         needed = int(measured.units.sum()) * num_bytes(samples.layout.spec(1, 1)) * max(1, config.workers)
         samples.keep_images = needed <= _CACHE_BYTES
         weights = [part.weight for part in mix.parts]
@@ -220,7 +220,7 @@ class Pipeline:
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
         """This host's share of training batch `number` (from 0) as it was trained on, and the records of each row.
 
-        Of a pair both sides are there, chosen first.
+        A pair has both sides, the chosen one first.
 
         A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`.
         """
@@ -259,10 +259,10 @@ class Pipeline:
             yield batch
 
     def heldout_questions(self, limit: int | None = None) -> list[Record]:
-        """One question of each held-out record, to be answered: of the first its first, of the second its second...
+        """One question of each held-out record: of the first record its first, of the second its second...
 
-        So kinds of questions that come in the same order in every record are all asked. Records that had to be
-        truncated are left out: a question far into the text may not fit. So are, with `on_bad` "skip", broken ones.
+        So all kinds of questions are asked when every record has them in the same order. Truncated records are left
+        out, since a question far into the text may not fit; with `on_bad` "skip" corrupt ones are, too.
         """
         questions = []
         whole = self._heldout[self._length[self._heldout] <= self._samples.config.tokens]
@@ -275,7 +275,7 @@ class Pipeline:
         return questions
 
     def ledger(self, rows_used: int, broken: Mapping[int, str] | None = None) -> Ledger:
-        """What became of every record when training has used the first `rows_used` rows (of all hosts).
+        """The fate of every record after training on the first `rows_used` rows (of all hosts).
 
         Args:
           broken: `Batches.broken` of all hosts.
@@ -319,7 +319,7 @@ def build_pipeline(
 
 
 def index_rows(samples: Samples, *, rows: int, seed: int, process: tuple[int, int] = (0, 1)) -> Pipeline:
-    """Reads and checks every record, and plans the rows.
+    """Reads and checks every record, and schedules the rows.
 
     Args:
       samples: of `open_samples`.
@@ -356,7 +356,7 @@ def open_samples(
     """Opens the sources of a stage, and the renderer of its template.
 
     Args:
-      mix: the sources, if they are open.
+      mix: the sources, if they are open already.
       pairs: whether the objective learns from pairs; only their last answers count.
 
     Raises:
@@ -378,7 +378,7 @@ def open_samples(
 
 
 def rejected(samples: Samples, index: Index, measured: Measured) -> dict[int, RecordError]:
-    """Record -> the rule that it breaks, those of the layout and of these rows too; in the order of the records.
+    """Record -> the rule that it breaks, also of the layout and of these rows; in the order of the records.
 
     Raises:
       UserError: rows are too short for any image.
@@ -404,7 +404,7 @@ def heldout(index: Index, share: float) -> np.ndarray:
 
 
 def check_settings(config: DataConfig, layout: MediaLayout) -> None:
-    """Raises `UserError` with every data setting of a stage that cannot work."""
+    """Raises `UserError` with every invalid data setting of a stage."""
     problems = []
     if config.on_bad not in ("fail", "skip"):
         problems.append(f'data.on_bad = {config.on_bad!r}, expected "fail" or "skip"')
@@ -434,7 +434,7 @@ def _empty(samples: Samples, rows: int) -> Batch:
 def _fingerprint(
     samples: Samples, units: np.ndarray, trained: list[np.ndarray], weights: list[float], rows: int, seed: int
 ) -> str:
-    """A hash of all on which the plan of rows depends."""
+    """A hash of everything that determines the rows."""
     config = samples.config
     settings = json.dumps([rows, seed, config.tokens, config.media.units, config.pack, weights])
     digest = hashlib.blake2b(settings.encode(), digest_size=8)

@@ -1,7 +1,7 @@
 """Prepares data once for many runs: images decoded and resized, records in ArrayRecord shards, a card next to them.
 
-Training on the result sees what it would see on the original, bit for bit if images are kept as PNG: the same ids, so
-the same held-out split, the same order, the same pixels. Each record keeps its first origin (file and index).
+Training on the result is as on the original, bit for bit if images are kept as PNG: the same ids, so the same
+held-out split, the same order, the same pixels. Each record keeps its first origin (file and index).
 
 An interrupted run resumes: progress.json lists the shards that are complete.
 """
@@ -54,8 +54,8 @@ def prepare(
       the card.
 
     Raises:
-      UserError: the folder holds something else; without `skip`, every image that cannot be decoded, when the others
-        are written: after these are fixed, the same command writes what is missing.
+      UserError: the folder holds something else; without `skip`, every image that cannot be decoded, after the others
+        are written; once these are fixed, the same command writes what is missing.
     """
     count = max(1, -(-len(mix) // shard_records))
     settings = {
@@ -86,7 +86,7 @@ def prepare(
     if failed:
         named = "\n".join(f"  {message}" for message, _, _ in failed[:10])
         raise UserError(
-            f"{len(failed)} images cannot be decoded:\n{named}\nMend them and run this again, which writes only what "
+            f"{len(failed)} images cannot be decoded:\n{named}\nFix them and run this again, which writes only what "
             "is missing, or leave them out with --on-bad skip, which counts them in the card's ledger"
         )
     card = _card(mix, known, settings, [done[shard_name(number, count)] for number in range(count)])
@@ -98,7 +98,7 @@ def prepare(
 def _card(
     mix: Mix, known: dict[int, RecordError], settings: dict[str, Any], entries: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The card of shards that are all whole, and what became of every record."""
+    """The card: all shards, and the fate of every record."""
     reasons = [error.reason for error in known.values()]
     reasons += [reason for entry in entries for _, _, reason in entry["rejected"]]
     used = sum(entry["records"] for entry in entries)
@@ -123,9 +123,9 @@ def _begun(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
         saved = json.loads((out / PROGRESS).read_text())
         started, shards = saved["settings"], saved["shards"]
     except FileNotFoundError as error:
-        raise UserError(f"{out} is not empty, and nothing that was being prepared; choose another --out") from error
+        raise UserError(f"{out} is not empty and has no prepared data in progress; choose another --out") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out / PROGRESS} is damaged ({error}); remove {out} and begin again") from error
+        raise UserError(f"{out / PROGRESS} is damaged ({error}); remove {out} and start again") from error
     if started != settings:
         other = ", ".join(key for key in settings if started.get(key) != settings[key])
         raise UserError(f"{out} was started with other {other}; continue with the same, or choose another --out")

@@ -1,4 +1,4 @@
-"""Records by index, checked and rendered: what the index pass learns of them, and how they are written into a row."""
+"""Checks and renders records by index: the facts of the index pass, and the samples written into a row."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from jaxvlm.data.text.conversation import Renderer, Sample
 from jaxvlm.data.text.turns import drop_leading_answer
 from jaxvlm.media import MediaLayout, Size
 
-# A conversation in another order of its rounds has other words next to the image and to its start, which may cost a
-# token. So many are planned for on top; an order that takes more is not used.
+# Another order of a conversation's rounds may take some tokens more, since other words are next to the image and at the
+# start. That many are reserved; an order that takes more is not used.
 _ORDER_SLACK = 2
 
 
@@ -33,16 +33,16 @@ _DIGESTED_BYTES = 2**14  # of an image file: with its size they identify the fil
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the index pass finds out about a record; nothing of it depends on the family or on the rows."""
+    """The facts of a record that the index stores; none depends on the family or on the rows."""
 
     text: int = 0  # tokens except placeholders
-    text_to_image: int = 0  # of them, those before the last placeholder
-    text_to_answer: int = 0  # of them, those up to the first supervised one
+    text_to_image: int = 0  # those before the last placeholder
+    text_to_answer: int = 0  # those up to the first supervised one
     images_to_answer: int = 0  # placeholders before the first supervised token
     supervised: int = 0  # tokens
-    sides: int = 1  # 2 of a pair: `text` and `supervised` are of both, the two before the answer of the first
-    shuffles: bool = False  # its rounds have a meaning in another order
-    dropped_answer: bool = False  # an assistant turn stood before the first question
+    sides: int = 1  # 2 of a pair: `text` and `supervised` are of both, `text_to_*` of the first
+    shuffles: bool = False  # its rounds make sense in another order
+    dropped_answer: bool = False  # an assistant turn came before the first question
     id_hash: int = 0  # 64 bits, as those below
     text_hash: int = 0
     image_hashes: tuple[int, ...] = ()
@@ -53,8 +53,8 @@ class Samples:
     """Turns records into samples of rows, by index. Small and picklable: worker processes get a copy.
 
     Attributes:
-      lengths: int32[n]; positions that are planned for each record.
-      sizes: for each record the sizes of its images, as the index has them; None: read from the files.
+      lengths: int32[n]; positions reserved for each record.
+      sizes: the sizes of each record's images, from the index; None: read from the files.
       pairs: whether each record is a pair, two segments of one row.
     """
 
@@ -72,7 +72,7 @@ class Samples:
         return self.__dict__ | {"_images": {}}
 
     def record(self, index: int) -> Record:
-        """Record `index`, from its first question on."""
+        """Record `index`, starting at its first question."""
         return drop_leading_answer(self.source[index])
 
     def segments(self, record: Record) -> tuple[Record, ...]:
@@ -83,7 +83,7 @@ class Samples:
         """Checks record `index`: image headers and ends, turns, length. Decodes no image that ends as it should.
 
         Raises:
-          RecordError: it breaks a rule, whatever the rows are.
+          RecordError: it breaks a rule that holds for rows of any size.
         """
         original = self.source[index]
         record = drop_leading_answer(original)
@@ -118,7 +118,7 @@ class Samples:
         return hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()
 
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
-        """int32[n]: the positions to plan for records of these lengths, so that all that is drawn for them fits."""
+        """int32[n]: the positions to reserve for records of these lengths, enough for any order of rounds."""
         lengths = np.minimum(index_lengths, self.config.tokens)
         if self.config.augment.shuffle_turns:
             lengths = np.where(shuffles, np.minimum(lengths + _ORDER_SLACK, self.config.tokens), lengths)
@@ -128,8 +128,8 @@ class Samples:
         """Writes the samples `members` into a row of an empty batch; `seed` None leaves them as they are in the file.
 
         Returns:
-          With `config.on_bad` "skip" those of which an image passed the index pass but cannot be decoded. Such a sample
-          keeps its place, so that all others keep theirs, but nothing of it is supervised, and its images are blank.
+          With `config.on_bad` "skip" the members with an image that passed the index pass but cannot be decoded. Such a
+          sample keeps its place, so that all others keep theirs; its loss mask is 0 and its images are blank.
 
         Raises:
           RecordError: with "fail", the first of them.
@@ -176,7 +176,7 @@ class Samples:
         return True
 
     def _images_of(self, record: Record, index: int, random: python_random.Random | None) -> list[np.ndarray]:
-        # Answers are compared with those of others; training takes what is fast.
+        # Evaluation is compared with others' results, so exact; training takes the fast resizer.
         images = [self._image(record, index, number, exact=random is None) for number in range(len(record.images))]
         for image, size in zip(images, self.sizes_of(index), strict=True):
             if self.layout.units_of(image) != self.layout.measure(size).units:
@@ -188,7 +188,7 @@ class Samples:
         return [self.layout.augment(image, random, flip=options.flip, shift=options.shift) for image in images]
 
     def _samples(self, record: Record, index: int, random: python_random.Random | None) -> list[Sample]:
-        if self.pairs:  # the index rejects those that do not fit whole
+        if self.pairs:  # the index rejects pairs that do not fit whole
             return [self.renderer.render(segment) for segment in self.segments(record)]
         extents = [self.layout.measure(size) for size in self.sizes_of(index)]
         if random is not None and self.config.augment.shuffle_turns and _shuffles(record):
@@ -250,11 +250,11 @@ def shuffle_turns(record: Record, random: python_random.Random) -> Record:
 
 
 def _shuffles(record: Record) -> bool:
-    """Whether the rounds have a meaning in another order: not where several images are between the words."""
+    """Whether the rounds make sense in another order: not where several images are between the words."""
     users = [turn.text for turn in record.turns if turn.role == "user"]
     placeholders = [text.count(IMAGE) for text in users]
     alone = users[0].replace(IMAGE, "")
-    sound = bool(alone.strip()) and IMAGE not in alone  # without its image it is a question still, and holds no other
+    sound = bool(alone.strip()) and IMAGE not in alone  # without its image it is still a question, with no other image
     return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and sound
 
 

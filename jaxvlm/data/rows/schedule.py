@@ -9,7 +9,7 @@ import numpy as np
 from jaxvlm.config import DataConfig
 from jaxvlm.data.rows.packing import plan_rows
 
-_PLANNING = threading.Lock()  # of one process: loader threads meet at the start of an epoch, one of them plans it
+_PLANNING = threading.Lock()  # of one process: one of the loader threads packs an epoch, the others wait
 
 
 class RowSchedule:
@@ -23,12 +23,12 @@ class RowSchedule:
         config: DataConfig,
         seed: int,
     ):
-        """Plans nothing yet.
+        """Packs nothing yet.
 
         Args:
-          lengths: int32[n]; positions to plan for each sample.
+          lengths: int32[n]; positions reserved for each sample.
           units: int32[n]; media units of each.
-          trained: for each source its samples that are trained on, int64[m], and how often an epoch holds each.
+          trained: for each source its training samples, int64[m], and how often an epoch contains each.
           config: T and U of rows, and whether samples share them.
           seed: of the order.
         """
@@ -69,19 +69,19 @@ class RowSchedule:
     def _epoch(self, epoch: int) -> list[tuple[int, ...]]:
         if epoch not in self._epochs:
             order = np.random.default_rng((self._seed, epoch)).permutation(self._samples(epoch))
-            # Loader threads are in two epochs at most; one more for a caller that looks at the first.
+            # Loader threads are in at most two epochs; one more for a caller that reads the first.
             kept = sorted(self._epochs)[-2:]
             self._epochs = {e: self._epochs[e] for e in kept} | {epoch: self.rows(order)}
         return self._epochs[epoch]
 
     def _samples(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch: whole sources as they are, of a part of one the next in its endless sequence."""
+        """The samples of an epoch: each source a whole number of times, and the next share of its endless sequence."""
         chosen = [np.zeros(0, np.int64)]
         for number, (samples, weight) in enumerate(self._trained):
             whole, share = int(weight), weight % 1
             chosen.extend([samples] * whole)
             first, end = (int(round(share * len(samples) * e)) for e in (epoch, epoch + 1))
-            while first < end:  # a permutation of the source, and where it ends another one
+            while first < end:  # a permutation of the source, then another one
                 turn, at = divmod(first, len(samples))
                 order = np.random.default_rng((self._seed, number, turn, 1)).permutation(samples)
                 chosen.append(order[at : at + end - first])

@@ -20,7 +20,7 @@ class TfdsItems:
     """The examples of a data set of TensorFlow Datasets."""
 
     def __init__(self, source: Any, features: Any, name: str, content: list[str]):
-        """As fields; `content` are texts that identify the data set."""
+        """Stores its arguments; `content` are texts that identify the data set."""
         self._source, self._features, self._name, self._content = source, features, name, content
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ def _content(builder: Any, split: str) -> list[str]:
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """An example as JSON would hold it, images as bytes: {"a": [b"x"]} of a sequence becomes [{"a": "x"}]."""
+    """An example in JSON's types, images as bytes: {"a": [b"x"]} of a sequence becomes [{"a": "x"}]."""
     from tensorflow_datasets import features
 
     if isinstance(feature, (dict, features.FeaturesDict)):

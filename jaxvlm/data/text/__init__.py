@@ -1,1 +1,1 @@
-"""Tokenizers and chat templates: conversations become token ids and loss masks."""
+"""Tokenizers and chat templates: from conversations to token ids and loss masks."""

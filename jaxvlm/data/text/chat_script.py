@@ -12,7 +12,7 @@ from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.text.templates import OWN_TEMPLATE, TEMPLATES, Draft, place_images
 from jaxvlm.errors import UserError
 
-# Two code points that no record holds, see turns.py.
+# Code points that no record can contain, see turns.py.
 _BREAK = "\ufdd1"  # breaks up the spelling of a control token while a chat template handles it
 _SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # around a turn's number: the place of its text in what a chat template writes
 
@@ -20,10 +20,10 @@ _SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # around a turn's number: the place of it
 class ChatScript:
     """Writes records by the tokenizer's own chat template (Jinja).
 
-    The template is rendered up to each answer and again up to its end. What the second adds to the first is supervised,
-    except white space after the control token that ends the turn. That takes a render for each turn, so it is done once
-    for all conversations of the same roles, with slots for their contents. A record is rendered once, as a whole: where
-    that is the filled-in form, it is used; otherwise the record is rendered turn by turn itself.
+    The template is rendered up to each answer and again up to its end. What the second render adds to the first is
+    supervised, except white space after the control token that ends the turn. That takes a render for each turn, so it
+    is done once for all conversations of the same roles, with slots for their contents. A record is rendered once, as a
+    whole. If that equals the filled-in form, the form is used; otherwise the record is rendered turn by turn.
     """
 
     def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str):
@@ -49,7 +49,7 @@ class ChatScript:
         self._forms: dict[tuple[str, ...], list[str]] = {}  # by roles: what each turn adds, contents as in `str.format`
 
     def probe(self) -> list[str]:
-        """Marks of the control token that ends an answer, none if the template ends it by text.
+        """Returns the mark of the control token that ends an answer; [] if the template ends it by text.
 
         Raises:
           UserError: the template cannot render one question and answer, or not in the way `write` needs.
@@ -86,16 +86,16 @@ class ChatScript:
                 continue
             supervised = text.rstrip()
             if not supervised.endswith(self._all_marks):
-                supervised = text  # white space is how this template ends a turn
+                supervised = text  # this template ends a turn with white space
             before, answer, after = supervised.partition(answers[index // 2])
             if answer:
                 draft.answer(before, answer, after)
-            else:  # this template writes it otherwise
+            else:  # this template changes the answer's text
                 draft.answer("", supervised, "")
             draft.text(text[len(supervised) :])
 
     def _content(self, turn: Turn) -> str:
-        """A turn's text as the template is to write it."""
+        """A turn's text as given to the template."""
         if turn.role == "user":
             return place_images(turn.text).replace(IMAGE, self._image_mark)
         # Stripped, as many templates do: the text before an answer may end in a newline, which could merge.
@@ -108,7 +108,7 @@ class ChatScript:
             texts = [form.format(*contents) for form in self._forms_for(record)]
             whole = self._rendered(messages, "", record, add_generation_prompt=messages[-1]["role"] == "user")
         except RecordError:
-            return None  # turn by turn it is seen which one the template refuses
+            return None  # rendering turn by turn finds the one that the template refuses
         return texts if "".join(texts) == self._marked(whole) else None
 
     def _forms_for(self, record: Record) -> list[str]:
@@ -142,7 +142,7 @@ class ChatScript:
         return self._control.sub(lambda found: _BREAK.join(found[0]) + _BREAK, text)
 
     def _marked(self, text: str) -> str:
-        """Text of the template with marks for its control tokens and what `_escaped` broke up put together again."""
+        """The template's text with marks for its control tokens, and without the breaks of `_escaped`."""
         return self._control.sub(lambda found: self._marks[found[0]], text).replace(_BREAK, "")
 
     def _rendered(self, messages: list[dict], done: str, record: Record, *, add_generation_prompt: bool) -> str:

@@ -1,19 +1,19 @@
 """Conversations to token ids and loss weights.
 
-What is supervised is known while the text is written, character by character, and carried to tokens by the
-tokenizer's own offsets. Nothing is looked up in the finished text and nothing is tokenized a second time to be
-counted, so no answer, whatever it holds, can shift or lose its labels. One round of `vicuna_v1`::
+The loss mask is known while the text is written, character by character, and carried to tokens by the tokenizer's own
+offsets. Nothing is searched in the finished text and nothing is tokenized a second time to be counted, so no answer,
+whatever its text, can shift or lose its labels. One round of `vicuna_v1`::
 
     <s> ... USER: <im> \\n What is it? ASSISTANT: A cat. </s>
     0   0   0     0    0  0            0          1      1      loss weights
 
 Rules:
-  * Supervised is what the model has to write: each answer, the space before it and the token that ends the turn.
-    A token that holds any character of that is supervised.
-  * A user turn with one image has the image moved to its front, `<image>` and a newline, the rest stripped (LLaVA).
+  * Supervised are the tokens that the model has to generate: each answer, the space before it and the token that ends
+    the turn. A token with any character of these is supervised.
+  * In a user turn with one image, the image moves to the front: `<image>`, a newline, the rest stripped (LLaVA).
     In a turn with several they stay where they are, because the text around them refers to each (LLaVA-NeXT).
   * `<image>` in any other role, and any spelling of a control token (`</s>`) in any text, is plain text.
-  * The prompt of a conversation is a prefix, id by id, of what is trained on.
+  * The prompt of a conversation is a prefix, id by id, of its training sequence.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Renderer:
     Attributes:
       stop_ids: ids that end an answer.
 
-    Source: the images and the text between them are tokenized each for itself in `TEMPLATES`, as LLaVA does (hence
+    Source: with `TEMPLATES` each text between images is tokenized alone, as LLaVA does (hence
     "▁" before the newline after an image); the tokenizer's own template in one pass, as transformers does.
     """
 
@@ -74,9 +74,9 @@ class Renderer:
           tokenizer: a fast tokenizer of transformers.
           template: a name in `TEMPLATES`, "tokenizer" for the tokenizer's own chat template, or a template.
           image_token_id: the id that represents an image.
-          system: system message of records that bring none. None: the template's own; "": none at all (for the
-            tokenizer's own template an empty message, of which that template makes what it likes).
-          answers: which of a conversation are supervised: "all", or the "last" only.
+          system: system message of records without one. None: the template's own; "": none at all (for the
+            tokenizer's own template an empty message).
+          answers: which answers of a conversation are supervised: "all", or the "last" only.
 
         Raises:
           UserError: no such template or choice of answers, the tokenizer is a slow one, lacks a control token of the
@@ -104,7 +104,7 @@ class Renderer:
         spellings = control_spellings(tokenizer, template, state)
         control_ids = {*spellings.values(), image_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
         control_ids -= {None, tokenizer.unk_token_id}
-        # The image's id may lie beyond the vocabulary; in the copy it is the id of something else then.
+        # The image's id may be beyond the vocabulary; in the copy it then belongs to another token.
         control_ids = {token for token in control_ids if tokenizer.backend_tokenizer.id_to_token(token) is not None}
         self._backend, self._image_mark, marks = marked_backend(state, control_ids, image_token_id, spellings)
         size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
@@ -127,11 +127,11 @@ class Renderer:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
 
     def _make_script(self, template: str | Template, system: str | None, marks: dict[str, str]) -> list[str]:
-        """Makes the writer of conversations; returns the marks that end an answer."""
+        """Makes the script that writes conversations; returns the marks that end an answer."""
         tokenizer = self._tokenizer
         self._script: TemplateScript | ChatScript
         if not isinstance(template, Template):
-            # Its text holds the BOS if it is meant to be there, so none is added (transformers does the same).
+            # A chat template writes BOS itself if it wants one, so none is added (as in transformers).
             self._script = ChatScript(system, tokenizer, marks, self._image_mark)
             return self._script.probe()
         spelled = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | {c: c for c in template.control}
@@ -149,7 +149,7 @@ class Renderer:
         return _rebuild_renderer, self._arguments
 
     def fingerprint(self) -> str:
-        """A hash of all on which `render` depends: tokenizer, template, system message, choice of answers."""
+        """A hash of everything on which `render` depends: tokenizer, template, system message, choice of answers."""
         return self._fingerprint
 
     def _mark_id(self, mark: str) -> int:
@@ -231,7 +231,7 @@ class Renderer:
     def _spell_out(self, raw: np.ndarray, loss_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Replaces control ids by those of their characters.
 
-        Those the template wrote are marks still, so these come out of text: of a model that can merge "<", "/s" and
+        The template's own are still marks, so these come from text: a model may merge "<", "/s" and
         ">" to the piece "</s>".
         """
         spelled = []
@@ -254,7 +254,7 @@ def _rebuild_renderer(
 
 
 def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:
-    """Tokens that hold a character of [start, stop), as (first, last + 1).
+    """Tokens with a character of [start, stop), as (first, last + 1).
 
     Few look-ups whatever the length: Encoding.offsets would make a tuple for every token.
     """

@@ -28,7 +28,7 @@ def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
       source: a file, or its metadata: reading them takes seconds.
 
     Raises:
-      UserError: the package gguf is missing, the file is no GGUF, or its kind of tokenizer is not known.
+      UserError: the package gguf is missing, the file is not GGUF, or its kind of tokenizer is unknown.
     """
     metadata = source if isinstance(source, Metadata) else read_metadata(Path(source))
     kinds = {"gpt2": _byte_level_tokenizer, "llama": _sentencepiece_tokenizer}
@@ -39,7 +39,7 @@ def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
 
 
 def _byte_level_tokenizer(metadata: Metadata) -> PreTrainedTokenizerFast:
-    """Byte-pair encoding over the bytes of words; the file has tokens and merges, and only names how words are cut."""
+    """Byte-level byte-pair encoding; the file has tokens, merges, and the pre-tokenizer's name."""
     cut = metadata.value("tokenizer.ggml.pre")
     cutters = {
         # Source: tokenizer.json of SmolLM2, Qwen2 and Llama 3.
@@ -92,7 +92,7 @@ def _special_tokens(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
 
 
 def _sentencepiece_tokenizer(metadata: Metadata) -> PreTrainedTokenizerBase:
-    """Llama 2's and Mistral's, as transformers reads it."""
+    """The tokenizer of Llama 2 and Mistral, read by transformers."""
     if not metadata.value("tokenizer.ggml.add_space_prefix", True):
         raise UserError(
             f"{metadata.path}: tokenizer.ggml.add_space_prefix is false, which transformers does not read of a GGUF; "

@@ -14,7 +14,7 @@ _PROBES = ("\nWhat is it?", "What is it?", " ASSISTANT:")
 
 
 def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, list[str]]:
-    """A template of `TEMPLATES` in Jinja, whose text becomes the same ids in one pass as ours do in pieces.
+    """A template of `TEMPLATES` in Jinja; its text, tokenized in one pass, gives the ids that we get in pieces.
 
     Content is a string with "<image>" in it, or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`. It
     writes BOS itself where the tokenizer would (a prompt rendered as text must be tokenized without special tokens).
@@ -22,10 +22,10 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
     Args:
       tokenizer: a fast tokenizer of transformers with "<image>".
       name: of a template in `TEMPLATES`.
-      system: system message of conversations that bring none. None: the template's own; "": none at all.
+      system: system message of conversations without one. None: the template's own; "": none at all.
 
     Returns:
-      The template, and where its ids differ, in sentences.
+      The template, and notes on where its ids differ.
 
     Raises:
       UserError: no such template.
@@ -37,7 +37,9 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
         gaps[tokenizer.bos_token] = _gap(tokenizer, tokenizer.bos_token)
     for token, gap in gaps.items():
         if gap is None:
-            notes.append(f"text that follows {token} becomes other ids than in training: this tokenizer cannot help it")
+            notes.append(
+                f"text that follows {token} has other ids than in training; with this tokenizer no template avoids that"
+            )
     starts = tokenizer.bos_token in gaps
     control = [*template.control, tokenizer.eos_token]
     first = _behind("part", gaps[tokenizer.bos_token], control) if starts else "part"
@@ -79,7 +81,7 @@ _TEXT_OF = f"""\
 
 
 def _user(template: Template) -> list[str]:
-    """Opening and user text; what asks for the answer comes with the answer, or at the end."""
+    """Opening and user text; the generation prompt comes with the answer, or at the end."""
     opening = f"({_expression(template.opening)} if state.system else {_expression(template.bare_opening)})"
     following = _expression(template.following)
     if template.captions:

@@ -34,7 +34,7 @@ def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> 
             missing.append(f"a token for {name.upper()}")
     if missing:
         raise UserError(
-            f"the template writes tokens that {tokenizer.name_or_path!r} has not: {', '.join(missing)}; "
+            f"the template writes tokens that {tokenizer.name_or_path!r} does not have: {', '.join(missing)}; "
             "choose another template (config.data.template) or add them to the tokenizer"
         )
     return ids
@@ -43,7 +43,7 @@ def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> 
 def marked_backend(
     state: dict, control_ids: set[int], image_token_id: int, spellings: dict[str, int]
 ) -> tuple[Tokenizer, str, dict[str, str]]:
-    """A tokenizer to which control tokens are text, its mark for an image, and its mark for each spelling.
+    """Returns a tokenizer to which control tokens are text, its image mark, and its mark for each spelling.
 
     A mark is an added token with the white space rules of the token it represents, so the text after it is
     tokenized as after that token ("USER" after "</s>" has a space put before it by old Llama tokenizers only).

@@ -1,4 +1,4 @@
-"""The built-in chat templates, and the one writer of them.
+"""The built-in chat templates and their script.
 
 Source: LLaVA-1.5 (arXiv:2310.03744), its llava/train/train.py and llava/mm_utils.py for the token sequence of `plain`,
 `vicuna_v1` and `llama2`; the ChatML of Qwen2 for `chatml`.
@@ -17,13 +17,13 @@ from jaxvlm.errors import UserError
 class Template:
     """How one family of models writes a conversation; `{bos}` and `{eos}` are the tokenizer's own tokens."""
 
-    system: str  # the system message of a conversation that brings none
+    system: str  # the system message of a conversation without one
     opening: str  # before the first user text, with `{system}` in it
     bare_opening: str  # the same without a system message
     following: str  # before the user text of every later round
     ask: str  # after the user text; where a prompt ends
     before_answer: str  # supervised: the model writes it, since SentencePiece merges a space into the first word
-    after_answer: str  # supervised: how the model ends its turn
+    after_answer: str  # supervised: the end of the model's turn
     end: str = ""  # after the last answer
     control: tuple[str, ...] = ()  # spellings in the fields above that are one id each, as {bos} and {eos} are
     strip_answers: bool = False  # where an answer follows a newline, a second newline could merge with it
@@ -71,7 +71,7 @@ TEMPLATES: dict[str, Template] = {
     ),
 }
 OWN_TEMPLATE = "tokenizer"  # the chat template in the tokenizer's files
-ANSWERS = ("all", "last")  # of a conversation, those that are supervised
+ANSWERS = ("all", "last")  # which answers of a conversation are supervised
 
 
 def find_template(name: str) -> Template:
@@ -87,9 +87,9 @@ def find_template(name: str) -> Template:
 
 
 def place_images(text: str) -> str:
-    """User text with its placeholders where the model gets them: "Who?\\n<image>" becomes "<image>\\nWho?"."""
+    """User text with its placeholders where the model sees them: "Who?\\n<image>" becomes "<image>\\nWho?"."""
     rest = text.replace(IMAGE, "")
-    if text.count(IMAGE) != 1 or IMAGE in rest:  # taken out of "<<image>image>", one would leave another
+    if text.count(IMAGE) != 1 or IMAGE in rest:  # removing one from "<<image>image>" would leave another
         return text
     return f"{IMAGE}\n{rest.strip()}".strip()
 
@@ -99,8 +99,8 @@ class Draft:
 
     Attributes:
       chunks: the pieces of text before, between and after the images.
-      spans: of each answer in order its chunk and, in characters of it, first and one past the last of all that is
-        supervised and of the record's own text.
+      spans: of each answer in order its chunk and, in characters of it, first and one past the last of the
+        supervised text, then of the record's own text.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class TemplateScript:
         """Prepares the pieces.
 
         Args:
-          system: message of records that bring none; None: the template's own.
+          system: message of records without one; None: the template's own.
           tokens: what is written for "{bos}", "{eos}" and each of `template.control`.
         """
 

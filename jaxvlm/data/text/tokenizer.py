@@ -19,7 +19,7 @@ from jaxvlm.errors import UserError
 
 # Llama's order, so that ids 0 to 2 mean what they mean there.
 _SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # for characters that the training text did not have
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # for characters that are not in the training text
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -28,10 +28,10 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
 
     Args:
       config: `source` "train", a folder, a GGUF file, or a name on the hub; code that comes with one is never run.
-      texts: what to train one on (`training_texts`); not needed for the other sources.
+      texts: the training text (`training_texts`); not needed for other sources.
 
     Raises:
-      UserError: the folder holds no tokenizer, the hub has none or is out of reach, or `vocab_size` is too small.
+      UserError: the folder has no tokenizer, the hub has none or cannot be reached, or `vocab_size` is too small.
     """
     if config.source == "train":
         if texts is None:
@@ -72,12 +72,12 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def training_texts(records: Iterable[Record], template: str, system: str | None = None) -> Iterator[str]:
-    """The text of records as `template` writes it, to train a tokenizer on: words and their punctuation as they occur.
+    """The text of records as `template` writes it, to train a tokenizer on.
 
     Args:
       records: those to train on.
       template: a name in `conversation.TEMPLATES`.
-      system: system message in place of the template's own; "": none.
+      system: system message instead of the template's own; "": none.
 
     Raises:
       UserError: no such template.
@@ -90,7 +90,7 @@ def training_texts(records: Iterable[Record], template: str, system: str | None 
     tokens = {"{bos}": _SPECIALS["bos_token"], "{eos}": _SPECIALS["eos_token"]}
     script = TemplateScript(TEMPLATES[template], system, tokens)
     for record in records:
-        with contextlib.suppress(RecordError):  # the index names those that cannot be rendered
+        with contextlib.suppress(RecordError):  # the index reports records that cannot be rendered
             check_turns(record)
             draft = Draft()
             script.write(draft, record)
@@ -98,12 +98,12 @@ def training_texts(records: Iterable[Record], template: str, system: str | None 
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer in Llama's manner: a word with its space and punctuation ("▁shape?") can be one token.
+    """Trains a byte-pair tokenizer like Llama's: a word with its space and punctuation ("▁shape?") can be one token.
 
     The same texts give the same tokenizer. It adds <s> in front, and characters it has never seen become bytes.
 
     Args:
-      texts: what to learn from; "<image>", "<s>" and "</s>" in them are not learned from but cut at.
+      texts: the training text; it is split at "<image>", "<s>" and "</s>".
       vocab_size: at most that many tokens, the special ones and 256 bytes among them.
 
     Raises:
@@ -139,14 +139,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _pre_tokenizer(prepend_scheme: str) -> pre_tokenizers.PreTokenizer:
-    """Cuts before spaces, and round newlines, which would otherwise be part of the word after them."""
+    """Splits before spaces, and around newlines, which would otherwise be part of the word after them."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex("\n+"), "isolated"), pre_tokenizers.Metaspace("▁", prepend_scheme)]
     )
 
 
 def _stretches(texts: Iterable[str]) -> Iterator[str]:
-    """Texts cut at special tokens; a space in front of a stretch wherever encoding will put one.
+    """Texts split at special tokens, with a space before a piece wherever encoding will put one.
 
     Encoding puts it at the start of a text and of what follows an image (the renderer encodes these apart), not after
     "</s>": "USER:" is learned with and without it.

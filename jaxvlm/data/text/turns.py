@@ -1,4 +1,4 @@
-"""Whether the turns of a record make a conversation that can be rendered."""
+"""Checks that the turns of a record form a valid conversation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from jaxvlm.data.records import IMAGE, Record, RecordError
 
 MAX_CHARACTERS = 2**22  # of a record: a tokenizer takes 200 bytes of memory and a microsecond for each
 # Unicode reserves U+FDD0 to U+FDEF as noncharacters, so a string with one cannot come from a record: `check_turns`
-# refuses those, and lone surrogates, which no tokenizer takes.
+# refuses those, and lone surrogates, which no tokenizer accepts.
 _NOT_TEXT = re.compile("[\ufdd0-\ufdef\ud800-\udfff]")
 
 
 def drop_leading_answer(record: Record) -> Record:
     """The record without an assistant turn before the first user turn; the same object if it has none.
 
-    LLaVA drops such a turn in silence. Here the caller does, if it wants to, and counts the records that changed.
+    LLaVA drops such a turn silently. Here the caller may drop it, and counts the records that changed.
     """
     turns = record.turns
     skip = int(bool(turns) and turns[0].role == "system")
@@ -31,7 +31,7 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
     Args:
       record: the record; its images are counted, not opened.
       last: role of its last turn: "assistant" to train on, "user" to be answered.
-      captions: whether it is for a template with `captions`, where user text may be empty.
+      captions: whether the template has `captions`, where user text may be empty.
 
     Raises:
       RecordError: lists every problem of the record; its `reason` is that of the first.
