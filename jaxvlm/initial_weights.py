@@ -77,11 +77,11 @@ def starting_params(origins: list[Origin], config: Config, layout: Layout) -> tu
     start without adapters), they are merged into the weights.
 
     Args:
-      origins: of `find_origins`.
+      origins: from `find_origins`.
       layout: of the stage; weights of Hugging Face's files are placed in its shardings and dtypes.
 
     Returns:
-      nested dict of the parts that there are (None: none), and what was taken from where, in sentences.
+      nested dict of the parts that have an origin (None: no part has), and notes on the origins.
 
     Raises:
       UserError: tensors or checkpoints that do not fit the recipe.

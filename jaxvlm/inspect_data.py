@@ -1,4 +1,4 @@
-"""Looks at the data of a recipe before a run does: what would be lost, what the model would see.
+"""Inspects the data of a recipe before a run: what would be lost, what the model would see.
 
 Examples:
   python -m jaxvlm.inspect_data check --config configs/quickstart.py
@@ -10,7 +10,7 @@ Examples:
 `check` reads every record of the stage (of images the header and the end, no pixels). It lists records that break a
 rule, the losses and the fill of rows of other sizes, duplicates, and the steps of the stage. Exit code 2 if anything
 would be lost. In --out are problems.jsonl (every record that would be lost or cut),
-lengths.png and report.json. A second check of the same data takes seconds: what was found is kept in JAXVLM_CACHE.
+lengths.png and report.json. A second check of the same data takes seconds: its index is cached in JAXVLM_CACHE.
 
 `show` writes a page (HTML, for any browser, also offline) of training rows as the model will see them: pixels after
 resizing and padding, every token, the supervised ones in colour. --batch shows one that a run has written instead,
@@ -97,8 +97,7 @@ def _print(findings: Findings) -> dict[str, Any]:
 def _folder(name: str) -> Path:
     if "://" in name:
         raise argparse.ArgumentTypeError(
-            f"{name} is no folder of this machine; give one, and copy it there when it is whole (as with "
-            "`gcloud storage cp -r`)"
+            f"{name} is not a local folder; give one, and copy it when it is complete (as with `gcloud storage cp -r`)"
         )
     return Path(name)
 

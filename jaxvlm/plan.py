@@ -33,14 +33,18 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     about.add_argument("--records", type=int, metavar="N", help="records of the data, for hours and cost")
     about.add_argument("--samples-per-row", type=float, metavar="X", help="samples packed into a row, on average")
     about.add_argument("--units-per-row", type=float, metavar="X", help="media units in use (default: all)")
-    about.add_argument("--filled", type=float, default=1.0, metavar="X", help="share of a row that is no padding")
+    about.add_argument("--filled", type=float, default=1.0, metavar="X", help="share of a row without padding")
     about.add_argument("--supervised", type=float, metavar="X", help="supervised positions of a row, on average")
     about.add_argument("--price-per-chip-hour", type=float, metavar="X", help="in any currency")
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="also list the N that take longest")
     parser.add_argument("--search", action="store_true", help="try rows, remat, mesh shapes and compiler options")
-    parser.add_argument("--budget-minutes", type=float, default=30.0, metavar="X", help="of a search (default: 30)")
+    parser.add_argument(
+        "--budget-minutes", type=float, default=30.0, metavar="X", help="time limit of a search (default: 30)"
+    )
     default = cache_folder() / "plan"
-    parser.add_argument("--cache", type=Path, default=default, metavar="DIR", help=f"of results (default: {default})")
+    parser.add_argument(
+        "--cache", type=Path, default=default, metavar="DIR", help=f"cache of results (default: {default})"
+    )
     parser.add_argument("--no-cache", action="store_true", help="compile again")
     args, overrides = parser.parse_with_overrides(argv)
 

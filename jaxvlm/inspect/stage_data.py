@@ -29,7 +29,7 @@ from jaxvlm.runs import RunFolder
 
 
 class Findings(NamedTuple):
-    """What a function here found out, or wrote."""
+    """The findings of a function of this file."""
 
     text: str  # for a person
     result: dict[str, Any]  # for a program

@@ -80,7 +80,7 @@ class Attention(nnx.Module):
         return self.out(tpu.settle(y_BTNH)), (k_BSKH, v_BSKH)
 
     def extend(self, x_B1D: Array, table: Pair, cache: Cache, layer: Array) -> tuple[Array, Pair]:
-        """Attention of one new token to the cache, into whose `next` slot of `layer` its key and value are written."""
+        """Attention of one new token to the cache; writes its key and value into slot `next` of `layer`."""
         start = (layer, 0, cache.next, 0, 0)
         k_LBSKH = jax.lax.dynamic_update_slice(cache.keys, self._keys(x_B1D, table)[None], start)
         v_LBSKH = jax.lax.dynamic_update_slice(cache.values, self.v(x_B1D)[None], start)
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
         k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, layer, keepdims=False)
         v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, layer, keepdims=False)
         q_B1NH = self._queries(x_B1D, table)
-        # Not `causal`: slots after this one are free, hence of no segment.
+        # Not `causal`: later slots are free, hence of no segment.
         y_B1NH = attend(q_B1NH, k_BSKH, v_BSKH, (segments_B1, cache.segments), causal=False)
         return self.out(y_B1NH), (k_LBSKH, v_LBSKH)
 
@@ -135,7 +135,7 @@ class Block(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embeddings; with tied ones also the output projection."""
+    """Token embeddings; if tied, also the output projection."""
 
     def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         # 1 / sqrt(D): logits of unit variance when tied, and LLaMA's 0.02 at the widths of LLaMA.
@@ -161,7 +161,7 @@ def check_architecture(c: DecoderConfig) -> None:
         known = "; ".join(f"{name}: {bias}, {norm}" for name, (bias, norm) in ARCHITECTURES.items())
         raise UserError(
             f'config.model.language: architecture "{c.architecture}" with qkv_bias = {c.qkv_bias} and qk_norm = '
-            f"{c.qk_norm} is no model of transformers; architectures and their qkv_bias, qk_norm: {known}"
+            f"{c.qk_norm} is not a model of transformers; architectures and their qkv_bias, qk_norm: {known}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the vision-language models of all families share, and their functional face for everything outside `models/`.
+"""The base of all families' vision-language models, and their functional interface for other packages.
 
 Axis letters:
   B rows   T token position   F media features of a row   D embed of the decoder   V vocab
@@ -61,12 +61,12 @@ class VLM(nnx.Module):
           media: the family's struct, `Batch.media`.
 
         Returns:
-          float[B, F, D], or None if the rows have no room for media.
+          float[B, F, D], or None if the rows have no media units.
         """
         raise NotImplementedError
 
     def merge(self, x_BTD: Array, features: Any, image_index_BT: Array) -> Array:
-        """What enters the decoder: token embeddings with the features of `encode` in their places; float[B, T, D]."""
+        """The decoder's input, float[B, T, D]: token embeddings with the features of `encode` at their positions."""
         if features is None:
             return x_BTD
         return merge_image_features(x_BTD, constrain(features, ("batch", None, None)), image_index_BT)
@@ -97,7 +97,7 @@ class VLM(nnx.Module):
         Args:
           batch: rows that begin with their prompt and end in padding (segment 0); its media are not read.
           features: of `encode`, for these rows.
-          max_length: slots of the cache; T and one for each token that is to come.
+          max_length: slots of the cache; T, and one for each new token.
 
         Returns:
           float32[B, V], logits after the last token of each row, and the cache.
@@ -131,7 +131,7 @@ class VLM(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model without weights: how they look, how they start, and how they are used.
+    """A model without weights: their shapes, their initialisation, and their use.
 
     Weights are nested dicts of arrays, `{"language": {"blocks": {"attention": {"q": {"w": ...}}}}}`; blocks of a part
     are stacked, with a leading axis "layers".
@@ -152,7 +152,7 @@ class Model:
         """The module with `params` (of any dtype) in it; costs nothing under `jax.jit`.
 
         Args:
-          dropout_key: typed key of `jax.random` for the adapters' dropout; None: nothing is dropped.
+          dropout_key: typed key of `jax.random` for the adapters' dropout; None: no dropout.
         """
         module = nnx.merge(self.graph, nnx.State(params))
         if dropout_key is not None:
@@ -176,7 +176,7 @@ def make_model(module: type[VLM], config: ModelConfig, adapters: tuple[tuple[str
       adapters: (part, its adapters); their leaves `lora/a` and `lora/b` are next to the weight they adapt.
 
     Raises:
-      UserError: the config has a value that no model can be built with, or adapters fit no projection.
+      UserError: the config has an invalid value, or adapters match no projection.
     """
     remat_policy(config.remat)
     if config.compute_dtype not in ("bfloat16", "float32"):

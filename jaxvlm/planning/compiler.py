@@ -1,4 +1,4 @@
-"""The TPU compiler, which needs no TPU: the memory that a step takes, and its program; kept for the next time."""
+"""The TPU compiler, which needs no TPU: a step's memory and program, cached."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from jaxvlm.files import replace_bytes
 from jaxvlm.planning.program import Step
 from jaxvlm.training.step import compile_train_step
 
-_FORMAT = 2  # of what is kept there
+_FORMAT = 2  # version of cached results
 
 
 TPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask the cloud what this machine is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at once
-    "TPU_WORKER_HOSTNAMES": "localhost",  # this and the next: else the compiler complains that it does not know
+    "TPU_WORKER_HOSTNAMES": "localhost",  # this and the next: without them the compiler warns
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
 
@@ -57,7 +57,7 @@ class Memory:
     frozen: float
     optimizer: float
     batch: float
-    padding: float | None = None  # in which the compiler lays out these arguments
+    padding: float | None = None  # added by the compiler's layout of these arguments
     temporaries: float | None = None
     code: float | None = None
     reference: float = 0.0  # of the objective
@@ -65,7 +65,7 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the chip has as much."""
+        """Whether the chip has that much."""
         return self.needed <= self.limit
 
 
@@ -75,7 +75,7 @@ class Compiled:
 
     memory: Memory
     text: str | None  # the optimised program; None if it does not fit, or cannot be printed
-    seconds: float  # that it took, when it was compiled
+    seconds: float  # of compilation
     cached: bool
     largest: tuple[str, ...] = ()  # arrays of a program that does not fit
 
@@ -90,14 +90,14 @@ def compile_step(
 
     Args:
       cache: folder of earlier results; None: none are read or written.
-      compiler: makes the executable of what was lowered; None: `compile_lowered`.
+      compiler: makes the executable of the lowered program; None: `compile_lowered`.
 
     Raises:
-      UserError: the compiler does not know an option, or gives up for want of another memory than the main one.
+      UserError: the compiler does not know an option, or runs out of another memory than the main one.
     """
     layout = step.layout
     # Not within `jax.set_mesh`, as the train loop does: the kernels' own constants would be put on devices that are not
-    # here. All shardings of the step name their mesh, so the program is the same.
+    # attached. All shardings of the step name their mesh, so the program is the same.
     lowered = compile_train_step(layout, step.stage).lower(layout.state, step.batch)
     file = None if cache is None else cache / f"{_fingerprint(lowered, step)}.json.gz"
     found = _read(file)
@@ -122,7 +122,7 @@ def compile_lowered(lowered: Any, dump: Path) -> Any:
 def _without_persistent_cache() -> Iterator[None]:
     """Turns jax's persistent compilation cache off.
 
-    An executable for a slice that is not here cannot be read back from it, and one that was read would bring no dump.
+    An executable for a slice that is not attached cannot be read back, and a cached one would write no dump.
     """
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
@@ -153,7 +153,7 @@ def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, An
             found = parse_out_of_memory(str(error))
             if found["needed"] is None:
                 raise UserError(
-                    "the TPU compiler ran out of something else than the chip's main memory, such as the fast memory "
+                    "the TPU compiler ran out of another memory than the chip's main memory, such as the fast memory "
                     f"of one operation: {' '.join(str(error).split())[:400]}; try another config.model.remat, or "
                     "leave out the last of the stage's compiler_options"
                 ) from error
@@ -265,7 +265,7 @@ def _read(file: Path | None) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(gzip.decompress(file.read_bytes()))
-    except (OSError, ValueError, EOFError):  # cut off, or of another kind: it is compiled again
+    except (OSError, ValueError, EOFError):  # truncated or invalid: compile again
         return None
 
 

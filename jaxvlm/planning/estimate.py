@@ -1,13 +1,13 @@
-"""How long a compiled step takes, by the compiler's own estimate.
+"""The time of a compiled step, from the compiler's own estimates.
 
-The optimised program carries `estimated_cycles` at its fusions. What it leaves out is added here, each apart:
+The optimised program carries `estimated_cycles` at its fusions. Parts without them are added here, each separately:
 
   kernels      Pallas kernels (splash attention), at their floating point operations over the chip's peak
   other        operations without an estimate (gathers, scatters, sorts), at their bytes over the memory bandwidth
   collectives  at their bytes over the links' bandwidth; of those that overlap computation, only what is longer
                than the computation; transfers to and from host memory in the same way
 
-It is an estimate, to rank choices by.
+The result is an estimate for ranking choices.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Collective:
     exposed: float = 0.0  # of the seconds: those in which the chip waits
 
     def add(self, other: Collective, times: float) -> None:
-        """Adds `times` times what `other` holds."""
+        """Adds `other`, `times` times."""
         for name in ("count", "bytes", "seconds", "exposed"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
@@ -52,7 +52,7 @@ class Estimate:
     """Seconds of one step on one chip, by where they go."""
 
     compute: float = 0.0
-    operations: dict[str, float] = dataclasses.field(default_factory=dict)  # the compute by what it is of
+    operations: dict[str, float] = dataclasses.field(default_factory=dict)  # the compute by the operation's origin
     kernels: dict[str, float] = dataclasses.field(default_factory=dict)
     kernel_flops: float = 0.0
     other: float = 0.0
@@ -67,7 +67,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return self.compute + sum(self.kernels.values()) + self.other + self.exposed
 
     def add(self, part: Estimate, times: float = 1.0) -> None:
@@ -93,7 +93,7 @@ def estimate_step(
       text: `compiled.as_text()`.
       mesh: size of each mesh axis, in order.
       between_slices: the mesh axes that cross from slice to slice.
-      guessed_trips: of loops whose length depends on the data (the loss goes only over supervised positions).
+      guessed_trips: of loops whose length depends on the data (the loss loops over supervised positions only).
     """
     return _Walk(parse(text), chip, dict(mesh), between_slices, guessed_trips).computation(None)
 

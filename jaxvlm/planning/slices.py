@@ -1,4 +1,4 @@
-"""Named TPU slices, and what their chips can do."""
+"""Named TPU slices, and the speeds of their chips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Chip:
 
     name: str
     flops: float  # bfloat16, a second
-    hbm_bytes: int  # what programs may use
+    hbm_bytes: int  # usable by programs
     hbm_bandwidth: float
     clock: float  # cycles a second of the compiler's estimates
     link_bandwidth: float  # of one link to a neighbouring chip, in one direction
@@ -55,13 +55,13 @@ class Slice:
     num_chips: int  # of all slices
 
     def devices(self) -> list[jax.Device]:
-        """The slice's devices, to compile for; none of them is here."""
+        """The slice's devices, to compile for; none is attached."""
         options: dict[str, Any] = {"num_slices": self.num_slices} if self.num_slices > 1 else {}
         if self.num_chips == self.num_slices:
             options["chips_per_host_bounds"] = (1, 1, 1)  # the default is a host of 2x2
         try:
             described = topologies.get_topology_desc(platform="tpu", topology_name=self.topology, **options)
-        except Exception as error:  # jax raises whatever the plugin does
+        except Exception as error:  # jax passes the plugin's exceptions on
             raise UserError(
                 f"the TPU compiler does not describe {self.name}: {error}; "
                 "plans need libtpu, which `pip install -e '.[tpu]'` brings on x86-64 Linux"

@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM, and the notice of a cloud that it takes the machine away."""
+"""Preemption: SIGTERM, and a cloud's notice of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         if processes.count() == 1:
-            with contextlib.suppress(ValueError):  # not in the main thread: there is no way to hear it
+            with contextlib.suppress(ValueError):  # not in the main thread, which alone receives signals
                 self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
@@ -58,7 +58,7 @@ class Preemption:
 
     def check(self) -> None:
         """Ends the run if it was preempted in the last step of a stage; called between stages on every process."""
-        self._stages += 1  # to jax a step like others
+        self._stages += 1  # jax counts it as a step
         if self.reached(0):
             raise StartAgain
 

@@ -169,7 +169,7 @@ def test_nothing_that_is_there_is_overwritten(inline, records, tmp_path):
     run(records, tmp_path / "out")
     with pytest.raises(UserError, match="holds prepared data already"):
         run(records, tmp_path / "out")
-    with pytest.raises(UserError, match="is not empty, and nothing that was being prepared"):
+    with pytest.raises(UserError, match="is not empty and has no prepared data in progress"):
         run(records, records.parent)
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "progress.json").write_text("{")
