@@ -120,7 +120,7 @@ class Checkpoints:
                 return
         if wait:
             raise UserError(
-                f"step {step} could not be saved in {self.folder}; the reason is above; fix it, such as a full disk, and "
+                f"step {step} could not be saved in {self.folder}; the reason is above; fix it, then "
                 f"continue from step {self.newest() or 0} with --resume"
             )
 
