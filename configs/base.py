@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     c.evaluation.batch_size = 32  # questions answered at once
 
     c.seed = 42
-    c.steps = placeholder(int)  # at most so many steps in each stage, for a quick try
+    c.steps = placeholder(int)  # at most this many steps in each stage, for a quick try
     c.profile = ()  # (first, last) steps of each stage to trace into WORKDIR/profile; (): none
     return c
 
@@ -123,7 +123,7 @@ def stage() -> ConfigDict:
     c.data.pack = True  # several samples in a row, where they fit
     c.data.augment = ConfigDict()
     c.data.augment.flip = False  # mirror images left to right at random; only where left and right mean nothing
-    c.data.augment.shift = 0  # move images by up to so many pixels
+    c.data.augment.shift = 0  # move images by at most this many pixels
     c.data.augment.shuffle_turns = False  # new order of the rounds in each epoch, where they do not build on each other
     c.data.on_bad = "fail"  # a record that breaks a rule: "fail" stops with all of them named, "skip" counts it
     c.data.workers = 0  # processes that decode images; 0: threads of this one
@@ -143,12 +143,12 @@ def stage() -> ConfigDict:
     c.epochs = 1.0
     c.global_batch_size = 128  # rows of one step
     c.micro_batches = 1  # pieces in which a step goes through its rows, to save memory
-    c.compiler_options = ""  # of the TPU compiler, "NAME=VALUE NAME=VALUE", beside those of jaxvlm/tuning.py
+    c.compiler_options = ""  # of the TPU compiler, "NAME=VALUE NAME=VALUE", added to those of jaxvlm/tuning.py
     c.log_every = 1  # steps
     c.eval_every = 0  # steps; 0: never
     c.eval_records = 64  # of the held-out ones, for loss and for answers
     c.checkpoint_every = 1000  # steps; the last step is always saved
     c.keep_checkpoints = 2
-    c.on_nonfinite = "stop"  # loss or gradient not finite: "stop", or "skip": leave that update out and go on
-    c.nonfinite_limit = 3  # so many in a row stop the run in either case; their batches are in WORKDIR/nonfinite
+    c.on_nonfinite = "stop"  # loss or gradient not finite: "stop", or "skip": leave that update out and continue
+    c.nonfinite_limit = 3  # this many in a row stop the run in either case; their batches are in WORKDIR/nonfinite
     return c

@@ -6,7 +6,7 @@ vicuna_v1, 2048 tokens) is LLaVA's too and not repeated here; tests/test_recipes
 
 Where we differ on purpose:
   rows     LLaVA pads each sample to the longest of its batch and groups samples by length and by whether they have an
-           image. Here rows have one size; captions stand alone in short ones, conversations share long ones.
+           image. Here rows have one size; captions have short rows of their own, conversations share long ones.
   loss     LLaVA takes the mean of each device's supervised tokens, then the mean over devices. Here all supervised
            tokens of a step weigh the same.
   labels   LLaVA drops the labels of a sample whose tokens it counts wrongly ("tokenization mismatch"). Here none is.

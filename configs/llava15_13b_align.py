@@ -3,10 +3,10 @@
     python -m jaxvlm.train --config configs/llava15_13b_align.py
 
 Data, under data/: blip_laion_cc_sbu_558k.json of liuhaotian/LLaVA-Pretrain on the Hugging Face hub, and the images.zip
-beside it, unpacked into data/blip_laion_cc_sbu_558k; others with --config.stage.align.data.source and .image_folder.
+next to it, unpacked into data/blip_laion_cc_sbu_558k; others with --config.stage.align.data.source and .image_folder.
 
 LLaVA took 5.5 hours on 8 A100. We have measured neither hours nor scores on TPUs yet. No score is published for
-this stage; configs/llava15_13b_finetune.py goes on from it and has those to expect.
+this stage; configs/llava15_13b_finetune.py continues from it and lists the scores to expect.
 """
 
 from ml_collections import ConfigDict

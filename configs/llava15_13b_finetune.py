@@ -8,8 +8,8 @@ config.json of the original.
 
 Data, under data/: llava_v1_5_mix665k.json of liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub, and its images in
 the folders that it names: coco/train2017, gqa/images, ocr_vqa/images (all as .jpg), textvqa/train_images, vg/VG_100K
-and vg/VG_100K_2; LLaVA's README says where each is. Records whose image is missing stop the run, which names them;
-with --config.stage.finetune.data.on_bad=skip it counts them and goes on.
+and vg/VG_100K_2; LLaVA's README has the place of each. Records whose image is missing stop the run, which names them;
+with --config.stage.finetune.data.on_bad=skip it counts them and continues.
 
 LLaVA took about 20 hours on 8 A100 of 80 GB. We have measured neither hours nor scores on TPUs yet.
 Published, with greedy decoding:

@@ -7,7 +7,7 @@ runs/llava15_13b_align; --config.init.projector=FOLDER takes another, such as on
 config.json of the original.
 Data as in configs/llava15_13b_finetune.py.
 
-LLaVA says that it fits 8 A100 of 40 GB or 8 A6000 and gives no hours. We have measured neither hours
+LLaVA's authors state that it fits 8 A100 of 40 GB or 8 A6000 and gives no hours. We have measured neither hours
 nor scores on TPUs yet. Published, with greedy decoding:
 
     VQAv2 80.0, GQA 63.3, VizWiz 58.9, SQA 71.2, TextVQA 60.2, POPE 86.7,

@@ -8,8 +8,8 @@ config.json of the original.
 
 Data, under data/: llava_v1_5_mix665k.json of liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub, and its images in
 the folders that it names: coco/train2017, gqa/images, ocr_vqa/images (all as .jpg), textvqa/train_images, vg/VG_100K
-and vg/VG_100K_2; LLaVA's README says where each is. Records whose image is missing stop the run, which names them;
-with --config.stage.finetune.data.on_bad=skip it counts them and goes on.
+and vg/VG_100K_2; LLaVA's README has the place of each. Records whose image is missing stop the run, which names them;
+with --config.stage.finetune.data.on_bad=skip it counts them and continues.
 
 Add --config.model.remat=query_key on v5e-16, as docs/performance.md has it: 14.7 of 15.75 GiB, and 64 % MFU by the
 compiler's estimate, which counts attention at the chip's peak; its kernels really take 1.8 times that, so expect less.

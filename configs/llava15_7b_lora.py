@@ -10,7 +10,7 @@ Data as in configs/llava15_7b_finetune.py.
 Add --config.stage.finetune.micro_batches=8 --config.model.remat=dots on v5e-8 (16 on v5e-4): a row at a time, as
 docs/performance.md has it, in less memory and a sixth less time by the compiler's estimate.
 
-LLaVA says that it fits 8 RTX 3090 and gives no hours. We have measured neither hours nor scores on TPUs yet.
+LLaVA's authors state that it fits 8 RTX 3090 and gives no hours. We have measured neither hours nor scores on TPUs yet.
 Published, with greedy decoding:
 
     VQAv2 79.1, GQA 63.0, VizWiz 47.8, SQA 68.4, TextVQA 58.2, POPE 86.4,

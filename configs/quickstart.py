@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     c = base.get_config()
     c.model.vision.update(image_size=64, patch_size=8, embed_dim=96, mlp_dim=384, num_layers=3, num_heads=3)
     c.model.vision.feature_layer = -1  # no block is wasted: there is no contrastive head for the last one to serve
-    # CLIP's mean would do, but grey is told from black sooner when they lie on different sides of it.
+    # CLIP's mean would do, but the model learns grey and black sooner when the mean lies between them.
     c.model.vision.update(image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
     c.model.language.update(vocab_size=512, embed_dim=96, mlp_dim=256, num_layers=3, num_heads=3)
     # Tied: "red" as an answer about an image and "red" in a question are one vector, which helps to compare them.

@@ -11,7 +11,7 @@ COMMANDS = {
     "train": "train a recipe's stages, then test the result",
     "evaluate": "exact match of a run's answers on a data set",
     "inspect_data": "check a recipe's data, show it as the model sees it, prepare it",
-    "plan": "say whether a recipe fits a TPU slice, how fast it is there and at what cost",
+    "plan": "report whether a recipe fits a TPU slice, its speed there and its cost",
     "convert": "take weights from Hugging Face checkpoints, give them back, compare two",
     "generate": "answer questions about images, or hold a conversation",
 }

@@ -1,6 +1,6 @@
 """The batch: the one contract between the data pipeline and the models.
 
-Its structs are NamedTuples, which JAX maps over without being told to, so this file needs NumPy alone.
+Its structs are NamedTuples, which JAX maps over without registration, so this file needs NumPy alone.
 
 Axis letters:
   B rows   T token positions   I image slots of a row   Y, X pixels   C colour channels
@@ -32,7 +32,7 @@ class ArraySpec:
 
 
 class Images(NamedTuple):
-    """Images of one fixed size; a row with fewer than I images ends in slots of zeros, which no position looks at."""
+    """Images of one fixed size; a row with fewer than I images ends in slots of zeros, to which no position refers."""
 
     pixels: Array  # uint8[B, I, Y, X, 3], RGB; normalised on the device
 
@@ -50,13 +50,13 @@ class Batch(NamedTuple):
         image_index  [-1   0   -1 -1 -1  -1   1   -1 -1  -1 ]
     """
 
-    tokens: Array  # int32[B, T]; image placeholders hold the placeholder id
+    tokens: Array  # int32[B, T]; the placeholder id at image positions
     targets: Array  # int32[B, T]; the id that position t must predict, made when the row is packed
     loss_weights: Array  # float32[B, T]; 0 where position t predicts nothing that is supervised
     positions: Array  # int32[B, T], or int32[B, T, 3] for families with three-axis positions; restart at each segment
-    segments: Array  # int32[B, T]; 1, 2, ... for each packed sample, 0 is padding
+    segments: Array  # int32[B, T]; 1, 2, ... for each packed sample, 0 for padding
     media: Any  # the family's own struct, a NamedTuple of arrays with B first: `Images` or another
-    image_index: Array  # int32[B, T]; which of the row's media features stands here, -1 at text
+    image_index: Array  # int32[B, T]; which of the row's media features is here, -1 at text
 
     @classmethod
     def spec(cls, *, rows: int, tokens: int, media: Any, position_axes: int = 1) -> Batch:
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
         Args:
           rows: B.
           tokens: T.
-          media: abstract media of as many rows, from `MediaLayout.spec`.
+          media: abstract media of `rows` rows, from `MediaLayout.spec`.
           position_axes: 1 for positions [B, T], 3 for [B, T, 3].
         """
         text, weights = ArraySpec.of((rows, tokens), np.int32), ArraySpec.of((rows, tokens), np.float32)
@@ -124,7 +124,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array], like: Batch) -> Batch:
-        """The batch of which `to_arrays` gave these; `like` is any batch or spec with the same media struct."""
+        """Rebuilds the batch from the result of `to_arrays`; `like` is any batch or spec with the same media struct."""
         names = iter(list(like.to_arrays()))
         return map_arrays(lambda _: arrays[next(names)], like)
 
@@ -150,7 +150,7 @@ def map_arrays(function: Callable[[Any], Any], struct: Any) -> Any:
 
 
 def num_bytes(struct: Any) -> int:
-    """Bytes that the arrays of `struct` take."""
+    """Size in bytes of the arrays of `struct`."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for _, leaf in _named(struct))
 
 

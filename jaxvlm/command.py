@@ -1,4 +1,4 @@
-"""What the commands share: recipes with overrides, help, and errors a person can read."""
+"""What the commands share: recipes with overrides, help, and readable errors."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
     `errors.explained` turns into one line.
 
     Args:
-      main: gets the arguments; what it returns is printed as the last line, in JSON, if `--json` is among them.
+      main: takes the arguments; with `--json` among them its result is printed as the last line, in JSON.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -154,10 +154,10 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
     except ExitWithResult as ended:
         exit_code, result = ended.exit_code, ended.result
     except Exception as error:
-        told = explained(error)
-        if told is None or "--debug" in argv:
+        known = explained(error)
+        if known is None or "--debug" in argv:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {known}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Recipes become frozen dataclasses here, one for each component.
+"""Turns recipes into frozen dataclasses, one for each component.
 
 A recipe is a Python file with one `get_config() -> ConfigDict`. Every key has its default and its explanation in
-`configs/base.py`; here are only names and types, so a key that is unknown or missing raises.
+`configs/base.py`; this file has names and types, so an unknown or missing key raises.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PARTS = ("vision", "projector", "language")  # of every model, in this order
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """CLIP or SigLIP vision encoder. Sizes in pixels where they are of images."""
+    """CLIP or SigLIP vision encoder. Image sizes are in pixels."""
 
     image_size: int
     patch_size: int
@@ -31,7 +31,7 @@ class VisionConfig:
     norm_epsilon: float
     feature_layer: int  # whose output is the feature: -1 the last block, -2 the one before
     image_mean: tuple[float, float, float]  # of red, green and blue in 0..1, subtracted from the pixels
-    image_std: tuple[float, float, float]  # by which they are divided then
+    image_std: tuple[float, float, float]  # by which the difference is divided
     class_token: bool  # CLIP has one, and a norm before the blocks; SigLIP a bias at the patches, and a pooling head
     pre_norm: bool
     patch_bias: bool
@@ -40,12 +40,12 @@ class VisionConfig:
 
     @property
     def features_per_image(self) -> int:
-        """Number of patch features P of an image, the class token left out."""
+        """Number of patch features P of an image, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def pad_colour(self) -> tuple[int, int, int]:
-        """What images are padded with: 255 times the mean, rounded down, as in LLaVA; about 0 after normalisation."""
+        """The padding colour: 255 times the mean, rounded down, as in LLaVA; about 0 after normalisation."""
         red, green, blue = (int(255 * x) for x in self.image_mean)
         return red, green, blue
 
@@ -91,7 +91,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A vision-language model: what all families have. A family's own config adds its fields (`families/`)."""
+    """A vision-language model: the fields of all families. A family's own config adds others (`families/`)."""
 
     family: str  # a name of `families/registry.py`, or a module
     language: DecoderConfig
@@ -109,7 +109,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1 for all that are left."""
+    """Devices along each mesh axis; one of them may be -1 for all remaining devices."""
 
     data: int
     fsdp: int
@@ -129,14 +129,14 @@ class AugmentConfig:
 class MixConfig:
     """One source of several."""
 
-    weight: float = 1.0  # how often an epoch holds each of its records: 0.25 a new quarter each epoch, 2.0 all twice
-    limit: int | None = None  # use only so many of its records, chosen at random once and for all
+    weight: float = 1.0  # how often an epoch contains each record: 0.25 a new quarter each epoch, 2.0 all twice
+    limit: int | None = None  # use at most that many of its records, a fixed random choice
     image_folder: str | None = None  # in place of the stage's
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaConfig:
-    """How images become part of a row: what all families have. A family's own config adds its fields."""
+    """How images become part of a row: the fields of all families. A family's own config adds others."""
 
     units: int  # of a row: image slots, tiles or patches, as the family counts them
 
@@ -167,24 +167,24 @@ class LoraConfig:
 
     rank: int
     alpha: float
-    dropout: float = 0.0  # of what enters an adapter, while training
+    dropout: float = 0.0  # of an adapter's input, while training
     targets: str = "blocks/.*"  # regex of the projections that get one, such as "blocks/attention/(q|v)"
     rslora: bool = False  # scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732)
 
     @property
     def scale(self) -> float:
-        """By what the low-rank term is multiplied."""
+        """The factor of the low-rank term."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     def problems(self, where: str) -> list[str]:
-        """Its values that mean nothing; `where` is its path in the recipe."""
+        """Its invalid values, as messages; `where` is its path in the recipe."""
         found = [] if self.rank >= 1 else [f"{where}.rank = {self.rank}, expected 1 or more"]
         return found + ([] if 0 <= self.dropout < 1 else [f"{where}.dropout = {self.dropout}, expected 0 to below 1"])
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraPartsConfig:
-    """The adapters of the parts that may have some."""
+    """LoRA settings of the parts that can have adapters."""
 
     vision: LoraConfig
     language: LoraConfig
@@ -205,7 +205,7 @@ class PartsConfig:
         return {part: getattr(self, part) for part in PARTS}
 
     def adapters(self) -> dict[str, LoraConfig]:
-        """Part -> its adapters, of the parts that have some.
+        """Part -> LoRA settings, for each part with policy "lora".
 
         Raises:
           UserError: every policy that is unknown or has a bad value, in one message.
@@ -229,7 +229,7 @@ class PartsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GroupConfig:
-    """Parameters that differ from the rest; None keeps the optimizer's value."""
+    """Parameters with settings of their own; None keeps the optimizer's value."""
 
     learning_rate: float | None = None
     weight_decay: float | None = None
@@ -275,7 +275,7 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """What the weights start from; empty strings mean random ones."""
+    """Sources of the initial weights; an empty string means random weights."""
 
     model: str
     vision: str
@@ -313,7 +313,7 @@ class Config:
 def build_config(
     cls: type[T], values: Mapping[str, Any], where: str = "config", *, classes: Mapping[type, type] | None = None
 ) -> T:
-    """Makes the frozen dataclass `cls` out of nested mappings. For a whole recipe see `families.registry.resolve`.
+    """Makes the frozen dataclass `cls` from nested mappings. For a whole recipe see `families.registry.resolve`.
 
     Args:
       cls: one of the dataclasses of this file.

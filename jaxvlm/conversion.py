@@ -1,4 +1,4 @@
-"""What `jaxvlm convert` does: runs out of Hugging Face checkpoints, Hugging Face folders out of runs, comparisons."""
+"""Implements `jaxvlm convert`: import of Hugging Face checkpoints, export to them, comparison."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STAGE = "imported"  # the only stage of a run that `import_run` makes
 
 
 def import_run(args: argparse.Namespace) -> dict[str, Any]:
-    """Makes a run whose only stage has the weights of the sources, each in its own dtype."""
+    """Makes a run whose only stage has the sources' weights, each in its own dtype."""
     sources = [open_source(spec) for spec in args.sources]
     owners = _owners(sources)
     tokenizer = load_tokenizer(TokenizerConfig(str(owners["language"].path), vocab_size=0))  # 0: none is trained
@@ -106,7 +106,7 @@ def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
 
 
 def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
-    """Which source each part is of."""
+    """Part -> the source that has it."""
     owners: dict[str, WeightSource] = {}
     for source in sources:
         for part in source.configs:
@@ -118,7 +118,7 @@ def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
     missing = [part for part in ("vision", "language") if part not in owners]
     if missing:
         raise UserError(
-            f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder beside a LLaMA folder; "
+            f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder next to a LLaMA folder; "
             "a recipe can take one part alone (config.init.vision, config.init.language)"
         )
     return owners
@@ -147,7 +147,7 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
     """Writes a Hugging Face folder of a run, and checks what was written."""
     shard_bytes = parse_size(args.shard_size)
     if args.merge and args.adapter:
-        raise UserError("--merge and --adapter exclude each other: merged weights, or adapters beside a base model")
+        raise UserError("--merge and --adapter exclude each other: merged weights, or adapters for a base model")
     opened = open_run(args.run, stage=args.stage, step=args.step, keep_dtypes=True)
     adapters = dict(opened.model.adapters)
     if adapters and not (args.merge or args.adapter):
@@ -217,21 +217,21 @@ def _write_model(
 
 
 def _check_written(folder: Path, wanted: TensorSource) -> None:
-    """Opens the folder as a reader would: its config must say the same model, its files hold every tensor."""
+    """Opens the folder as a reader would: its config must describe the same model, its files contain every tensor."""
     written = open_tensors(folder)
     problems = [
         f"{name}: {written.spec(name) if name in written else 'absent'}, expected {wanted.spec(name)}"
         for name in wanted
         if name not in written or written.spec(name) != wanted.spec(name)
     ]
-    problems += [f"{name} is too much" for name in written if name not in wanted]
+    problems += [f"{name} is unexpected" for name in written if name not in wanted]
     if problems:
-        raise UserError(f"{folder} was not written as it should be: {'; '.join(problems)}")
+        raise UserError(f"{folder} was not written correctly: {'; '.join(problems)}")
     open_source(str(folder))
 
 
 def _source_spelling(folder: Path, form: Codec) -> Spelling | None:
-    """How the one folder that a run was imported from spells its tensors, if transformers loads an export so."""
+    """The tensor spelling of the one folder a run was imported from, if transformers can load an export in it."""
     path = RunFolder(folder).origin_file
     spellings = json.loads(path.read_text())["spellings"] if path.is_file() else []
     found = [Spelling(**spelling) for spelling in spellings]

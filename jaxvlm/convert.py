@@ -1,4 +1,4 @@
-"""Takes weights from Hugging Face checkpoints, gives them back as such, and compares two checkpoints.
+"""Imports Hugging Face checkpoints, exports to them, and compares two checkpoints.
 
 Examples:
   python -m jaxvlm.convert import --from llava-hf/llava-1.5-7b-hf --to runs/llava
@@ -28,28 +28,32 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser = Parser("convert", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Subparser)
 
-    into = commands.add_parser("import", help="make a run of Hugging Face checkpoints")
+    into = commands.add_parser("import", help="make a run from Hugging Face checkpoints")
     into.add_argument("--from", action="append", required=True, dest="sources", metavar="SOURCE", help=_SOURCE_HELP)
     into.add_argument("--adapter", metavar="FOLDER", help="adapters of these weights, in PEFT's form; also on the hub")
     into.add_argument("--to", required=True, metavar="DIR", type=Path, help="folder of the new run")
     into.add_argument(
         "--template", metavar="NAME", help="conversation template (default: the tokenizer's own, or vicuna_v1)"
     )
-    into.add_argument("--seed", type=int, default=0, metavar="N", help="of a projector that no source has")
+    into.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the random projector, if no source has one"
+    )
 
-    out = commands.add_parser("export", help="make a Hugging Face folder of a run")
+    out = commands.add_parser("export", help="make a Hugging Face folder from a run")
     out.add_argument("--run", required=True, metavar="DIR", type=Path, help="folder of the run")
     out.add_argument("--stage", default="", metavar="NAME", help="stage of the weights (default: the last)")
     out.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
     out.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="the new folder")
     out.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     out.add_argument("--part", choices=("vision", "language"), help="export the encoder or the decoder alone")
-    out.add_argument("--dtype", choices=DTYPES, help="of the files (default: each weight as the run keeps it)")
-    out.add_argument("--shard-size", default="5GB", metavar="SIZE", help="most of a file, such as 500MB (default: 5GB)")
+    out.add_argument("--dtype", choices=DTYPES, help="dtype of the files (default: that of each weight in the run)")
+    out.add_argument(
+        "--shard-size", default="5GB", metavar="SIZE", help="maximum size of a file, such as 500MB (default: 5GB)"
+    )
     out.add_argument("--resize-embeddings", action="store_true", help="add rows if <image> has none in the embedding")
     out.add_argument("--merge", action="store_true", help="fold adapters into the weights they adapt")
     out.add_argument("--adapter", action="store_true", help="write only adapters and projector, in PEFT's form")
-    out.add_argument("--base", default="", metavar="NAME", help="with --adapter: the model that they belong on")
+    out.add_argument("--base", default="", metavar="NAME", help="with --adapter: name of the base model")
     out.add_argument(
         "--push-to-hub", metavar="NAME", help="also upload to this repository (log in with `hf auth login`)"
     )

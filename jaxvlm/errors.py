@@ -12,12 +12,12 @@ from typing import Any
 class UserError(ValueError):
     """A mistake in the user's input, config or files: commands print it without a traceback and exit with code 2.
 
-    The message says the rule, the value found, where it stands and what to do.
+    The message names the rule, the value found, its place and the remedy.
     """
 
 
 class SharedError(UserError):
-    """An error that every process of a run raises at the same place, so that none has to abort the others."""
+    """An error that every process of a run raises at the same place, so none has to abort the others."""
 
 
 def listed(items: Sequence[Any], separator: str = "; ", limit: int = 10) -> str:
@@ -27,7 +27,7 @@ def listed(items: Sequence[Any], separator: str = "; ", limit: int = 10) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name most like `name`; "" if none is as like as `cutoff`, a ratio of `difflib`."""
+    """The known name most like `name`; "" if none is as similar as `cutoff`, a ratio of `difflib`."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
 
 
@@ -38,13 +38,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def on_a_line(error: BaseException) -> str:
-    """An exception of another package as one line: its type, and at most 300 characters of what it says."""
+    """An exception of another package as one line: its type, and at most 300 characters of its message."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words if len(words) <= 300 else words[:297] + '...'}"
 
 
 def missing_extra(what: str, package: str, extra: str) -> UserError:
-    """What to say where an optional package is missing; nothing is published, so it is installed from a checkout."""
+    """The error for a missing optional package; nothing is published, so it is installed from a checkout."""
     return UserError(f"{what} needs the package {package}; in a checkout of jaxvlm: pip install -e '.[{extra}]'")
 
 
@@ -53,23 +53,23 @@ _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def explained(error: BaseException) -> UserError | None:
-    """The `UserError` for an exception that a user can fix, whatever raised it; None for any other."""
+    """The `UserError` for an exception that a user can fix; None for any other."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, (FileExistsError, NotADirectoryError, IsADirectoryError)) and error.filename:
-        return UserError(f"{error.filename}: {error.strerror}; choose another path, or make way there")
+        return UserError(f"{error.filename}: {error.strerror}; choose another path, or remove what is there")
     if isinstance(error, OSError) and error.errno in _DISK:
-        return UserError(f"{error}; make room, and give the command again (train continues with --resume)")
+        return UserError(f"{error}; free some space and run the command again (train continues with --resume)")
     if isinstance(error, OSError) and error.errno in _PERMISSION and error.filename:
         return UserError(
-            f"{error.filename}: {error.strerror}; give this user the right to read and write there, or choose another "
+            f"{error.filename}: {error.strerror}; give this user permission to read and write there, or choose another "
             "path"
         )
     return out_of_memory(error) or unknown_option(error)
 
 
 def unknown_option(error: BaseException) -> UserError | None:
-    """What to say of a compiler that does not know an option; None: the error is another one."""
+    """The error for a compiler option that is unknown; None: `error` is another one."""
     match = re.search(r"No such compile option: '?(\w+)|[Uu]nknown (?:flag|option)[^\w]*(\w+)", str(error))
     if type(error).__name__ != "JaxRuntimeError" or not match:
         return None
@@ -77,7 +77,7 @@ def unknown_option(error: BaseException) -> UserError | None:
 
 
 def out_of_memory(error: BaseException) -> UserError | None:
-    """What to say of a program that is too large for a device; None: the error is another one."""
+    """The error for a program that is too large for a device; None: `error` is another one."""
     text = str(error)
     if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in text:
         return None

@@ -5,12 +5,12 @@ Examples:
   python -m jaxvlm.evaluate --run runs/quickstart --data easy_vqa:test --limit 500
   python -m jaxvlm.evaluate --run runs/mine --data test.json --image-folder images --stage pretrain --step 2000
 
-Without --data the recipe's own test is repeated. An answer counts if it is the true one, character by character except
+Without --data the recipe's own test is repeated. An answer is correct if it equals the reference, except for
 white space at its ends. Every assistant turn of the data is a question; the turns before it are its context.
 
 Two files are written to --out: evaluation.json (exact match, and each question with answer and truth) and samples.png
-(24 questions drawn by lot). --out is the run's folder for the recipe's own test, and otherwise
-RUN/evaluation/DATA-STAGE-STEP, with -firstN behind it after --limit N; so results of different things stay apart.
+(24 random questions). For the recipe's own test --out is the run's folder, otherwise
+RUN/evaluation/DATA-STAGE-STEP, with -firstN appended for --limit N, so that different results have different folders.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser = Parser("evaluate", __doc__)
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of a run")
     parser.add_argument("--data", default="", metavar="SPEC", help="a data.source (default: the recipe's test)")
-    parser.add_argument("--image-folder", default="", metavar="DIR", help="what relative image paths are relative to")
+    parser.add_argument("--image-folder", default="", metavar="DIR", help="folder of relative image paths")
     parser.add_argument("--stage", default="", metavar="NAME", help="stage of the weights (default: the last)")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="ask only the first N questions")

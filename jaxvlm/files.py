@@ -1,4 +1,4 @@
-"""Files that survive whatever happens to the process that writes them, and the folder of what can be made again."""
+"""Atomic writes, locks, and the cache folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxvlm.errors import UserError
 
 
 def cache_folder() -> Path:
-    """JAXVLM_CACHE of the environment, or ~/.cache/jaxvlm. Whatever is in it can be made again."""
+    """JAXVLM_CACHE of the environment, or ~/.cache/jaxvlm. It may be deleted at any time."""
     return Path(os.environ.get("JAXVLM_CACHE") or Path.home() / ".cache" / "jaxvlm")
 
 
@@ -34,24 +34,24 @@ def replace_bytes(path: Path, content: bytes) -> None:
         half.replace(path)
     except OSError as error:
         half.unlink(missing_ok=True)
-        error.filename = str(path)  # a write that fails does not name it
+        error.filename = str(path)  # a failed write has no file name
         raise
 
 
 class NonRaisingStream:
-    """A text stream that drops what it cannot write: to a log on a full disk, or a terminal that is gone."""
+    """A text stream that ignores failed writes: to a log on a full disk, or a closed terminal."""
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes, if it can."""
+        """Writes; ignores failures."""
         with contextlib.suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flushes, if it can."""
+        """Flushes; ignores failures."""
         with contextlib.suppress(OSError):
             self._stream.flush()
 
@@ -61,7 +61,7 @@ class NonRaisingStream:
 
 @contextlib.contextmanager
 def non_raising_streams() -> Iterator[None]:
-    """Within it standard output and error drop what they cannot write: a run does not end because of its log."""
+    """Within it standard output and error ignore failed writes, so that a run does not end because of its log."""
     with (
         contextlib.redirect_stdout(NonRaisingStream(sys.stdout)),
         contextlib.redirect_stderr(NonRaisingStream(sys.stderr)),
@@ -70,14 +70,14 @@ def non_raising_streams() -> Iterator[None]:
 
 
 class Lock:
-    """A folder's lock. The kernel gives it back when the process ends, however it ends."""
+    """A folder's lock. The kernel releases it when the process ends, however it ends."""
 
     def __init__(self, path: Path):
         self._path = path
         self._file: IO[str] | None = None
 
     def take(self) -> None:
-        """Takes the lock, if it is not taken by this object already.
+        """Takes the lock, unless this object has it already.
 
         Raises:
           UserError: another process has it.
@@ -89,7 +89,10 @@ class Lock:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                print(f"warning: {self._path} cannot be locked ({error}); start no second run there", file=sys.stderr)
+                print(
+                    f"warning: {self._path} cannot be locked ({error}); do not start a second run there",
+                    file=sys.stderr,
+                )
             else:
                 file.seek(0)
                 owner = file.read().strip() or "unknown"
@@ -104,7 +107,7 @@ class Lock:
         self._file = file
 
     def release(self) -> None:
-        """Gives the lock back; the file stays."""
+        """Releases the lock; the file stays."""
         if self._file is not None:
             self._file.close()
             self._file = None

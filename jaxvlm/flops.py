@@ -1,4 +1,4 @@
-"""Floating point operations of a step: what is counted, and of how much work."""
+"""Floating point operations of a step, and the work that they are counted for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a step of the recipe goes through, on average."""
+    """The average work of a step of the recipe."""
 
     rows: int  # of all chips
-    tokens: float  # positions of a row that are no padding, image features among them
+    tokens: float  # positions of a row without padding, image features included
     samples: float  # that share a row
-    units: float  # media units of a row that hold something
-    supervised: float  # positions of a row whose target counts
+    units: float  # media units of a row in use
+    supervised: float  # supervised positions of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Flops:
 
     name: str
     forward: float
-    backward: float  # in forwards
+    backward: float  # in units of the forward pass
     how: str
 
     @property

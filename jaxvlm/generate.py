@@ -6,13 +6,13 @@ Examples:
   python -m jaxvlm.generate --run runs/mine --image a.png
   python -m jaxvlm.generate --run runs/mine --image a.png < questions.txt
 
-The images come before the text, in their order, unless the text says with <image> where each belongs.
+The images come before the text, in their order, unless the text has <image> where each belongs.
 
 Without --prompt each line of standard input is a turn of one conversation, answered as it comes:
   /image FILE   adds an image to the next turn
-  /reset        begins again, without the images so far
+  /reset        starts a new conversation, without images
   /quit         ends, as does the end of the input
-  Ctrl-C        on a terminal, during an answer: cancels it, and the conversation goes on without the turn
+  Ctrl-C        on a terminal, during an answer: cancels it, and the conversation continues without the turn
 """
 
 from __future__ import annotations
@@ -37,9 +37,15 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of a run")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: a conversation on standard input)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: the likeliest token each time")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest of this share")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random numbers")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: always the most likely token")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample from the most likely tokens of this total probability",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer")
     parser.add_argument("--stage", default="", metavar="NAME", help="stage of the weights (default: the last)")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
@@ -51,7 +57,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     from jaxvlm.restore import open_run
     from jaxvlm.runs import RunFolder
 
-    # What can be wrong is found before the weights are read, which takes a while.
+    # Check the arguments before the weights are read, which takes a while.
     sampling = Sampling(args.temperature, args.top_p, args.seed)
     RunFolder(args.run).load_config()
     for image in args.image:
@@ -75,7 +81,7 @@ def _print_answer(conversation: Conversation, text: str) -> str:
                 answer += piece
     except BaseException:
         if answer:
-            print(flush=True)  # ends the line that was begun
+            print(flush=True)  # ends the line that was started
         raise
     print(flush=True)
     return answer
@@ -100,7 +106,7 @@ def _converse(conversation: Conversation) -> Iterator[dict[str, str]]:
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
-            print("the answer was cancelled, and its question forgotten", file=sys.stderr)
+            print("the answer was cancelled, and its question dropped", file=sys.stderr)
 
 
 def _lines(is_terminal: bool) -> Iterator[str]:
@@ -113,7 +119,7 @@ def _lines(is_terminal: bool) -> Iterator[str]:
 
 
 def _obey(conversation: Conversation, text: str) -> bool:
-    """Does what a line asks for if it is a command; says whether it was."""
+    """Runs a line if it is a command; returns whether it was one."""
     command, _, rest = text.partition(" ")
     if not re.fullmatch("/[a-z]+", command):
         return False

@@ -1,4 +1,4 @@
-"""Keys and values of a GGUF file, llama.cpp's format; its weights and its tokenizer are both read by them.
+"""Metadata of a GGUF file, llama.cpp's format, needed for its weights and its tokenizer.
 
 Source: docs/gguf.md of ggml.
 """
@@ -34,7 +34,7 @@ class Metadata:
         """The value of a key that is one number.
 
         Raises:
-          UserError: it is absent without a default, or no number.
+          UserError: it is absent without a default, or not a number.
         """
         value = self.value(key, default)
         if isinstance(value, (int, float)):
@@ -46,15 +46,19 @@ def read_metadata(path: Path) -> Metadata:
     """Opens a file; takes seconds, for the vocabulary.
 
     Raises:
-      UserError: the package gguf is missing, or the file is absent or no GGUF.
+      UserError: the package gguf is missing, or the file is absent or not GGUF.
     """
     try:
         import gguf
     except ImportError as error:
         raise missing_extra(f"reading {path}", "gguf", "gguf") from error
     if not path.is_file():
-        raise UserError(f"{path} is no file; expected a .gguf")
+        raise UserError(f"{path} is not a file; expected a .gguf")
     try:
         return Metadata(path, gguf.GGUFReader(path))
-    except (ValueError, KeyError, IndexError) as error:  # what NumPy and the reader say of a broken or shortened file
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+    ) as error:  # raised by NumPy and the reader for a corrupt or truncated file
         raise UserError(f"{path} cannot be read as GGUF ({error}); is the download complete?") from error

@@ -1,4 +1,4 @@
-"""The weights that a stage starts from: of an earlier stage or run, of Hugging Face checkpoints, or random ones."""
+"""Initial weights of a stage: from an earlier stage or run, from Hugging Face checkpoints, or random."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxvlm.weights.source import check_fit, load_weights
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where some parts come from: a run, or a source of Hugging Face."""
+    """The origin of some parts: a run or a Hugging Face source."""
 
     parts: tuple[str, ...]
     name: str  # for messages
@@ -30,7 +30,7 @@ class Origin:
 
 
 def find_origins(folder: RunFolder, config: Config, name: str) -> list[Origin]:
-    """Where the weights of stage `name` come from; opened, but not read.
+    """Finds and opens the origins of stage `name`'s weights; reads none.
 
     Raises:
       UserError: a source that is absent, cannot be read, or does not fit the recipe.
@@ -77,11 +77,11 @@ def starting_params(origins: list[Origin], config: Config, layout: Layout) -> tu
     start without adapters), they are merged into the weights.
 
     Args:
-      origins: of `find_origins`.
+      origins: from `find_origins`.
       layout: of the stage; weights of Hugging Face's files are placed in its shardings and dtypes.
 
     Returns:
-      nested dict of the parts that there are (None: none), and what was taken from where, in sentences.
+      nested dict of the parts that have an origin (None: no part has), and notes on the origins.
 
     Raises:
       UserError: tensors or checkpoints that do not fit the recipe.

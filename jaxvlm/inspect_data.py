@@ -1,4 +1,4 @@
-"""Looks at the data of a recipe before a run does: what would be lost, what the model would see.
+"""Inspects the data of a recipe before a run: what would be lost, what the model would see.
 
 Examples:
   python -m jaxvlm.inspect_data check --config configs/quickstart.py
@@ -7,18 +7,18 @@ Examples:
   python -m jaxvlm.inspect_data show --batch runs/mine/nonfinite/finetune-120
   python -m jaxvlm.inspect_data prepare --config configs/llava15_7b_finetune.py --out data/prepared --jpeg 95
 
-`check` goes through every record that the stage would read (of images header and end, no pixels) and says which break a
-rule, what rows of other sizes would lose and how full they would be, what is there twice, and how many steps the stage
-takes. Exit code 2 if anything would be lost. In --out are problems.jsonl (every record that would be lost or cut),
-lengths.png and report.json. A second check of the same data takes seconds: what was found is kept in JAXVLM_CACHE.
+`check` reads every record of the stage (of images the header and the end, no pixels). It lists records that break a
+rule, the losses and the fill of rows of other sizes, duplicates, and the steps of the stage. Exit code 2 if anything
+would be lost. In --out are problems.jsonl (every record that would be lost or cut),
+lengths.png and report.json. A second check of the same data takes seconds: its index is cached in JAXVLM_CACHE.
 
 `show` writes a page (HTML, for any browser, also offline) of training rows as the model will see them: pixels after
 resizing and padding, every token, the supervised ones in colour. --batch shows one that a run has written instead,
 because its loss was not finite.
 
 `prepare` decodes and resizes every image once and writes the records into shards (ArrayRecord), each source of the
-recipe into a folder of its own if there are several; it says what to put into the recipe. A run on the result sees the
-same records in the same order, with the same pixels (with --jpeg nearly). Stopped, it goes on where it was.
+recipe into a folder of its own if there are several; it prints what to put into the recipe. A run on the result sees
+the same records in the same order, with the same pixels (with --jpeg nearly). After a stop it continues where it was.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     """Runs the command; returns what `--json` prints."""
     parser = Parser("inspect_data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Subparser)
-    check = commands.add_parser("check", help="say what would be lost, and what other rows would lose")
+    check = commands.add_parser("check", help="report what would be lost, and what other rows would lose")
     show = commands.add_parser("show", help="write a page of rows as the model will see them")
-    show.add_argument("--rows", type=int, default=16, metavar="N", help="so many (default: 16)")
+    show.add_argument("--rows", type=int, default=16, metavar="N", help="number of rows (default: 16)")
     show.add_argument("--first", type=int, default=0, metavar="N", help="from this row of the first epoch on")
     show.add_argument("--batch", type=Path, metavar="DIR", help="a batch that a run wrote, instead of a recipe's data")
     prepare = commands.add_parser("prepare", help="decode and resize images once, for many runs")
@@ -97,8 +97,7 @@ def _print(findings: Findings) -> dict[str, Any]:
 def _folder(name: str) -> Path:
     if "://" in name:
         raise argparse.ArgumentTypeError(
-            f"{name} is no folder of this machine; give one, and copy it there when it is whole (as with "
-            "`gcloud storage cp -r`)"
+            f"{name} is not a local folder; give one, and copy it when it is complete (as with `gcloud storage cp -r`)"
         )
     return Path(name)
 

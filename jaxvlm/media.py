@@ -1,7 +1,7 @@
 """The contract between data and a family: what an image or a video becomes, on the NumPy side.
 
-A row has a budget of T tokens and of U media units. What a unit is, the family says: an image slot, a tile, a patch.
-Data code knows media only through `MediaLayout`, and never what family it is of.
+A row has a budget of T tokens and of U media units. The family defines the unit: an image slot, a tile, a patch.
+Data code knows media only through `MediaLayout`, and never its family.
 
 Axis letters:
   B rows   L tokens of a sample   T token positions of a row   U media units of a row   K features of an image
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Size(NamedTuple):
-    """The size of an image or a video as it is shown (EXIF orientation applied), in pixels."""
+    """The size of an image or a video as displayed (EXIF orientation applied), in pixels."""
 
     height: int
     width: int
@@ -26,7 +26,7 @@ class Size(NamedTuple):
 
 
 class MediaExtent(NamedTuple):
-    """How much of a row an image takes."""
+    """The size of an image in a row."""
 
     positions: int  # of the T token positions
     units: int  # of the U media units
@@ -44,7 +44,7 @@ class MediaError(Exception):
 
     Attributes:
       reason: the short name under which the ledger counts it.
-      problem: one clause that says what is wrong, with the value found.
+      problem: one clause that describes the fault, with the value found.
     """
 
     def __init__(self, reason: str, problem: str):
@@ -53,7 +53,7 @@ class MediaError(Exception):
 
 
 class MediaLayout(abc.ABC):
-    """What media become in a row: measured, loaded, written, placed and shown. Small and picklable.
+    """How media are measured, loaded, written into a row, placed and shown. Small and picklable.
 
     Attributes:
       unit: what a media unit is called, in the plural: "images", "tiles", "patches".
@@ -73,7 +73,7 @@ class MediaLayout(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, size: Size) -> MediaExtent:
-        """The room that an image takes.
+        """The size of an image in a row.
 
         Raises:
           MediaError: no row can hold an image of this size.
@@ -89,7 +89,7 @@ class MediaLayout(abc.ABC):
 
         Args:
           source: path of a file, or its bytes.
-          origin: the record that holds it, for messages.
+          origin: its record's place, for messages.
           exact: bit-equal to the family's original processor; otherwise a faster resize within 2 levels may be used.
 
         Raises:
@@ -98,14 +98,14 @@ class MediaLayout(abc.ABC):
 
     @abc.abstractmethod
     def blank(self, size: Size) -> np.ndarray:
-        """What stands in a row in place of an image of this size that turned out to be corrupt."""
+        """What a row contains in place of a corrupt image of this size."""
 
     def augment(self, loaded: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
         """A random variant of a loaded image (see `DataConfig.augment`); the same by default."""
         return loaded
 
     def expand(self, placeholder: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that stand for an image in the sequence.
+        """The tokens that represent an image in the sequence.
 
         Args:
           placeholder: the id of the image placeholder.
@@ -146,7 +146,7 @@ class MediaLayout(abc.ABC):
 
     @abc.abstractmethod
     def store(self, source: str | bytes, origin: str, jpeg: int) -> bytes:
-        """The image file that `inspect_data prepare` keeps: `load` of it gives what `load` of the source gives.
+        """The image file that `inspect_data prepare` writes: `load` gives the same for it as for the source.
 
         Args:
           jpeg: quality from 1 to 95; 0: PNG, which keeps every pixel.
@@ -156,5 +156,5 @@ class MediaLayout(abc.ABC):
         """
 
     def problems(self, shift: int) -> list[str]:
-        """What of a recipe's data settings cannot work with this layout; `shift` is `data.augment.shift`."""
+        """The invalid data settings of a recipe, as messages; `shift` is `data.augment.shift`."""
         return []

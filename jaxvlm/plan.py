@@ -1,4 +1,4 @@
-"""Says whether a recipe fits a TPU slice, how fast it would be and what it would cost, without a TPU, data or weights.
+"""Reports whether a recipe fits a TPU slice, its speed and its cost, without a TPU, data or weights.
 
 Examples:
   python -m jaxvlm.plan --config configs/llava15_7b_finetune.py --topology v5e-16
@@ -7,7 +7,7 @@ Examples:
   python -m jaxvlm.plan --config configs/llava15_7b_finetune.py --topology v5e-16 --search --budget-minutes 60
 
 The TPU compiler of libtpu compiles the recipe's real train step for the slice, which takes a minute or two for 7B, and
-says what memory it needs. The time is an estimate, made of the compiler's own estimates. Exit code 3: it does not fit.
+reports its memory. The time is an estimate, made of the compiler's own estimates. Exit code 3: it does not fit.
 v5p slices are named by cores, two a chip, as Google Cloud does; NxSLICE is several slices.
 """
 
@@ -29,18 +29,22 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_config()
     parser.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e-16, v5p-8, v6e-8, 2xv5e-64")
     parser.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
-    about = parser.add_argument_group("what is assumed of the data")
+    about = parser.add_argument_group("assumptions about the data")
     about.add_argument("--records", type=int, metavar="N", help="records of the data, for hours and cost")
     about.add_argument("--samples-per-row", type=float, metavar="X", help="samples packed into a row, on average")
     about.add_argument("--units-per-row", type=float, metavar="X", help="media units in use (default: all)")
-    about.add_argument("--filled", type=float, default=1.0, metavar="X", help="share of a row that is no padding")
+    about.add_argument("--filled", type=float, default=1.0, metavar="X", help="share of a row without padding")
     about.add_argument("--supervised", type=float, metavar="X", help="supervised positions of a row, on average")
     about.add_argument("--price-per-chip-hour", type=float, metavar="X", help="in any currency")
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="also list the N that take longest")
     parser.add_argument("--search", action="store_true", help="try rows, remat, mesh shapes and compiler options")
-    parser.add_argument("--budget-minutes", type=float, default=30.0, metavar="X", help="of a search (default: 30)")
+    parser.add_argument(
+        "--budget-minutes", type=float, default=30.0, metavar="X", help="time limit of a search (default: 30)"
+    )
     default = cache_folder() / "plan"
-    parser.add_argument("--cache", type=Path, default=default, metavar="DIR", help=f"of results (default: {default})")
+    parser.add_argument(
+        "--cache", type=Path, default=default, metavar="DIR", help=f"cache of results (default: {default})"
+    )
     parser.add_argument("--no-cache", action="store_true", help="compile again")
     args, overrides = parser.parse_with_overrides(argv)
 

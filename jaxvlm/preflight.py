@@ -1,6 +1,6 @@
-"""Checks a whole recipe before its first stage starts: what each stage needs is opened or built, and nothing is read.
+"""Checks a whole recipe before its first stage: builds and opens what each stage needs, and reads no records.
 
-A mistake in the last stage so costs seconds and not the training of the stages before it.
+So a mistake in the last stage costs seconds, not the training of the stages before it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from jaxvlm.training.state import state_layout
 
 T = TypeVar("T")
 
-_STEPS = 1000  # of a schedule whose length is not known before the data is indexed
+_STEPS = 1000  # of a schedule, whose real length is known after the data is indexed
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a stage needs, checked: all that is known before its data is indexed."""
+    """The checked setup of a stage, before its data is indexed."""
 
     name: str
     stage: StageConfig
@@ -47,14 +47,14 @@ class Setup:
 
 
 def set_up(config: Config, stages: Sequence[str], *, test: bool) -> list[Setup]:
-    """Builds and opens what each of `stages` needs, and the data of the test.
+    """Builds and opens the setup of each of `stages`, and the data of the test.
 
     Args:
-      stages: names of those to run.
+      stages: names of the stages to run.
       test: whether the recipe's test follows.
 
     Raises:
-      UserError: everything that is wrong with any of them, in one message.
+      UserError: all mistakes, in one message.
     """
     problems = _Problems()
     mesh = problems.collect("config.mesh", lambda: make_mesh(config.mesh))
@@ -66,10 +66,10 @@ def set_up(config: Config, stages: Sequence[str], *, test: bool) -> list[Setup]:
 
 
 def open_data(setups: Sequence[Setup], tokenizer: Any) -> dict[str, Samples]:
-    """The records of each stage, ready to be rendered.
+    """Opens the records of each stage and their renderer.
 
     Raises:
-      UserError: every stage whose template cannot be written with the tokenizer, in one message.
+      UserError: every stage whose template does not work with the tokenizer, in one message.
     """
     problems = _Problems()
     opened = {
@@ -106,7 +106,7 @@ def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
 
 
 def check_heldout(stage: StageConfig, heldout: object) -> None:
-    """Raises `UserError` if a stage evaluates held-out records and `heldout`, their share or they, is 0 or empty."""
+    """Raises `UserError` if a stage evaluates held-out records and has none (`heldout`: their share or number)."""
     if stage.eval_every and not heldout:
         raise UserError(
             "eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0"
@@ -143,13 +143,13 @@ def _open_test(config: Config) -> None:
 
 
 class _Problems:
-    """Collects the mistakes of several checks, each with the part of the recipe that it is in."""
+    """Collects the mistakes of several checks, each with its place in the recipe."""
 
     def __init__(self) -> None:
         self._found: dict[str, dict[str, None]] = {}  # message -> where, in order
 
     def collect(self, where: str, make: Callable[[], T]) -> T | None:
-        """What `make` returns, or None if it raises a `UserError`, which is kept."""
+        """Returns `make()`, or None if it raises a `UserError`, which is collected."""
         try:
             return make()
         except UserError as error:
@@ -159,4 +159,4 @@ class _Problems:
     def finish(self) -> None:
         """Raises one `UserError` if there are any."""
         if self._found:
-            raise UserError("; ".join(f"{', '.join(where)}: {told}" for told, where in self._found.items()))
+            raise UserError("; ".join(f"{', '.join(where)}: {message}" for message, where in self._found.items()))

@@ -1,6 +1,6 @@
-"""One run on several processes: how they find each other, agree with each other, and end together.
+"""A run on several processes: they connect, agree on values, and end together.
 
-A run of one process calls the same functions; they then do nothing.
+In a run of one process these functions do nothing.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from jaxvlm.errors import SharedError, UserError, explained, listed
 
 T = TypeVar("T")
 
-# A process that has said nothing for so long is gone. Below a minute, and above what a busy machine keeps one waiting.
+# A process without a heartbeat for that long is gone. Below a minute, above the delays of a busy machine.
 LOST_SECONDS = 30.0
-_JOIN_SECONDS = 300  # in which all have to be there
+_JOIN_SECONDS = 300  # time limit for all processes to connect
 _HEARTBEAT_SECONDS = 90  # jax's own; longer, so that our message comes first
-_AGREE_SECONDS = 3600  # process 0 may be at work (training a tokenizer) while the others wait
-_GIVE_UP_SECONDS = 10.0  # in which a failed process may clean up before it is ended
-_LAST_SECONDS = 5.0  # process 0 outlives the others: what is told is read from it, and jax aborts those it leaves
+_AGREE_SECONDS = 3600  # process 0 may be busy (training a tokenizer) while the others wait
+_GIVE_UP_SECONDS = 10.0  # for a failed process to clean up before it is ended
+_LAST_SECONDS = 5.0  # process 0 outlives the others: they read messages from it, and jax aborts those it leaves
 _failing = threading.Event()
 _calls = itertools.count()  # all processes make the same calls in the same order
 
 
 def connect(args: argparse.Namespace) -> None:
-    """Joins the other processes, if flags or environment name any; before anything asks jax for devices.
+    """Connects to the other processes, if flags or environment name any. Call it before jax is asked for devices.
 
     Args:
       args: with the flags of `command.add_process_flags`.
 
     Raises:
       UserError: some of the three values are missing or wrong, or there is no cluster to find them in. If the others do
-        not come, the process ends with a sentence and exit code 1, so that what started it may try again.
+        not connect, the process ends with a message and exit code 1, so that a launcher may try again.
     """
     names = {"coordinator": "COORDINATOR", "num_processes": "NUM_PROCESSES", "process_id": "PROCESS_ID"}
     given = {name: getattr(args, name) for name in names}
@@ -107,12 +107,12 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def count() -> int:
-    """How many processes the run has."""
+    """The number of processes."""
     return distributed.global_state.num_processes if distributed.global_state.client is not None else 1
 
 
 def index() -> int:
-    """Which of them this is."""
+    """The index of this process, from 0."""
     return distributed.global_state.process_id if distributed.global_state.client is not None else 0
 
 
@@ -138,7 +138,7 @@ def exchange(text: str) -> list[str]:
 
 
 def gather(own: Mapping[int, str]) -> dict[int, str]:
-    """The entries of all processes in one; to be called by all of them."""
+    """Merges the entries of all processes; all of them must call it."""
     texts = exchange(json.dumps(list(own.items())))
     return {number: value for text in texts for number, value in json.loads(text)}
 
@@ -147,7 +147,7 @@ def from_first(make: Callable[[], T]) -> T:
     """Broadcasts the JSON value that `make()` returns on process 0; the others wait for it.
 
     Raises:
-      UserError: on all of them, if process 0 meets one.
+      UserError: on all of them, if `make` raises one on process 0.
     """
     if count() == 1:
         return make()
@@ -160,10 +160,10 @@ def from_first(make: Callable[[], T]) -> T:
             raise
         client.key_value_set(key, json.dumps({"value": value}))
         return value
-    said = json.loads(client.blocking_key_value_get(key, _AGREE_SECONDS * 1000))
-    if "error" in said:
-        raise UserError(f"{said['error']} (from process 0)")
-    return said["value"]
+    received = json.loads(client.blocking_key_value_get(key, _AGREE_SECONDS * 1000))
+    if "error" in received:
+        raise UserError(f"{received['error']} (from process 0)")
+    return received["value"]
 
 
 def check_same(values: dict[str, Any]) -> None:
@@ -187,7 +187,7 @@ def check_same(values: dict[str, Any]) -> None:
 
 
 def failing() -> bool:
-    """Whether this process has failed and told the others."""
+    """Whether this process has failed and broadcast that."""
     return _failing.is_set()
 
 
@@ -195,7 +195,7 @@ class Peers:
     """Heartbeats of the other processes, and which of them are still alive."""
 
     def __init__(self) -> None:
-        self._heard: dict[int, tuple[str, float]] = {}  # text, and when it changed by our own clock
+        self._heard: dict[int, tuple[str, float]] = {}  # text, and the local time of its last change
 
     def tell(self, own: dict[str, Any]) -> dict[int, dict[str, Any]]:
         """Sends the heartbeat of this process and returns those received last; to be called every few seconds.
@@ -215,14 +215,14 @@ class Peers:
             i = int(key.rsplit("/", 1)[-1])
             if i not in self._heard or self._heard[i][0] != text:
                 self._heard[i] = text, now
-        told = {i: json.loads(text) for i, (text, _) in self._heard.items()}
+        beats = {i: json.loads(text) for i, (text, _) in self._heard.items()}
         for i in range(count()):
             silent = now - self._heard.setdefault(i, ("{}", now))[1]
-            if i != index() and silent > LOST_SECONDS and told.get(i, {}).get("phase") != "done":
-                last = told.get(i, {})
+            if i != index() and silent > LOST_SECONDS and beats.get(i, {}).get("phase") != "done":
+                last = beats.get(i, {})
                 where = f"last on host {last['host']} in phase {last['phase']}, step {last['step']}; " if last else ""
-                exit_now(f"process {i} is gone: it has said nothing for {silent:.0f} seconds; {where}{_ADVICE}", 1)
-        return told
+                exit_now(f"process {i} is gone: no heartbeat for {silent:.0f} seconds; {where}{_ADVICE}", 1)
+        return beats
 
 
 _JOIN_ADVICE = "start all of them, and check that this host reaches the coordinator"
@@ -240,37 +240,37 @@ def _end(code: int) -> None:
     sys.stderr.flush()
     if index() == 0:
         time.sleep(_LAST_SECONDS)
-    os._exit(code)  # jax would wait for processes that do not come
+    os._exit(code)  # jax would wait for the other processes
 
 
 @contextlib.contextmanager
 def abort_together() -> Iterator[None]:
-    """Aborts all processes if one of them raises within it."""
+    """Aborts all processes if one raises within it."""
     try:
         yield
     except BaseException as error:
-        told = explained(error)
+        known = explained(error)
         shared = isinstance(error, SharedError) or isinstance(error, SystemExit) and error.code == 75
         if count() > 1 and not shared and not _failing.is_set():
             _failing.set()
-            if told is None and isinstance(error, jax.errors.JaxRuntimeError):
-                # Often only the echo of another's end: then `Peers` has the better message, and ends this process.
+            if known is None and isinstance(error, jax.errors.JaxRuntimeError):
+                # Often a consequence of another process's end; then `Peers` ends this process with a better message.
                 print(f"error: process {index()}: {str(error)[:500]}", file=sys.stderr, flush=True)
                 print(f"waiting {LOST_SECONDS:.0f} s to see whether another process is gone", file=sys.stderr)
                 time.sleep(LOST_SECONDS + 6)
-            _tell_failure(told or error)
+            _broadcast_failure(known or error)
         raise
 
 
-def _tell_failure(error: BaseException) -> None:
+def _broadcast_failure(error: BaseException) -> None:
     code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
-    said = {"process": index(), "code": code, "message": message}
-    with contextlib.suppress(Exception):  # the store is in process 0, which may be the one that is gone
-        _client().key_value_set(f"jaxvlm/failed/{index()}", json.dumps(said))
+    failure = {"process": index(), "code": code, "message": message}
+    with contextlib.suppress(Exception):  # the store is in process 0, which may be gone
+        _client().key_value_set(f"jaxvlm/failed/{index()}", json.dumps(failure))
     atexit.register(_end, code)
     timer = threading.Timer(_GIVE_UP_SECONDS, _end, (code,))
-    timer.daemon = True  # Python waits for others before it calls what is registered
+    timer.daemon = True  # Python joins other threads before it runs atexit handlers
     timer.start()
 
 
@@ -285,7 +285,7 @@ def _coordinator_lost() -> str | None:
     with contextlib.suppress(OSError, ValueError):
         socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
         return None
-    return f"process 0 is gone: nobody answers at {address}; {_ADVICE}"
+    return f"process 0 is gone: no answer at {address}; {_ADVICE}"
 
 
 def _explain_abort(explain: Callable[[], str | None] | None) -> None:
@@ -294,7 +294,7 @@ def _explain_abort(explain: Callable[[], str | None] | None) -> None:
     jax logs a stack trace and calls abort(), also from threads of its own, where no Python handler runs; hence ctypes.
 
     Args:
-      explain: gives the sentence, or None if it is another abort, which then happens; None: all of them happen.
+      explain: returns the message, or None for another abort, which then happens; None: all aborts happen.
     """
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -303,7 +303,7 @@ def _explain_abort(explain: Callable[[], str | None] | None) -> None:
             exit_now(sentence, 1)
 
     global _abort_handler
-    _abort_handler = on_abort  # C keeps no reference
+    _abort_handler = on_abort  # C holds no reference
     library = ctypes.CDLL(None)
     library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
     library.signal(6, ctypes.cast(on_abort, ctypes.c_void_p) if explain is not None else None)  # None: SIG_DFL

@@ -1,4 +1,4 @@
-"""Restores the weights of a run: to answer with them, to export them, or to start another stage from them."""
+"""Restores the weights of a run, for inference, export, or another stage."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from jaxvlm.training.state import Layout, merge, state_layout
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model, ready to answer."""
+    """A trained model."""
 
     folder: Path
     config: Config
     stage_name: str
-    stage: StageConfig  # the stage whose weights these are; its data settings are those to answer with
+    stage: StageConfig  # the stage whose weights these are; its data settings are used for inference
     step: int
     model: Model
     params: dict  # of jax.Array on `mesh`
@@ -37,7 +37,7 @@ class Run:
 
 
 def open_run(folder: Path, *, stage: str = "", step: int = 0, keep_dtypes: bool = False) -> Run:
-    """Opens the weights that `load_params` finds, on all devices here, however many the run was trained on."""
+    """Opens a run with the weights that `load_params` finds, on all local devices, whatever it was trained on."""
     run = RunFolder(folder)
     config = run.load_config()
     mesh, rules = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=1)), Rules()
@@ -60,15 +60,15 @@ def load_params(
     """The weights of a run: of `stage` and `step`, or of the last stage that has a checkpoint and its newest.
 
     Args:
-      config: its model is the one to build; it may differ from the run's in what needs no other weights.
-      parts: those to read; None: all.
+      config: the model to build; it may differ from the run's where the weights stay the same.
+      parts: parts to read; None: all.
       keep_dtypes: whether they have the dtypes they were saved in, not those they are trained in.
 
     Returns:
       the nested dict of the whole model on `mesh`, the stage and the step of the checkpoint.
 
     Raises:
-      UserError: no such checkpoint, a damaged one, or one of another model than `config.model`.
+      UserError: no such checkpoint, a corrupt one, or one of another model than `config.model`.
     """
     saved = run.load_config()
     if stage and stage not in saved.stages:
@@ -89,7 +89,7 @@ def _read(folder: Path, step: int, layout: Layout, parts: tuple[str, ...] | None
         read = checkpoints.restore_params(state.trained, state.frozen, step, parts=parts, keep_dtypes=keep_dtypes)
     except UserError:
         raise
-    except Exception as error:  # every layer below has its own
+    except Exception as error:  # each layer below raises its own types
         if out_of_memory(error):
             raise
         raise UserError(

@@ -1,9 +1,9 @@
-"""A run's folder: what its files are called, whether a run may be resumed there, and who uses it now.
+"""A run's folder: the paths of its files, the resume guard, and the lock.
 
 config.json       the resolved recipe            metrics.jsonl, tensorboard/, loss.png   curves
-tokenizer/        as Hugging Face saves one      ledger.json    what became of every record, by stage
+tokenizer/        as Hugging Face saves one      ledger.json    the fate of every record, by stage
 checkpoints/STAGE/STEP                           evaluation.json, samples.png            the test's answers
-heartbeats/I.json what process I is doing        nonfinite/STAGE-STEP, profile/STAGE     when something was odd
+heartbeats/I.json the state of process I         nonfinite/STAGE-STEP, profile/STAGE     diagnostics
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FREE = re.compile(
 
 
 class RunFolder:
-    """The folder of a run. Making the object reads and writes nothing.
+    """The folder of a run. The constructor reads and writes nothing.
 
     Attributes:
       path: the folder.
@@ -62,7 +62,7 @@ class RunFolder:
         return self.path / "profile" / stage
 
     def results(self, name: str) -> RunFolder:
-        """The folder of answers to other data than the recipe's own test; its files are called as those of a run."""
+        """The folder of answers to other data than the recipe's own test; with the file names of a run."""
         return RunFolder(self.path / "evaluation" / name)
 
     def heartbeat(self, process: int) -> Path:
@@ -71,7 +71,7 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any stage has started; before that the folder holds nothing worth keeping."""
+        """Whether any stage has started; before that the folder has nothing worth keeping."""
         return (self.path / "checkpoints").exists()
 
     def started(self, stages: Sequence[str]) -> list[str]:
@@ -86,7 +86,7 @@ class RunFolder:
         """The resolved recipe of the run.
 
         Raises:
-          UserError: the folder is not that of a run, or its recipe cannot be read.
+          UserError: the folder is not a run's, or its recipe cannot be read.
         """
         if not self.config_file.is_file():
             raise UserError(
@@ -117,7 +117,7 @@ class RunFolder:
         started = self.started(stages)
         if started and how == "start":
             raise UserError(
-                f"{self} already holds a run (stages begun: {', '.join(started)}); pass --resume to continue it, "
+                f"{self} already holds a run (stages started: {', '.join(started)}); pass --resume to continue it, "
                 "or choose another --workdir"
             )
         if self.has_begun:
@@ -146,15 +146,15 @@ class RunFolder:
         replace_text(self.ledger_file, json.dumps(self.ledgers() | {stage: ledger}, indent=1) + "\n")
 
     def describe(self, stage: str, step: int) -> list[str]:
-        """A line for each thing that is here: its path and what it is."""
+        """A line for each file that exists: its path and its contents."""
         files = {
             self.checkpoints(stage) / str(step): "the weights",
-            self.metrics: "a line of numbers for each step",
+            self.metrics: "the metrics of each step",
             self.tensorboard: "the same for `tensorboard --logdir`",
             self.curves: "the curves",
-            self.samples: "test images with question, answer and truth",
+            self.samples: "test images with question, answer and reference",
             self.evaluation_file: "every answer of the test",
-            self.ledger_file: "what became of every record",
+            self.ledger_file: "the fate of every record",
         }
         return [f"  {path}: {what}" for path, what in files.items() if path.exists()]
 

@@ -1,4 +1,4 @@
-"""Where arrays live: the mesh, the rules from logical to mesh axes, and batches put on devices."""
+"""Placement of arrays: the mesh, the rules from logical to mesh axes, and batches on devices."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def available_devices() -> list[jax.Device]:
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Mesh over `devices` (default: all) with axes data, fsdp, tensor.
 
-    Of several TPU slices `data` goes between them, over the slow network, and within each if it is larger.
+    With several TPU slices `data` is split between them, over the slow network, and within each if it is larger.
 
     Raises:
       UserError: the axes do not multiply to the number of devices, more than one is -1, or `data` is no multiple of the
@@ -78,7 +78,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     if len(slices) > 1:
         if config.data != -1 and config.data % len(slices):
             raise UserError(
-                f"config.mesh.data = {config.data}, but here are {len(slices)} slices, between which data goes; pass "
+                f"config.mesh.data = {config.data}, but there are {len(slices)} slices, over which data is split; pass "
                 f"--config.mesh.data={len(slices)}, or a multiple"
             )
         inner = dataclasses.replace(config, data=config.data if config.data == -1 else config.data // len(slices))
@@ -87,13 +87,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     sizes = [config.data, config.fsdp, config.tensor]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
-        raise UserError(f"config.mesh = {sizes}: axes are positive, at most one of them -1 (all devices that are left)")
+        raise UserError(f"config.mesh = {sizes}: axes are positive, at most one of them -1 (all remaining devices)")
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(
             f"config.mesh = {dict(zip(MESH_AXES, sizes, strict=True))} is {known} devices, {len(devices)} are here; "
-            "set one axis to -1 to use all that are left"
+            "set one axis to -1 to use all remaining ones"
         )
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
@@ -108,15 +108,15 @@ def _slices(devices: list[jax.Device]) -> list[list[jax.Device]]:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where the arrays of a program lie while it is traced."""
+    """The mesh and rules of a program while it is traced."""
 
     mesh: Mesh
     rules: Rules
-    target: str | None = None  # the program is written as for this platform; None: for that of the mesh
+    target: str | None = None  # platform that the program is written for; None: that of the mesh
 
     @property
     def platform(self) -> str:
-        """ "cpu", "gpu" or "tpu": what the program is written for; its devices need not be here."""
+        """ "cpu", "gpu" or "tpu": the platform of the program; its devices need not be attached."""
         return self.target or self.mesh.devices.flat[0].platform
 
     @property
@@ -125,7 +125,7 @@ class Placement:
         return self.platform != self.mesh.devices.flat[0].platform
 
     def row_axes(self, rows: int) -> tuple[str, ...]:
-        """The mesh axes over which so many rows are split; () if they do not divide."""
+        """The mesh axes over which that many rows are split; () if they do not divide."""
         return _names(self.spec(("batch",), (rows,))[0])
 
     def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
@@ -138,7 +138,7 @@ _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("p
 
 @contextlib.contextmanager
 def placed(mesh: Mesh, rules: Rules, target: str | None = None) -> Iterator[None]:
-    """Tells the code that is traced within where its arrays are to lie; see `Placement` for the arguments."""
+    """Sets the placement for code traced within it; see `Placement` for the arguments."""
     token = _placement.set(Placement(mesh, rules, target))
     try:
         yield
@@ -147,7 +147,7 @@ def placed(mesh: Mesh, rules: Rules, target: str | None = None) -> Iterator[None
 
 
 def placement() -> Placement | None:
-    """What `placed` said; None outside of it."""
+    """The placement set by `placed`; None outside of it."""
     return _placement.get()
 
 
@@ -164,7 +164,7 @@ def named_shardings(mesh: Mesh, rules: Rules, abstract: Any, axes: Any) -> Any:
     """Shardings of a nested dict of arrays.
 
     A logical axis whose size its mesh axes do not divide stays whole: small weights (a norm's scale) are not worth an
-    error, large ones are made of powers of two.
+    error, and large weights have powers of two in their sizes.
 
     Args:
       abstract: nested dict of `jax.ShapeDtypeStruct`.
@@ -184,12 +184,12 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
 
 
 def batch_devices(mesh: Mesh, rules: Rules) -> int:
-    """Over how many devices the rows of a batch are split."""
+    """The number of devices over which the rows of a batch are split."""
     return _devices_along(mesh, rules.batch)
 
 
 def own_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
-    """Which share of a batch's rows this process reads, of how many.
+    """The index of this process's share of a batch's rows, and the number of shares.
 
     There are as many shares as processes, or fewer if a row is split over the devices of several, which then read the
     same.
@@ -212,7 +212,7 @@ def own_rows(mesh: Mesh, rules: Rules, rows: int) -> tuple[int, int]:
 
 
 def rows_of_this_host(mesh: Mesh, rules: Rules, rows: int) -> list[int]:
-    """Which of a global batch's rows the devices of this host hold."""
+    """The rows of a global batch that are on the devices of this host."""
     places = batch_sharding(mesh, rules).addressable_devices_indices_map((rows,)).values()
     return sorted({row for index in places if index for row in range(*index[0].indices(rows))})
 
@@ -220,7 +220,7 @@ def rows_of_this_host(mesh: Mesh, rules: Rules, rows: int) -> list[int]:
 def to_devices(rows: Tree, mesh: Mesh, rules: Rules) -> Tree:
     """Puts this host's rows (a `Batch`, or any tree of NumPy arrays with rows first) on the devices.
 
-    They are its share of the global batch, which is the result.
+    Returns the global batch.
     """
     sharding = batch_sharding(mesh, rules)
 
@@ -241,5 +241,5 @@ def _devices_along(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:
 
 
 def _names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of one axis of a partition."""
+    """The mesh axes of one entry of a partition."""
     return (part,) if isinstance(part, str) else tuple(part or ())

@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe, one after another, in the folder of a run."""
+"""Runs the stages of a recipe in order, in the folder of a run."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
     """Runs the stages of a recipe and its test, on all processes.
 
     Args:
-      stages: names of those to run.
+      stages: names of the stages to run.
       how: "start", "resume" or "resume or start".
 
     Returns:
       what `--json` prints.
 
     Raises:
-      UserError: what `RunFolder.check` and `preflight` say, before anything is written.
+      UserError: raised by `RunFolder.check` and `preflight`, before anything is written.
       StartAgain: the run was preempted; its state is saved.
     """
     began = time.perf_counter()
@@ -88,30 +88,30 @@ def is_over(folder: RunFolder, name: str) -> bool:
 
 
 def _save_tokenizer(folder: RunFolder, config: Config) -> None:
-    """Saves the recipe's tokenizer in the run; one that has begun keeps the tokenizer that it has."""
+    """Saves the recipe's tokenizer in the run; a run that has started keeps the tokenizer that it has."""
     if not folder.has_begun:
         build_tokenizer(config).save_pretrained(folder.tokenizer)
 
 
 def _what_is_left(folder: RunFolder, stage: str) -> str:
-    """Where everything is, and what to do next."""
+    """The closing message: the files of the run, and the next command."""
     step = max(whole_steps(folder.checkpoints(stage)), default=0)
     ask = f'python -m jaxvlm.generate --run {folder} --image FILE --prompt "..."'
-    return "\n".join(["", "left for you:", *folder.describe(stage, step), f"ask it yourself: {ask}"])
+    return "\n".join(["", "files:", *folder.describe(stage, step), f"try the model: {ask}"])
 
 
 class StageRun:
-    """One stage of a run: its data indexed, its state made or restored, then trained to its end."""
+    """One stage of a run: indexes its data, makes or restores its state, trains it to its end."""
 
     def __init__(self, folder: RunFolder, config: Config, setup: Setup, samples: Samples, tokenizer: Any):
         """Indexes the data.
 
         Raises:
-          UserError: weights to start from that do not fit; data without a record to train on, or with corrupt ones.
+          UserError: initial weights that do not fit; data without a record to train on, or with corrupt ones.
         """
         self.folder, self.name, self.stage, self.tokenizer = folder, setup.name, setup.stage, tokenizer
         self.config = config
-        self.origins = find_origins(folder, config, setup.name)  # before the data is indexed, which may take long
+        self.origins = find_origins(folder, config, setup.name)  # before the data is indexed, which may take minutes
         rows = setup.stage.global_batch_size
         self.pipeline = index_rows(samples, rows=rows, seed=config.seed, process=setup.share)
         processes.check_same({f"the data of stage {self.name}": self.pipeline.fingerprint})
@@ -120,7 +120,7 @@ class StageRun:
         log(f"stage {self.name}: {self.steps} steps of {rows} rows", table_of_parts(self.layout, self.stage))
 
     def train(self, watch: Watch, preemption: Preemption) -> None:
-        """Trains from where the stage stands to its end, and writes curves and ledger."""
+        """Trains from the stage's current step to its last, and writes curves and ledger."""
         folder, name, stage, pipeline = self.folder, self.name, self.stage, self.pipeline
         nonfinite = NonFinite(
             folder.nonfinite,
@@ -145,7 +145,7 @@ class StageRun:
             profile.close()
             batches.close()
             writer.close()
-            if not processes.failing():  # else the others end too, and do not answer
+            if not processes.failing():  # else the others are ending and would not answer
                 checkpoints.close()
         if processes.index() == 0:
             ledger = pipeline.ledger(self.steps * stage.global_batch_size, batches.broken)

@@ -7,16 +7,16 @@ Examples:
   python -m jaxvlm.train --config configs/quickstart.py --resume
   python -m jaxvlm.train --config configs/quickstart.py --resume-or-start --distributed auto
 
-Everything is left in --workdir (default: runs/ and the recipe's name): config.json, checkpoints/STAGE/STEP,
+All results are in --workdir (default: runs/ and the recipe's name): config.json, checkpoints/STAGE/STEP,
 metrics.jsonl, tensorboard/, loss.png, ledger.json and, if the recipe has a test, evaluation.json and samples.png.
-A stopped run goes on with --resume, step for step as if it had never stopped. --stage runs one stage alone, from the
+--resume continues a stopped run, step for step as if it had never stopped. --stage runs one stage alone, from the
 result of the stage before it if the workdir has one.
 
-Several processes (hosts of a TPU slice, say) are each started with this command, on a workdir that all of them see; a
-run may go on with another number of them. heartbeats/I.json says what process I is doing.
+Several processes (such as hosts of a TPU slice) are each started with this command, on a workdir that all see; a
+run may continue with another number of them. heartbeats/I.json shows what process I is doing.
 
-Told to stop (SIGTERM, a preemption), a run finishes its step, saves and ends with exit code 75: start it again. Other
-codes: 0 done, 1 a crash or another process gone, 2 a mistake that a person must fix.
+On SIGTERM, as at a preemption, a run finishes its step, saves, and ends with exit code 75: start it again. Other
+codes: 0 done, 1 a crash or another process gone, 2 a mistake to fix.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     """Runs the command; returns what `--json` prints."""
     parser = Parser("train", __doc__)
     parser.add_config()
-    parser.add_argument("--workdir", metavar="DIR", help="where the run is kept (default: runs/RECIPE)")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/RECIPE)")
     parser.add_argument("--stage", metavar="NAME", help="run only this stage of the recipe")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the workdir")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the workdir")
     parser.add_argument("--resume-or-start", action="store_true", help="the same, or start if there is none")
     add_process_flags(parser)
     args, overrides = parser.parse_with_overrides(argv)

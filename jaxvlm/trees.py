@@ -9,7 +9,7 @@ import jax
 
 
 def paths(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a nested dict by their path, such as `language/blocks/attention/q/w`; all but a dict is a leaf."""
+    """The leaves of a nested dict by path, such as `language/blocks/attention/q/w`; only dicts are inner nodes."""
     leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
     return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
 

@@ -1,4 +1,4 @@
-"""What programs are tuned by, and why: what backward passes keep, sizes of blocks, options of the compiler.
+"""Tuning, with reasons: remat policies, block sizes, compiler options.
 
 The figures are the TPU compiler's own estimates (`python -m jaxvlm.plan`) of LLaVA-1.5-7B's finetune, on v5e-16 with 4
 rows a chip where no other slice is named; docs/performance.md has them in order. A recipe sets the first of the three
@@ -15,9 +15,8 @@ from jax.sharding import Mesh
 
 from jaxvlm.errors import UserError, did_you_mean
 
-# What is kept of a block for the backward pass, which makes the rest again (`config.model.remat`), from the largest to
-# the smallest in memory. On a CPU "dots" is the fastest: writing all results down takes longer than making the cheap
-# ones twice.
+# What the forward pass of a block saves (`config.model.remat`), largest first; the backward pass recomputes the rest.
+# On a CPU "dots" is the fastest: storing all results takes longer than recomputing the cheap ones.
 POLICIES: dict[str, Callable[..., Any]] = {
     "none": checkpoint_policies.everything_saveable,  # everything but the inside of attention
     # The results of projections (with their adapters', not those inside an adapter) and of attention. A norm's
@@ -55,16 +54,16 @@ def remat_policy(name: str) -> Callable[..., Any]:
 # Queries, and keys, of a block of splash attention. Thousands of cycles of a head with 2,048 positions of 128, forward
 # twice and backward once (`python -m tests.benchmarks.kernels`), in blocks of 256, 512 and 1,024:
 #   v5e  134.1   80.5   81.1
-#   v6e  119.9   58.1   56.5   but on v6e-8 the operations round them take 23 Mcycles more with 1,024, and they 13 less
+#   v6e  119.9   58.1   56.5   but on v6e-8 with 1,024 other operations take 23 Mcycles more, and these 13 less
 #   v5p  162.3   88.0   82.7   the whole step with 1,024 was not planned
 ATTENTION_BLOCK = 512
 
-# Columns of a weight whose gradient is made and summed over the chips at once; LLaMA's 11,008 in four. The sum that
-# comes last in a block has no product left to run beside, so it should be a short one: 62 ms of waiting become 28.
+# Columns of a weight whose gradient is computed and summed over the chips at once; LLaMA's 11,008 in four. The sum that
+# comes last in a block has no product left to overlap, so it should be a short one: 62 ms of waiting become 28.
 GRADIENT_PIECE = 2816
 
-# Positions of all rows of a device that meet the head at once: enough for a full matmul, few enough that the last
-# chunk is not mostly unsupervised, and that its logits (this times V float32) stay small beside the model.
+# Positions of a device's rows for which logits are computed at once: enough for a full matmul, few enough that the last
+# chunk is not mostly unsupervised, and that its logits (this times V float32) stay small next to the model.
 LOSS_POSITIONS = 256
 
 Options = dict[str, str]
@@ -74,14 +73,14 @@ COLLECTIVES: Options = {
     # Weights are gathered whole. By default a product becomes a loop over their shards, whose partial sums, as large as
     # the result, are added up sixteen times: half of the step.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-    # Gradients are summed over the chips beside the products that follow: 415 Mcycles of waiting become 135. The third:
-    # several sums that are combined into one cannot run beside anything. It is the size up to which they are.
+    # Sums of gradients over the chips overlap the products that follow: 415 Mcycles of waiting become 135. The third is
+    # the size up to which sums are combined into one; combined sums overlap nothing.
     "xla_enable_async_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
     "xla_jf_crs_combiner_threshold_in_bytes": "1000000",
 }
 
-# Weights are gathered beside the products that come before. A v5e does so by itself.
+# Gathers of weights overlap the products before them. A v5e does so by itself.
 _GATHERS: Options = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
@@ -99,12 +98,12 @@ CHIPS: dict[str, Options] = {
     "TPU v5": _GATHERS,
 }
 
-# What else is worth a compilation (`plan --search`), each set as one. Of several chips:
+# Sets of options that `plan --search` tries. For several chips:
 TRIED_OF_MANY: tuple[Options, ...] = (
-    # Gathers of weights and sums of gradients also beside element-wise operations, which take longer then.
+    # Gathers of weights and sums of gradients also overlap element-wise operations, which then take longer.
     {"xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true"},
 )
-# Of each: more of the fast memory for the running operation, less for what is fetched ahead.
+# For any number: more of the fast memory for the running operation, less for what is fetched ahead.
 TRIED_OF_EACH: tuple[Options, ...] = ({"xla_tpu_scoped_vmem_limit_kib": "65536"},)
 
 
@@ -112,7 +111,7 @@ def parse_options(text: str) -> Options:
     """The options that a recipe names: "NAME=VALUE NAME=VALUE".
 
     Raises:
-      UserError: what stands there has another form.
+      UserError: the text has another form.
     """
     words = text.split()
     if wrong := [word for word in words if not all(word.partition("="))]:
@@ -121,7 +120,7 @@ def parse_options(text: str) -> Options:
 
 
 def compiler_options(mesh: Mesh, more: str = "") -> Options:
-    """Options for a program on a mesh; none for other platforms than TPUs.
+    """Compiler options for a program on a mesh; none except on TPUs.
 
     Args:
       more: a stage's `compiler_options`, which go before these.

@@ -2,7 +2,7 @@
 # Trains on TPUs of Google Kubernetes Engine, through xpk (written for 1.16; install it in an environment of its own).
 #
 #   launch/gke.sh create     makes a cluster with SLICES slices; what follows -- goes to xpk cluster create
-#   launch/gke.sh run        starts the recipe on it, or goes on with it; what follows -- goes to the trainer
+#   launch/gke.sh run        starts the recipe on it, or continues it; what follows -- goes to the trainer
 #   launch/gke.sh status     lists the cluster's workloads
 #   launch/gke.sh follow     shows a worker's log as it grows
 #   launch/gke.sh stop       deletes the workload, if run made it; its pods get SIGTERM and STOP_SECONDS to save
@@ -115,7 +115,7 @@ run_recipe() {
     --restart-on-exit-codes=1,75 --termination-grace-period-seconds="$STOP_SECONDS" \
     --command="pip install --quiet '.[tpu]' && exec $(quote "${COMMAND[@]}")"
   run "${TO_RUN[@]}" ||
-    fail "xpk did not start $NAME; if it is there already, stop it first, and run goes on with it"
+    fail "xpk did not start $NAME; if it is there already, stop it first, and run continues it"
 }
 
 status() {

@@ -6,7 +6,7 @@
 #
 # Each line of output carries the number of its process. Ctrl-C or SIGTERM reaches every process, which finishes its
 # step, saves and ends with 75; a second one ends them at once. If a process dies, the others are stopped. The exit code
-# is the first that is not 0. Started again with the same workdir, the run goes on; to have that happen by itself:
+# is the first that is not 0. Started again with the same workdir, the run continues; to have that happen by itself:
 # launch/restart.sh -- launch/local.sh ...
 
 # --- settings
@@ -51,7 +51,7 @@ environment_of() {
 
 prefix() {
   local line
-  trap '' INT TERM # it ends when its process has said its last
+  trap '' INT TERM # it ends with the last line of its process
   while IFS= read -r line || [ -n "$line" ]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 

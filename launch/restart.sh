@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command, and again when it was preempted or crashed: the loop behind `tpu_vm.sh run`.
+# Runs a command, and again when it was preempted or crashed: the loop of `tpu_vm.sh run`.
 #
 #   launch/restart.sh [--restarts N] [--pause SECONDS] -- COMMAND ...
 #

@@ -3,15 +3,15 @@
 #
 #   launch/tpu_vm.sh create     asks for the TPU and waits until it is there; what follows -- goes to gcloud
 #   launch/tpu_vm.sh install    copies the last commit to every worker and installs it in an environment of its own
-#   launch/tpu_vm.sh run        starts the recipe on every worker, or goes on; what follows -- goes to the trainer
-#   launch/tpu_vm.sh status     says how the TPU is, and each worker's last line
+#   launch/tpu_vm.sh run        starts the recipe on every worker, or continues it; what follows -- goes to the trainer
+#   launch/tpu_vm.sh status     shows the state of the TPU, and each worker's last line
 #   launch/tpu_vm.sh follow     shows a worker's log as it grows
 #   launch/tpu_vm.sh stop       tells every worker to save and stop, and waits for it
 #   launch/tpu_vm.sh delete     deletes the TPU, if create made it
 #
-# A run is detached: it goes on when you leave. Told to stop (exit code 75) or crashed, it is started again, at most
+# A run is detached: it continues when you leave. Told to stop (exit code 75) or crashed, it is started again, at most
 # RESTARTS times; a mistake in recipe or data (exit code 2) ends it. A spot TPU that Google takes back is gone: delete,
-# create, install and run it again, and the run goes on from its workdir in the bucket.
+# create, install and run it again, and the run continues from its workdir in the bucket.
 
 # --- settings
 NAME=jaxvlm                     # of the queued resource and, with -0, -1, ... for several slices, of its nodes
@@ -136,7 +136,7 @@ wait_until_active() {
       misses=0
     else
       misses=$((misses + 1))
-      [ "$misses" -lt 5 ] || fail "gcloud cannot describe $NAME; call create again to go on waiting"
+      [ "$misses" -lt 5 ] || fail "gcloud cannot describe $NAME; call create again to wait on"
     fi
     if [ "$state" != "$last" ] || [ $((SECONDS - told)) -ge 300 ]; then
       say "$NAME is ${state:-unknown} after $(((SECONDS - began) / 60)) minutes"
@@ -213,7 +213,7 @@ kill -TERM \"\$pid\" 2>/dev/null || { echo \"\$(hostname): $NAME does not run\";
 for i in \$(seq $STOP_SECONDS); do kill -0 \"\$pid\" 2>/dev/null || break; sleep 1; done; \
 if kill -0 \"\$pid\" 2>/dev/null; then echo \"\$(hostname): still running after $STOP_SECONDS seconds\"; exit 1; fi; \
 echo \"\$(hostname): \$(tail -n 1 $NAME.log)\"" ||
-    fail "not every worker has stopped; launch/tpu_vm.sh status says more"
+    fail "not every worker has stopped; launch/tpu_vm.sh status shows more"
 }
 
 delete() {

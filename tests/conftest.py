@@ -1,7 +1,7 @@
 """Set before jax is imported: the tests run on eight fake CPU devices. What they cache is theirs alone.
 
-Most of their time would be XLA's. So it optimises little (JAXVLM_TEST_XLA=3 in the environment: as for a run), and what
-it compiled is kept for the next session in .pytest_cache/xla, which may be deleted at any time.
+Most of their time would be XLA's. So it optimises little (tests/xla.py), and .pytest_cache/xla keeps what it compiled
+for the next session; the folder may be deleted at any time.
 
 hypothesis draws the same examples each time, so that a change fails for what it changes; it looks further with
 `pytest --hypothesis-profile=search`, and `--hypothesis-seed=N` for another part of it.
@@ -24,16 +24,18 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAXVLM_CACHE"] = tempfile.mkdtemp(prefix="jaxvlm-tests-")
 atexit.register(shutil.rmtree, os.environ["JAXVLM_CACHE"], ignore_errors=True)
 
+LONGEST = {name: place for place, name in enumerate(("e2e", "planning", "models", "training", "objectives"))}
+
 settings.register_profile("search", deadline=None, database=None)
 settings.register_profile("same", settings.get_profile("search"), derandomize=True)
 settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves nightly tests out, unless `-m` names them."""
-    if "nightly" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("nightly")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    """Leaves nightly tests out, unless `-m` names them; puts the longest files first, so that no worker ends alone."""
+    if "nightly" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+    items.sort(key=lambda item: LONGEST.get(item.path.parent.name, len(LONGEST)))

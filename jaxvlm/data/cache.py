@@ -1,4 +1,4 @@
-"""What was computed once of data that has not changed: arrays, kept on disk under a hash of all they depend on."""
+"""Cache of arrays on disk, each under a hash of everything it depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxvlm.files import cache_folder, replace_bytes
 
-KEEP_SECONDS = 2.0  # what takes less is not worth a file
+KEEP_SECONDS = 2.0  # results that take less time are not cached
 
 
 Arrays = dict[str, np.ndarray]
@@ -21,15 +21,15 @@ Arrays = dict[str, np.ndarray]
 def cached_arrays(
     kind: str, key: str, make: Callable[[], Arrays], *, holds: Callable[[Arrays], bool] = lambda _: True
 ) -> Arrays:
-    """The arrays that were kept under `key`, or those that `make` gives, which are then kept if making took long.
+    """Returns the arrays cached under `key`, or those of `make`, which are cached if that took long.
 
-    A file that is damaged counts as none, and a cache that cannot be written as none either.
+    A corrupt file counts as absent; a cache that cannot be written is not used.
 
     Args:
       kind: name of the folder in the cache.
       key: a hash of everything the arrays depend on.
-      make: works them out.
-      holds: whether kept ones hold still, for what they depend on beside `key`.
+      make: computes them.
+      holds: whether cached arrays are still valid, for what they depend on besides `key`.
     """
     path = cache_folder() / kind / f"{key}.npz"
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), path.open("rb") as file:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from jaxvlm.errors import UserError
 
-IMAGE = "<image>"  # stands in a user turn where an image belongs
+IMAGE = "<image>"  # the placeholder of an image in a user turn
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says."""
+    """One message of a conversation."""
 
     role: str  # "system", "user" or "assistant"
     text: str
@@ -24,9 +24,9 @@ class Record:
     id: str
     turns: tuple[Turn, ...]
     images: tuple[str | bytes, ...]  # paths, or the bytes of an image file; the k-th `<image>` of the turns is the k-th
-    origin: str  # "file.json[12]": where to look when something is wrong with it
+    origin: str  # its place for messages, such as "file.json[12]"
     group: str = ""  # what evaluation groups by
-    rejected: str = ""  # of a pair, the answer that lost; the last turn holds the one that won
+    rejected: str = ""  # of a pair the rejected answer; the last turn is the chosen one
 
 
 def sides(record: Record) -> tuple[Record, Record]:
@@ -62,13 +62,13 @@ class RecordError(UserError):
 
 
 def part(record: Record, turns: tuple[Turn, ...], number: int, group: str = "") -> Record:
-    """Part `number` of a record: these of its turns, with the images that they have placeholders for."""
+    """Part `number` of a record: these turns, with the images of their placeholders."""
     images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
     return Record(f"{record.id}#{number}", turns, record.images[:images], record.origin, group or record.group)
 
 
 def answer_by_answer(record: Record) -> list[Record]:
-    """A part for each assistant turn, with the turns before it, their answers too, as context."""
+    """A part for each assistant turn, with all turns before it as context."""
     ends = [i for i, turn in enumerate(record.turns) if turn.role == "assistant"]
     if len(ends) == 1 and ends[0] == len(record.turns) - 1:
         return [record]

@@ -1,4 +1,4 @@
-"""Worker processes: one for each core, and gone when the process that started them is."""
+"""Worker processes: one for each core; they end with their parent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _begin(begin: Callable[..., None], *arguments: Any) -> None:
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: a killed one would leave its workers behind."""
+    """Ends this process when its parent is gone: a killed parent would leave its workers running."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

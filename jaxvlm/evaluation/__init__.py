@@ -1,1 +1,1 @@
-"""Evaluation: questions with true answers, their score, the sheet of samples, and the test of a run."""
+"""Evaluation: questions with reference answers, scores, the sheet of samples, and the test of a run."""

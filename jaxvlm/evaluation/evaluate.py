@@ -36,10 +36,10 @@ class Evaluation:
     questions: list[Record]
     answers: list[str]
     score: dict[str, Any]  # of `scoring.score`
-    notes: list[str]  # what was left out, and what was replaced
+    notes: list[str]  # records left out, files replaced
 
     def summary(self) -> str:
-        """A table of the score, a few answers, and where the files are, for a person to read."""
+        """The score as a table, a few answers, and the paths of the files, for printing."""
         lines = [f"{self.data}, answered by {self.run.folder} ({_weights(self.run)})", "", _table(self.score), ""]
         lines += [_line(self.questions[i], self.answers[i]) for i in sample(len(self.questions), _SHOWN)]
         files = f"all answers are in {self.out.evaluation_file}, a sheet of them in {self.out.samples}"
@@ -49,16 +49,16 @@ class Evaluation:
 def evaluate_run(
     run: Run, evaluation: EvaluationConfig, *, out: RunFolder | None = None, limit: int = 0, progress: bool = False
 ) -> Evaluation:
-    """Evaluates a run and writes evaluation.json and samples.png; on several hosts one of them writes.
+    """Evaluates a run and writes evaluation.json and samples.png; on several hosts the first writes.
 
     Args:
-      evaluation: which data, and how it is asked.
+      evaluation: the data and the settings of decoding.
       out: folder of the results; None: the run's.
       limit: how many questions; 0: all.
       progress: show a bar on standard error.
 
     Raises:
-      UserError: records that break a rule or images that cannot be read; nothing is left out.
+      UserError: records that break a rule or images that cannot be read; no record is left out.
     """
     allow_outside = run.stage.data.allow_outside
     questions, notes = load_questions(evaluation.source, evaluation.image_folder, limit, allow_outside=allow_outside)
@@ -105,7 +105,7 @@ def _save(e: Evaluation) -> None:
 
 
 def _data_of(result: Path) -> str | None:
-    """The data that a result is of; None if there is none that can be read."""
+    """The data of an earlier result; None if there is no readable one."""
     with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
         return json.loads(result.read_text())["data"]
     return None
@@ -123,6 +123,8 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _line(record: Record, text: str) -> str:
-    asked, said, true = (textwrap.shorten(t, 100, placeholder=" ...") for t in (question(record), text, truth(record)))
+    asked, answered, true = (
+        textwrap.shorten(t, 100, placeholder=" ...") for t in (question(record), text, truth(record))
+    )
     verdict = "right" if is_right(record, text) else f"wrong, truth: {true}"
-    return f"  {asked}  ->  {said or '(nothing)'}   [{verdict}]"
+    return f"  {asked}  ->  {answered or '(nothing)'}   [{verdict}]"

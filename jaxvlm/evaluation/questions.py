@@ -20,7 +20,7 @@ def load_questions(
       allow_outside: as `data.allow_outside`.
 
     Returns:
-      records that each end in the true answer, and notes on what was left out.
+      records that each end with the reference answer, and notes on what was left out.
 
     Raises:
       UserError: no such data, records that break a rule (ten at most are named), or no question.

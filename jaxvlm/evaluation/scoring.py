@@ -1,4 +1,4 @@
-"""How answers are scored against the truth."""
+"""Scores answers against the reference answers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from jaxvlm.data.records import IMAGE, Record
 
 
 def score(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
-    """Share of answers that are the truth, character by character except white space at both ends.
+    """Exact match: the share of answers equal to the reference, except for white space at both ends.
 
     Args:
-      records: end in the true answer.
+      records: each ends with the reference answer.
       answers: one for each.
 
     Returns:
@@ -29,12 +29,12 @@ def score(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
 
 
 def is_right(record: Record, text: str) -> bool:
-    """Whether `text` is the record's true answer."""
+    """Whether `text` equals the record's reference answer."""
     return text.strip() == truth(record)
 
 
 def truth(record: Record) -> str:
-    """The true answer: the last turn."""
+    """The reference answer: the last turn."""
     return record.turns[-1].text.strip()
 
 

@@ -1,4 +1,4 @@
-"""A sheet of samples: images with question, answer and truth, to see at a glance what a model can do."""
+"""A sheet of samples: images with question, answer and reference."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _RIGHT, _WRONG, _QUIET = "#1a7f37", "#cf222e", "#57606a"
 
 
 def draw_sheet(path: Path, records: Sequence[Record], answers: Sequence[str], title: str) -> None:
-    """Draws 24 records chosen by lot with a fixed seed, neither the best nor the worst.
+    """Draws 24 records chosen at random with a fixed seed.
 
     Right answers are green; wrong ones are red, with the truth below.
 
     Args:
       path: of the PNG file that is written.
-      records: end in the true answer.
+      records: each ends with the reference answer.
       answers: one for each.
       title: above the sheet.
 
     Raises:
-      UserError: an image is missing or broken.
+      UserError: an image is missing or corrupt.
     """
     chosen = sample(len(records), _COLUMNS * _ROWS)
     columns, rows = min(_COLUMNS, len(chosen)), -(-len(chosen) // _COLUMNS)
@@ -52,7 +52,7 @@ def draw_sheet(path: Path, records: Sequence[Record], answers: Sequence[str], ti
         _draw_cell(axes, records[number], answers[number])
     figure.text(_GAP / width, 1 - 0.3 / height, title, fontsize=13, weight="bold", va="center")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of scripts the font lacks: a box stands for each
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of scripts the font lacks: a box is drawn for each
         figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -100,7 +100,7 @@ def _pixels(record: Record) -> np.ndarray:
 
 
 def _short(text: str, lines: int, width: int) -> list[str]:
-    """Text in so many lines at most, of `width` characters."""
+    """Text wrapped to at most that many lines of `width` characters."""
     printable = "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.split()))
     wrapped = textwrap.wrap(printable, width, max_lines=lines, placeholder=" ...")
     return [line.replace("$", r"\$") for line in wrapped]  # else matplotlib reads mathematics between dollars

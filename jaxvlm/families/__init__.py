@@ -1,1 +1,1 @@
-"""One folder per model family; everything that is particular to a family is in its folder, and nowhere else."""
+"""Model families, one folder each; family-specific code is only there."""

@@ -1,4 +1,4 @@
-"""From a config to the model of its family."""
+"""Builds the model of a config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def build_model(config: ModelConfig, adapters: Mapping[str, LoraConfig] | None =
       adapters: part -> its adapters.
 
     Raises:
-      UserError: the config has a value that no model can be built with, or adapters fit no projection.
+      UserError: the config has an invalid value, or adapters match no projection.
     """
     return make_model(family_file(config.family, "model").MODULE, config, tuple((adapters or {}).items()))
 

@@ -1,6 +1,6 @@
 """Families by name. A family is a module with the files that docs/add_a_family.md lists.
 
-A name that is not in the table is a module of yours, such as "my_package.my_family".
+A name that is not in the table is a module, such as "my_package.my_family".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxvlm.config import Config, DataConfig, MediaConfig, ModelConfig, build_co
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaLayout
 
-if TYPE_CHECKING:  # data workers import this file, and no JAX
+if TYPE_CHECKING:  # data workers import this file without JAX
     from jaxvlm.weights.codec import Codec
 
 FAMILIES = {"llava": "jaxvlm.families.llava"}
@@ -23,7 +23,7 @@ MODEL_TYPES = {"llava_llama": "llava", "llava": "llava", "llava_mistral": "llava
 
 
 def family_file(family: str, name: str) -> types.ModuleType:
-    """The file `name` of a family's folder; only what is asked for is imported, so data workers import no JAX.
+    """Imports the file `name` of a family's folder, and only that, so data workers import no JAX.
 
     Raises:
       UserError: there is no such family.
@@ -40,7 +40,7 @@ def family_file(family: str, name: str) -> types.ModuleType:
 
 
 def resolve(values: Mapping[str, Any], where: str = "config") -> Config:
-    """The recipe as frozen dataclasses, those of its family among them.
+    """The recipe as frozen dataclasses, including those of its family.
 
     Args:
       values: `ConfigDict.to_dict()` of a recipe, or what `json` read of a saved one.
@@ -61,13 +61,13 @@ def media_layout(model: ModelConfig, data: DataConfig) -> MediaLayout:
     """The layout of a stage's media.
 
     Raises:
-      UserError: settings of `data.media` that cannot work.
+      UserError: invalid settings of `data.media`.
     """
     return family_file(model.family, "layout").make_layout(model, data.media)
 
 
 def codec(family: str) -> Codec:
-    """How a family's Hugging Face folders are read and written.
+    """The codec that reads and writes a family's Hugging Face folders.
 
     Raises:
       UserError: there is no such family, or it has no codec.

@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's world, opened by the codec of their family or part."""
+"""Opens Hugging Face checkpoints by the codec of their family or part."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jaxvlm.weights.hf import decoder, vision
 from jaxvlm.weights.hf.strict import CONFIG_FILE, read_config, unknown
 from jaxvlm.weights.hub import find_source
 
-# Parts that come and go alone.
+# Parts that are imported and exported alone.
 PART_CODECS = {"vision": vision.CODEC, "language": decoder.CODEC}
 _PART_TYPES = dict.fromkeys(vision.MODEL_TYPES, vision.CODEC) | dict.fromkeys(decoder.MODEL_TYPES, decoder.CODEC)
 
 
 def folder_codec(folder: Path) -> Codec:
-    """The codec of a folder, told from the `model_type` in its config.json.
+    """Finds the codec of a folder by the `model_type` in its config.json.
 
     Raises:
-      UserError: no config.json, or a `model_type` that we do not have.
+      UserError: no config.json, or an unsupported `model_type`.
     """
     name = read_config(folder).get("model_type")
     if name in MODEL_TYPES:
@@ -30,14 +30,14 @@ def folder_codec(folder: Path) -> Codec:
 
 
 def open_source(spec: str) -> WeightSource:
-    """Opens a checkpoint: its configs are read, of its weights only the names and shapes.
+    """Opens a checkpoint: reads its configs, and only names and shapes of its weights.
 
     Args:
       spec: a folder of a family's model or of a part alone (CLIP, SigLIP, a decoder); a GGUF file; or the hub's name of
         one.
 
     Raises:
-      UserError: it is none of these, or has a field or files that we cannot read.
+      UserError: it is none of these, or has an unsupported field or file.
     """
     path = find_source(spec)
     return decoder.open_gguf(spec, path) if path.is_file() else folder_codec(path).open(spec, path)

@@ -1,4 +1,4 @@
-"""Logits of one prompt, by us and by transformers in torch, to hold against each other."""
+"""Logits of one prompt from our model and from transformers in torch, for comparison."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:
     """float32[T, V], logits of a run's model after each token of a question, computed in float32.
 
     Args:
-      images: files, that stand before the question.
+      images: files, placed before the question.
       prompt: the question.
     """
     config = dataclasses.replace(opened.model.config, compute_dtype="float32")
@@ -30,14 +30,14 @@ def logits_of_run(opened: Run, images: list[Path], prompt: str) -> np.ndarray:
 
 
 def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarray:
-    """float32[T, V], the same of a Hugging Face folder, by transformers in torch with the folder's own processor.
+    """float32[T, V], the same for a Hugging Face folder, from transformers in torch with the folder's own processor.
 
     Raises:
       UserError: torch is not installed, or transformers cannot load the folder.
     """
     reference = folder_codec(folder).reference
     if reference is None:
-        raise UserError(f"{folder} holds no model that writes text; there are no logits to compare")
+        raise UserError(f"{folder} has no model with logits")
     try:
         import torch
     except ImportError as error:
@@ -48,8 +48,8 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {folder}: {error}") from error
     text = f"{IMAGE}\n" * len(images) + prompt
-    said = processor.apply_chat_template(
+    prompt_text = processor.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
     )
     with torch.no_grad():
-        return model(**reference.inputs(processor, said, images)).logits[0].float().numpy()
+        return model(**reference.inputs(processor, prompt_text, images)).logits[0].float().numpy()

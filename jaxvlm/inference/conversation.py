@@ -1,4 +1,4 @@
-"""A conversation: turns and images so far, and the answer to the next turn."""
+"""A conversation with a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxvlm.inference.sampling import Sampling
 
 
 class Conversation:
-    """A conversation with a model; remembers its turns and images."""
+    """A conversation with a model: its turns and images so far."""
 
     def __init__(self, engine: Engine, sampling: Sampling, max_new_tokens: int):
         self._engine, self._sampling, self._max_new_tokens = engine, sampling, max_new_tokens
@@ -29,14 +29,14 @@ class Conversation:
         """Adds images to the next turn.
 
         Raises:
-          UserError: one is missing or broken; none is added.
+          UserError: one is missing or corrupt; none is added.
         """
         for image in images:
             check_image(image)
         self._waiting += tuple(images)
 
     def ask(self, text: str) -> str:
-        """The answer to a user turn; both are remembered.
+        """Answers a user turn and stores both.
 
         Raises:
           UserError: as `stream`.
@@ -44,12 +44,12 @@ class Conversation:
         return "".join(self.stream(text))
 
     def stream(self, text: str) -> Generator[str, None, None]:
-        """Yields the answer to a user turn piece by piece; after the last piece both are remembered.
+        """Yields the answer to a user turn piece by piece; after the last piece both are stored.
 
-        A turn whose answer fails, or is closed before its end, is forgotten; its images wait for the next turn.
+        If the answer fails or is closed early, its turn is dropped and its images stay for the next turn.
 
         Raises:
-          UserError: the conversation is too long for the model, or `<image>` does not stand once for each image.
+          UserError: the conversation is too long for the model, or it does not have one `<image>` for each image.
         """
         placed = text.count(IMAGE)
         if placed and placed != len(self._waiting):
@@ -65,10 +65,10 @@ class Conversation:
         sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + len(self._turns)) % 2**32)
         with self._engine.stream(record, max_new_tokens=self._max_new_tokens, sampling=sampling) as answer:
             yield from answer
-        if answer.text:  # templates take no empty turn: a question without an answer counts as not asked
+        if answer.text:  # templates refuse an empty turn, so a question without an answer is dropped
             self._turns, self._images, self._waiting = (*turns, Turn("assistant", answer.text)), images, ()
 
 
 def check_image(image: str) -> None:
-    """Raises `UserError` if an image file is missing or broken."""
+    """Raises `UserError` if an image file is missing or corrupt."""
     decode(image, "--image")

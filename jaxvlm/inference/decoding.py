@@ -1,4 +1,4 @@
-"""A batch of prompts on its way through the programs, and the text of one of its rows as it comes.
+"""Decoding of a batch of prompts, and the streamed text of one row.
 
 Axis letters:
   B rows   N new tokens
@@ -22,17 +22,17 @@ _SMALLEST_ROOM = 8  # tokens; see `bucket`
 
 
 class Decoding(Iterator[np.ndarray]):
-    """Prompts that are being answered: an iterator of their new tokens, int32[B, n], -1 behind the end of a row.
+    """Decoding of a batch: an iterator of its new tokens, int32[B, n], -1 after the end of a row.
 
-    The device is one call ahead of what was read. On several hosts all make the same calls, and read all rows.
+    The device is one call ahead of the reader. On several hosts all make the same calls, and read all rows.
     """
 
     def __init__(self, programs: Programs, batch: Batch, requests: Requests, steps: int = STEP_TOKENS):
-        """Starts; waits for nothing.
+        """Starts without waiting.
 
         Args:
-          batch: NumPy rows of this host, as `Programs.prefill` wants them.
-          requests: NumPy, of the same rows; their limits and temperatures are alike on all hosts.
+          batch: NumPy rows of this host, for `Programs.prefill`.
+          requests: NumPy, of the same rows; their limits and temperatures are equal on all hosts.
           steps: tokens to a row between two reads, at most STEP_TOKENS.
         """
         self._programs, self._steps = programs, steps
@@ -58,7 +58,7 @@ class Decoding(Iterator[np.ndarray]):
             self._unread.append((tokens_BN, steps))
             self._left -= steps
         if not self._left:
-            self._rows = None  # the cache goes as soon as the last step is done
+            self._rows = None  # frees the cache after the last step
 
     def __next__(self) -> np.ndarray:
         """Waits for the tokens of the next step."""
@@ -70,11 +70,11 @@ class Decoding(Iterator[np.ndarray]):
         tokens_BN = np.asarray(array)[:, :count]
         self._read.append(tokens_BN)
         if not ((tokens_BN[:, -1] >= 0) & ~np.isin(tokens_BN[:, -1], self._programs.stop_ids)).any():
-            self.cancel()  # all rows have ended: a step that was started has nothing to do
+            self.cancel()  # all rows have ended; a started step has no work
         return tokens_BN
 
     def cancel(self) -> None:
-        """Ends after the step that is running, and frees the cache."""
+        """Stops after the running step and frees the cache."""
         self._rows, self._left = None, 0
         self._unread.clear()
 
@@ -84,7 +84,7 @@ class Decoding(Iterator[np.ndarray]):
             next(self)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """Reads what is left.
+        """Reads the remaining tokens.
 
         Returns:
           int32[B, N], all new tokens, the stop id among them and 0 after it; int32[B], how many without the stop id.
@@ -107,7 +107,7 @@ def decode(
 
 
 class Stream(Iterator[str]):
-    """An answer as it is written: an iterator of pieces of its text, which together are the answer.
+    """A streamed answer: an iterator of pieces of its text, which together are the answer.
 
     No piece ends within a character.
 
@@ -121,7 +121,7 @@ class Stream(Iterator[str]):
         """The text of the first row of `decoding`.
 
         Args:
-          open_ids: tokens that are bytes, and special ones, which are not written. A run of them is decoded as a whole.
+          open_ids: tokens that are bytes, and special ones, which are not written; runs of them are decoded together.
         """
         self._decoding, self._renderer, self._open_ids = decoding, renderer, open_ids
         self.tokens: list[int] = []
@@ -153,7 +153,7 @@ class Stream(Iterator[str]):
         return piece
 
     def cancel(self) -> None:
-        """Ends the answer after the step that is running; nothing to do if it is complete."""
+        """Stops the answer after the running step; does nothing if it is complete."""
         self._decoding.cancel()
         self.finish_reason = self.finish_reason or "cancelled"
 

@@ -1,4 +1,4 @@
-"""The engine: a model with its weights, ready to answer records, at once or token by token."""
+"""The engine: a model with its weights that answers records, at once or token by token."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from jaxvlm.sharding import Placement, Rules, batch_devices, placed, rows_of_thi
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-# Decoded images that a call keeps. The questions about an image are neighbours, so a few are enough.
+# Decoded images that a call caches; few, since the questions about an image are neighbours.
 _KEPT_IMAGES = 64
 
 
@@ -63,12 +63,12 @@ class Engine:
 
     @functools.cached_property
     def renderer(self) -> Renderer:
-        """Writes prompts, reads answers."""
+        """Renders prompts and decodes answers."""
         return _renderer(self.tokenizer, self.data.template, self.data.system)
 
     @functools.cached_property
     def layout(self) -> MediaLayout:
-        """What media become in a row."""
+        """The media layout of a row."""
         return media_layout(self.model.config, self.data)
 
     @functools.cached_property
@@ -98,8 +98,8 @@ class Engine:
         together. Each host loads the images of its own rows.
 
         Args:
-          records: end in a user turn, or in an assistant turn: the truth, which is left out.
-          max_new_tokens: where an answer that does not end is cut.
+          records: each ends with a user turn, or with an assistant turn (the reference), which is left out.
+          max_new_tokens: the length limit of an answer.
           batch_size: records answered at once, rounded up to a multiple of the devices that split a batch.
           sampling: how tokens are chosen; a record's random numbers depend on its place in `records`.
           progress: show a bar on standard error.
@@ -154,7 +154,7 @@ class Engine:
         return build_prompts(self.renderer, records, self.layout, self.data.tokens)
 
     def _batches(self, prompts: Sequence[Prompt], rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
-        """The numbers of each group of prompts, and of those in this host's rows, with the rows.
+        """Yields the numbers of each group of prompts, those in this host's rows, and the rows.
 
         The next group is built while the last one is used.
         """
@@ -189,9 +189,9 @@ def _check_counts(max_new_tokens: int, batch_size: int) -> None:
 def _in_turn(
     start: Callable[[np.ndarray, Batch], Decoding], batches: Iterable[tuple[np.ndarray, np.ndarray, Batch]]
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
-    """The numbers and answers of each batch; the next is started before their last tokens are read.
+    """Yields the numbers and answers of each batch; the next batch starts before the last tokens are read.
 
-    It is not started before the last step of the batch at work, so that the device never holds two caches for long.
+    It does not start before the last step of the current batch, so that the device does not keep two caches for long.
     """
     running: tuple[np.ndarray, Decoding] | None = None
     for numbers_B, here_B, batch in batches:
@@ -206,7 +206,7 @@ def _in_turn(
 
 
 def _one_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """`make` of each item, in a thread that makes the next one while the last one is used."""
+    """Yields `make(item)` of each item; a thread makes the next while the caller uses the last."""
     with concurrent.futures.ThreadPoolExecutor(1, "batches") as thread:
         waiting: concurrent.futures.Future[Made] | None = None
         for item in items:

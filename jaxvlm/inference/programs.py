@@ -26,7 +26,7 @@ from jaxvlm.models.decoder import Cache
 from jaxvlm.models.vlm import Model
 from jaxvlm.sharding import Placement, placed
 
-STEP_TOKENS = 32  # a call of `step` chooses at most as many: reading fewer at a time costs a small model its speed
+STEP_TOKENS = 32  # at most, in a call of `step`; fewer slow a small model down
 
 
 def bucket(length: int, smallest: int = 32) -> int:
@@ -46,9 +46,9 @@ def bucket(length: int, smallest: int = 32) -> int:
 
 
 class Requests(NamedTuple):
-    """What is asked for in each row. All of it is traced: another limit or temperature compiles nothing."""
+    """The settings of each row. All are traced: another limit or temperature compiles nothing."""
 
-    numbers: Array  # int32[B]; a row's random numbers depend on this and its seed, not on where the row stands
+    numbers: Array  # int32[B]; a row's random numbers depend on this and its seed, not on the row's place in the batch
     limits: Array  # int32[B]; the most new tokens
     seeds: Array  # uint32[B]
     temperatures: Array  # float32[B]; 0 takes the most likely token
@@ -56,7 +56,7 @@ class Requests(NamedTuple):
 
     @classmethod
     def same(cls, numbers_B: Array, max_new_tokens: int, sampling: Sampling) -> Requests:
-        """NumPy requests that differ in their number alone."""
+        """NumPy requests that differ only in their numbers."""
         rows = len(numbers_B)
         return cls(
             np.asarray(numbers_B, np.int32),
@@ -70,10 +70,10 @@ class Requests(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows that are being answered: all that a step reads and replaces."""
+    """The state of decoding: everything that a step reads and replaces."""
 
     cache: Cache
-    tokens: Array  # int32[B]; the newest, which is not in the cache yet; 0 in rows that have ended
+    tokens: Array  # int32[B]; the newest, not in the cache yet; 0 in rows that have ended
     positions: Array  # int32[B]; of that token in its own row
     chosen: Array  # int32[B]; new tokens so far
     left: Array  # int32[B]; new tokens that may follow; 0: the row has ended
@@ -97,7 +97,7 @@ class Programs:
     place: Placement | None = None
 
     def encode(self, media: Any) -> Any:
-        """Features of `Batch.media`, as `VLM.encode`; None if the rows have no room for media."""
+        """Features of `Batch.media`, as `VLM.encode`; None if the rows have no media units."""
         return _encode(self.model, self.place, self.params, media)
 
     def prefill(
@@ -126,7 +126,7 @@ class Programs:
           steps: from 1 to STEP_TOKENS; any number compiles nothing.
 
         Returns:
-          the rows, and int32[B, STEP_TOKENS], the new tokens: a stop id is the last of its row, -1 is behind it.
+          the rows, and int32[B, STEP_TOKENS], the new tokens: a stop id is the last of its row, followed by -1.
         """
         return _step(self.model, self.place, greedy, self.params, rows, np.int32(steps), self._stops)
 
@@ -222,7 +222,7 @@ def _key(seed: Array, number: Array, chosen: Array) -> Array:
 
 
 def _pinned_rows(rows: Rows, place: Placement | None) -> Rows:
-    """Rows with a sharding that does not depend on the program that made them, or the next one is compiled again."""
+    """Rows with a fixed sharding, so that the next program is not compiled again."""
     axes = {
         "keys": (None, "batch", None, "kv_heads", None),
         "values": (None, "batch", None, "kv_heads", None),

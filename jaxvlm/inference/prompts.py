@@ -1,4 +1,4 @@
-"""Records to prompts, and prompts to the rows of a batch.
+"""From records to prompts, and from prompts to the rows of a batch.
 
 Axis letters:
   B rows
@@ -23,7 +23,7 @@ from jaxvlm.media import MediaError, MediaExtent, MediaLayout
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """A record, ready to be put into a row."""
+    """A rendered record."""
 
     record: Record
     piece: Piece
@@ -31,12 +31,12 @@ class Prompt:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Media units and tokens of the row that it takes."""
+        """Media units and tokens of the row that it needs."""
         return self.media.units, bucket(len(self.piece.tokens))
 
 
 def build_prompts(renderer: Renderer, records: Sequence[Record], layout: MediaLayout, limit: int) -> list[Prompt]:
-    """Renders records; of one that ends in an answer this is left out.
+    """Renders records without a final answer.
 
     Args:
       limit: the most tokens of a prompt.

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits.
+"""Choice of the next token from the logits.
 
 Axis letters:
   B rows   V vocab
@@ -17,7 +17,7 @@ from jaxvlm.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen from the logits."""
+    """Settings of the choice of a token."""
 
     temperature: float = 0.0  # 0 takes the most likely token; 1 samples from the model's own distribution
     top_p: float = 1.0  # share of the probability, most likely tokens first, that is sampled from

@@ -1,10 +1,10 @@
-"""A page of training rows as the model sees them: every token, what is supervised, every picture, what is padding.
+"""A page of training rows as the model sees them: every token, the loss mask, every image, the padding.
 
-One HTML file without scripts, which asks the network for nothing. Text of records is escaped, and characters that
-cannot be seen, or that would change how others are seen, are written as their numbers.
+One HTML file without scripts or network access. Text of records is escaped, and characters that
+are invisible, or change how others are displayed, are written as their code points.
 
 In a row, position t predicts the token at t + 1 and `Batch.loss_weights[t]` is the weight of that. On the page the
-token that is predicted has the colour: what the model learns to write.
+predicted token has the colour: what the model learns to write.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _NAMED_PROBLEMS = 8
 _TEXT, _SUPERVISED, _IMAGE, _PADDING = "", "y", "m", "p"  # kinds of a position; their class names
 
 _LEGEND = """<details class=box open><summary>Legend</summary><dl>
-<dt><b>token</b></dt><dd>a token of text that is only read; hover over any token for its position in the row and in
-its segment, its id with the vocabulary's own spelling, and what stands in the batch at this position: the target
+<dt><b>token</b></dt><dd>a token that is not supervised; hover over any token for its position in the row and in
+its segment, its id with the vocabulary's own spelling, and the batch's values at this position: the target
 (the id that is to be predicted here, that of the next token) and the target's loss weight</dd>
 <dt><mark>token</mark></dt><dd>a supervised token: the model learns to write it. The position <em>before</em> it has it
 as target with a loss weight above 0, so hovering over the last token before an answer shows a weight, over the last
@@ -48,8 +48,8 @@ letters without a dashed frame are plain text</dd>
 pixels after resizing, padding and augmentation</dd>
 <dt><b><u> </u>a<u class=n></u></b></dt><dd>a space and a newline (⇥ is a tab)</dd>
 <dt><b><s data-x="C3"></s></b> <b><s data-x="A9"></s>é</b></dt><dd>bytes of a character that several tokens share; the
-character stands in the last of them. <s data-x="U+202E"></s> is a character that cannot be seen, ◌ carries an accent
-that stands alone</dd>
+character is shown at the last of them. <s data-x="U+202E"></s> is a character that cannot be seen, ◌ carries an accent
+that is alone</dd>
 <dt><b class=p>padding</b></dt><dd>positions that belong to no segment. A segment is one record; the tokens of one
 cannot see those of another</dd>
 </dl></details>
@@ -83,7 +83,7 @@ def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: st
 
     Args:
       path: of the HTML file; replaced if it exists.
-      rows: taken one by one, so a generator needs the memory of one batch.
+      rows: consumed one by one, so a generator needs the memory of one batch.
       tokenizer: the fast tokenizer that made the rows.
       title: heading of the page.
       notes: paragraphs below it.
@@ -92,7 +92,7 @@ def write_page(path: Path, rows: Iterable[PageRow], tokenizer: Any, *, title: st
       the number of rows.
 
     Raises:
-      ValueError: a row has another number of segments than of records, or positions of images that it has not.
+      ValueError: a row has other numbers of segments and records, or features of images that it does not have.
       OSError: the file cannot be written.
     """
     vocabulary = Vocabulary(tokenizer)
@@ -236,7 +236,7 @@ class _Card:
     def _warning(self) -> str:
         if not self._problems:
             return ""
-        return f"<p class=warn><strong>Not as a row should be.</strong> {_plain('; '.join(self._problems))}</p>\n"
+        return f"<p class=warn><strong>Invalid row.</strong> {_plain('; '.join(self._problems))}</p>\n"
 
     def _filling(self) -> str:
         of = self.counts
@@ -351,7 +351,7 @@ class _Card:
             yield f"<{tag}{' class=c' * bool(is_control)}{attributes}>{inner}</{tag}>"
 
     def _attributes(self, at: int, position: str, in_segment: str, raw: str | None = None) -> str:
-        """What the page shows on hovering; the style sheet has the words. A line each, so that editors can cope."""
+        """Data that the page shows on hovering; the style sheet has the words. One line each, for editors."""
         id = int(self._tokens[at])
         if raw is None:
             raw = self._vocabulary[id].raw
@@ -361,7 +361,7 @@ class _Card:
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, last + 1) of each stretch of equal values."""
+    """(first, last + 1) of each run of equal values."""
     cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
     edges = [0, *cuts.tolist(), len(values)]
     return zip(edges[:-1], edges[1:], strict=True)
@@ -390,7 +390,7 @@ def _plain(text: str) -> str:
 
 @functools.lru_cache(maxsize=2**16)
 def _parts_html(parts: tuple[Span, ...]) -> str:
-    """What a text chip holds.
+    """The HTML of a text chip.
 
     White space stays in the text, where it can be copied and read back, with a mark drawn over it by the style sheet;
     what the style sheet writes out (`data-x`) is not part of the text.

@@ -1,6 +1,6 @@
-"""What a recipe would make of its data, before anything is trained: `inspect_data check` prints it.
+"""The report of `inspect_data check`: what training with a recipe would do with its data.
 
-Everything comes from the index, so asking again, also for other rows, takes seconds.
+Everything comes from the index, so a second report, also for other rows, takes seconds.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _USUAL_TOKENS = (128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 1
 
 @dataclasses.dataclass(frozen=True)
 class RowSize:
-    """What rows of one size would lose and how full they would be."""
+    """Losses and fill of rows of one size."""
 
     tokens: int
     units: int  # media units
     rejected: int  # records that no such row can hold
     truncated: int  # records whose text would be cut
     cut: int  # tokens of text that would be cut from those
-    filled: float  # share of all positions that hold a token, on a sample of the records
+    filled: float  # share of positions with a token, for a sample of the records
     samples: float  # in a row
 
 
@@ -58,18 +58,18 @@ class SourceCounts:
     with_images: int
     images: int
     median_length: int  # positions
-    supervised: int  # tokens of all records that are trained on, whole
+    supervised: int  # tokens of all training records, untruncated
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Records that hold the same."""
+    """Duplicates of one kind."""
 
     what: str
     distinct: int
-    repeated: int  # of the distinct ones, those that several records hold
-    leaked: int  # held-out records that hold one which is trained on too
-    largest: tuple[tuple[int, list[int]], ...]  # how many hold it, and the first few of them
+    repeated: int  # distinct ones that are in several records
+    leaked: int  # held-out records that share one with training records
+    largest: tuple[tuple[int, list[int]], ...]  # the number of records with it, and the first few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +84,18 @@ class Report:
     rows: tuple[RowSize, ...]  # the recipe's first
     duplicates: tuple[Duplicates, ...]
     lengths: np.ndarray  # int32[n] of the records that can be read, whole
-    plan: dict[str, float] | str  # steps and what one holds on average; or why nothing can be trained on
+    plan: dict[str, float] | str  # steps and the average contents of one; or why there is nothing to train on
     tokens: int  # of a row of the recipe
     unit: str  # what a media unit is called
 
     @property
     def loses(self) -> bool:
-        """Whether anything of the data would not be seen, or all of it because a source is empty."""
+        """Whether any of the data would be lost, or a source is empty."""
         return bool(self.errors) or len(self.truncated) > 0 or isinstance(self.plan, str)
 
 
 def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int, epochs: float, seed: int) -> Report:
-    """Works out the report of a stage.
+    """Makes the report of a stage.
 
     Args:
       samples: from `open_samples`.
@@ -103,7 +103,7 @@ def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int
       measured: from `measure_index`, with the layout of the samples.
       rows: of a step.
       epochs: of the stage.
-      seed: of the run, for the plan of rows.
+      seed: of the run, for the schedule of rows.
 
     Raises:
       UserError: rows are too short for any image.
@@ -259,13 +259,13 @@ def write_problems(path: Path, report: Report, samples: Samples, measured: Measu
 
 
 def plot_lengths(path: Path, report: Report) -> None:
-    """Draws the histogram of lengths, and how much of the data rows of each length hold whole."""
+    """Draws the histogram of lengths, and the share of the data that rows of each length hold whole."""
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     if len(report.lengths):
         axes.hist(report.lengths, bins=80, color="C0", alpha=0.7)
         whole = axes.twinx()
         whole.plot(np.sort(report.lengths), np.linspace(0, 100, len(report.lengths)), color="C1")
-        whole.set(ylabel="records of at most so many positions (%)", ylim=(0, 101))
+        whole.set(ylabel="records of at most that many positions (%)", ylim=(0, 101))
     axes.axvline(report.tokens, color="k", linestyle="--", linewidth=1, label=f"data.tokens = {report.tokens}")
     axes.set(xlabel="positions of a record, images expanded", ylabel="records")
     axes.legend(loc="center right")
@@ -293,7 +293,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def table(report: Report, samples: Samples) -> str:
-    """The report for people."""
+    """The report as text."""
     blocks = [_source_lines(report), _histogram(report), _rows_lines(report), _plan_lines(report)]
     blocks += [_duplicate_lines(report, samples), _problem_lines(report)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
@@ -388,7 +388,7 @@ def _duplicate_lines(report: Report, samples: Samples) -> list[str]:
     for found in report.duplicates:
         if not found.repeated:
             continue
-        lines.append(f"{found.repeated:,} of {found.distinct:,} distinct {found.what}s stand in several records")
+        lines.append(f"{found.repeated:,} of {found.distinct:,} distinct {found.what}s are in several records")
         if found.leaked:
             lines.append(f"  {found.leaked:,} held-out records share one with records that are trained on")
         for count, members in found.largest:
@@ -411,7 +411,7 @@ def _problem_lines(report: Report) -> list[str]:
 
 
 def _worst(errors: Any) -> Iterator[RecordError]:
-    """So many as are shown: one of each reason, the most frequent first, then others."""
+    """The errors to print: one of each reason, the most frequent first, then others."""
     by_reason: dict[str, list[RecordError]] = {}
     for error in errors:
         by_reason.setdefault(error.reason, []).append(error)

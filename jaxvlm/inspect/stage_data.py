@@ -1,4 +1,4 @@
-"""The data of a stage: checked, shown as pages of rows, and prepared; each function returns what there is to say."""
+"""The data of a stage: checked, shown as pages of rows, and prepared; each function returns its findings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jaxvlm.runs import RunFolder
 
 
 class Findings(NamedTuple):
-    """What a function here found out, or wrote."""
+    """The findings of a function of this file."""
 
     text: str  # for a person
     result: dict[str, Any]  # for a program
@@ -50,7 +50,7 @@ def _open(config: Config, stage: StageConfig) -> tuple[Samples, Any]:
 
 
 def check_stage_data(config: Config, stage: StageConfig, out: Path) -> Findings:
-    """Writes the report of a stage's data into `out`; `result["loses"]` says whether anything would be lost."""
+    """Writes the report of a stage's data into `out`; `result["loses"]` is whether anything would be lost."""
     samples, _ = _open(config, stage)
     index = load_index(samples)
     measured = measure_index(index, samples.layout)
@@ -117,7 +117,7 @@ def show_batch(folder: Path, out: Path) -> Findings:
 def prepare_stage_data(
     config: Config, stage: StageConfig, out: Path, jpeg: int, shard_records: int, *, skip: bool
 ) -> Findings:
-    """Writes each source of a stage into a folder, and says how a recipe names these."""
+    """Writes each source of a stage into a folder, and reports how a recipe names these."""
     samples, _ = _open(config, stage)
     layout = samples.layout
     index = load_index(samples)

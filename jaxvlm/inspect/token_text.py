@@ -1,4 +1,4 @@
-"""What tokens look like: the bytes behind ids, and the characters behind bytes that several tokens share."""
+"""Tokens as text: the bytes of ids, and the characters of bytes that several tokens share."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 class Token:
     """An entry of a vocabulary."""
 
-    raw: str  # as the vocabulary spells it; "" where it has no such id
-    text: bytes | None  # UTF-8, maybe a part of a character; None for control tokens and ids that are in no vocabulary
+    raw: str  # as spelled in the vocabulary; "" if it has no such id
+    text: bytes | None  # UTF-8, maybe a part of a character; None for control tokens and unknown ids
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A stretch of a token: characters, or bytes of characters that do not end or begin in it."""
+    """A part of a token: characters, or bytes of characters that begin or end in another token."""
 
-    text: str  # of bytes their numbers: "F0 9F"
+    text: str  # for bytes their hexadecimal codes: "F0 9F"
     is_bytes: bool = False
 
 
 class Vocabulary:
-    """Ids to tokens, of byte-level tokenizers (GPT-2, Qwen2) and of those in SentencePiece's manner (Llama)."""
+    """Ids to tokens, of byte-level tokenizers (GPT-2, Qwen2) and of SentencePiece-like ones (Llama)."""
 
     def __init__(self, tokenizer: Any):
         """`tokenizer`: a fast tokenizer of transformers."""
@@ -61,7 +61,7 @@ class Vocabulary:
 def spell(tokens: Sequence[bytes]) -> list[list[Span]]:
     """The parts of consecutive tokens.
 
-    A character that several tokens share is text in the last of them, behind the bytes that this one adds::
+    A character that several tokens share is text in the last of them, after the bytes that this one adds::
 
         b"a\\xc3", b"\\xa9!"     [[Span("a"), Span("C3", True)], [Span("A9", True), Span("é!")]]
 

@@ -1,4 +1,4 @@
 """The networks: Flax NNX modules and pure functions on arrays. No files, no ConfigDict, no data.
 
-Outside this package there are only nested dicts of arrays; `families.build.build_model` is the way in.
+Other packages see only nested dicts of arrays; they call `families.build.build_model`.
 """

@@ -1,4 +1,4 @@
-"""Attention: one door, behind which implementations can be exchanged.
+"""Attention: one function with exchangeable implementations.
 
 Axis letters:
   B rows   T query position   S key position   N heads   K key/value heads   G queries of a key/value head (N = K G)
@@ -31,7 +31,7 @@ def attend(
 ) -> Array:
     """Softmax attention, scaled by 1 / sqrt(H); N / K neighbouring query heads share a key/value head.
 
-    Within `sharding.placed` it is the program's platform that chooses how: splash kernels on TPUs, cuDNN's on NVIDIA
+    Within `sharding.placed` the program's platform selects the implementation: splash kernels on TPUs, cuDNN on NVIDIA
     GPUs, plain products elsewhere and for the few queries of a decoding step. All compute the same.
 
     Args:
@@ -42,7 +42,7 @@ def attend(
         (0) attends to padding, so every position has a key. None: all attend to all.
       causal: query t sees the keys s <= t of its row (then T = S).
 
-    The backward pass always makes the T x S numbers again, whatever `config.model.remat` says.
+    The backward pass always recomputes the T x S scores, whatever `config.model.remat` is.
 
     Returns:
       float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `tuning.POLICIES`.
@@ -70,7 +70,7 @@ def attend_splash(
 ) -> Array:
     """`attend` by JAX's splash kernels for TPUs, each device for its own rows and heads.
 
-    The kernels keep, beside their output, the logarithm of the softmax's denominator; both are named "attention".
+    The kernels keep their output and the logarithm of the softmax's denominator; both are named "attention".
 
     Args:
       here: mesh and rules of the program; heads are split only if their number and that of the key heads divide.
@@ -79,7 +79,7 @@ def attend_splash(
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
-    q_BTNH, k_BTKH, v_BTKH, ids_BT = _lengthen(LANES, q_BTNH, k_BTKH, v_BTKH, segments)  # the kernels go by blocks
+    q_BTNH, k_BTKH, v_BTKH, ids_BT = _lengthen(LANES, q_BTNH, k_BTKH, v_BTKH, segments)  # the kernels work on blocks
     q_BNTH = checkpoint_name((q_BTNH * H**-0.5).transpose(0, 2, 1, 3), "query")
     k_BKTH = checkpoint_name(k_BTKH.transpose(0, 2, 1, 3), "key")
     v_BKTH = checkpoint_name(v_BTKH.transpose(0, 2, 1, 3), "value")
@@ -111,7 +111,7 @@ def _lengthen(
 ) -> tuple[Array, Array, Array, Array | None]:
     """Queries, keys and values of a multiple of positions, and their segments (None: all attend to all).
 
-    What is added is of segment 0, to be cut off again.
+    The added positions are of segment 0; the caller removes them.
     """
     B, T = q_BTNH.shape[:2]
     more, ids_BT = -T % multiple, None if segments is None else segments[0]
@@ -125,10 +125,10 @@ LANES = 128  # of a TPU's vector registers: blocks are multiples of it
 
 
 def block_size(length: int) -> int:
-    """Queries, and keys, of a block of the kernels for so many positions, a multiple of `LANES`.
+    """Queries, and keys, of a block of the kernels for that many positions, a multiple of `LANES`.
 
-    The largest that divides them and is not over `tuning.ATTENTION_BLOCK`. Where that is small, such as 128 of CLIP's
-    640, the next larger one: a block costs more than its share of the work (on v5e 46,700 cycles of a head of 64 in
+    The largest that divides them and is not over `tuning.ATTENTION_BLOCK`. If that is small, such as 128 for CLIP's
+    640, the next larger one: each block has a fixed cost (on v5e 46,700 cycles of a head of 64 in
     blocks of 128, and 12,200 in one of 640).
     """
     sizes = [size for size in range(LANES, length + 1, LANES) if length % size == 0]
@@ -151,7 +151,7 @@ def splash_kernel(heads: int, length: int, causal: bool, interpret: bool, block:
             residual_checkpoint_name="attention",
             interpret=interpret,
         )
-    return jax.tree.map(np.asarray, kernel)  # kept for other traces, whose mesh may be another
+    return jax.tree.map(np.asarray, kernel)  # cached for other traces, which may have another mesh
 
 
 def _attend_cudnn(
@@ -170,10 +170,10 @@ def _attend_xla(
 ) -> Array:
     """Attention in plain products, for every backend.
 
-    Heads go first and the G queries of a key head are laid behind each other, so that all products, those of the
+    Heads go first and the G queries of a key head are concatenated, so that all products, those of the
     gradients too, are batches of plain matrices (with H before S also without a transposed left side, which is half as
-    fast), and no key is repeated. Up to four pieces of the queries, each with the keys up to its end, leave out most of
-    what a causal mask would throw away.
+    fast), and no key is repeated. Up to four pieces of the queries, each with the keys up to its end, skip most of
+    what a causal mask removes.
 
     Seconds of one CPU core for 4 x 512 positions, 9 heads of 64 and 3 key heads, forward and with the backward pass:
     0.02 and 0.08; einsums over BKGTS take 0.13 and 0.34, `jax.nn.dot_product_attention` 0.11 and 0.31.

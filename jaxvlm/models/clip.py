@@ -2,7 +2,7 @@
 
 Source: CLIP (arXiv:2103.00020); HF models/clip/modeling_clip.py. SigLIP (arXiv:2303.15343); HF
 models/siglip/modeling_siglip.py: the same blocks, but no class token, no norm before them, a bias at the patches, and a
-pooling head with weights of its own. LLaVA reads the patches behind a block before the last one and drops the class
+pooling head with weights of its own. LLaVA reads the patches after a block before the last one and drops the class
 token (arXiv:2310.03744).
 
 Axis letters:
@@ -49,13 +49,13 @@ class Attention(nnx.Module):
         self.out = Einsum("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), gain=gain, **options)
 
     def __call__(self, x_BTD: Array, segments_BT: Array | None) -> Array:
-        """Every token looks at every token of its image; None: there is no padding."""
+        """Every token attends to every token of its image; None: there is no padding."""
         pair = None if segments_BT is None else (segments_BT, segments_BT)
         return self.out(attend(self.q(x_BTD), self.k(x_BTD), self.v(x_BTD), pair, causal=False))
 
 
 class MLP(nnx.Module):
-    """Two projections round the config's activation."""
+    """Two projections around the config's activation."""
 
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, F = c.embed_dim, c.mlp_dim
@@ -70,7 +70,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and added to the stream."""
+    """Attention and MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.attention_norm = LayerNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
@@ -91,7 +91,7 @@ class PoolHead(nnx.Module):
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D = c.embed_dim
         self.probe = make_weight((1, 1, D), (None, None, "embed"), 1 / math.sqrt(D), rngs=rngs)
-        # Queries, keys and values in one matrix, as torch's MultiheadAttention keeps them.
+        # Queries, keys and values in one matrix, as in torch's MultiheadAttention.
         self.qkv = Einsum("BTD,DE->BTE", (D, 3 * D), ("embed", None), bias=True, dtype=dtype, rngs=rngs)
         self.out = Einsum("BTE,ED->BTD", (D, D), (None, "embed"), bias=True, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(D, c.norm_epsilon, dtype=dtype)
@@ -101,8 +101,8 @@ class PoolHead(nnx.Module):
 class Vision(nnx.Module):
     """From pixels to patch features.
 
-    All weights of the Hugging Face model exist, for the round trip of a checkpoint. Those that the features do not
-    depend on (the blocks after `feature_layer`, `post_norm`, `pool`) are not computed with; their gradient is zero.
+    All weights of the Hugging Face model exist, for the round trip of a checkpoint. Those without influence on the
+    features (the blocks after `feature_layer`, `post_norm`, `pool`) are not used; their gradient is zero.
     """
 
     def __init__(self, c: VisionConfig, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs):
@@ -133,7 +133,7 @@ class Vision(nnx.Module):
         self.pool = PoolHead(c, dtype=dtype, rngs=rngs) if c.pool else None
 
     def embed(self, pixels_BYXC: Array) -> Array:
-        """The stream that enters the first block.
+        """The input of the first block.
 
         Args:
           pixels_BYXC: uint8[B, Y, X, 3], RGB.
@@ -155,7 +155,7 @@ class Vision(nnx.Module):
         return x_BTD if self.pre_norm is None else self.pre_norm(x_BTD)
 
     def __call__(self, pixels_BYXC: Array) -> Array:
-        """Patch features of the feature layer, CLIP's class token left out.
+        """Patch features of the feature layer, without CLIP's class token.
 
         Args:
           pixels_BYXC: uint8[B, Y, X, 3], RGB.

@@ -41,7 +41,7 @@ class Cache:
         row 0   [ 5 6 7 p # # . ]   segments [ 1 1 1 0 1 1 0 ]
         row 1   [ 5 6 p p # # . ]   segments [ 1 1 0 0 1 1 0 ]   next 6
 
-    Every step writes the same slot in all rows. `segments` says which slots are valid; the positions, already rotated
+    Every step writes the same slot in all rows. `segments` marks the valid slots; the positions, already rotated
     into the keys, give the order.
     """
 
@@ -80,7 +80,7 @@ class Attention(nnx.Module):
         return self.out(tpu.settle(y_BTNH)), (k_BSKH, v_BSKH)
 
     def extend(self, x_B1D: Array, table: Pair, cache: Cache, layer: Array) -> tuple[Array, Pair]:
-        """Attention of one new token to the cache, into whose `next` slot of `layer` its key and value are written."""
+        """Attention of one new token to the cache; writes its key and value into slot `next` of `layer`."""
         start = (layer, 0, cache.next, 0, 0)
         k_LBSKH = jax.lax.dynamic_update_slice(cache.keys, self._keys(x_B1D, table)[None], start)
         v_LBSKH = jax.lax.dynamic_update_slice(cache.values, self.v(x_B1D)[None], start)
@@ -88,7 +88,7 @@ class Attention(nnx.Module):
         k_BSKH = jax.lax.dynamic_index_in_dim(k_LBSKH, layer, keepdims=False)
         v_BSKH = jax.lax.dynamic_index_in_dim(v_LBSKH, layer, keepdims=False)
         q_B1NH = self._queries(x_B1D, table)
-        # Not `causal`: slots behind this one are free, hence of no segment.
+        # Not `causal`: later slots are free, hence of no segment.
         y_B1NH = attend(q_B1NH, k_BSKH, v_BSKH, (segments_B1, cache.segments), causal=False)
         return self.out(y_B1NH), (k_LBSKH, v_LBSKH)
 
@@ -112,7 +112,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and added to the stream."""
+    """Attention and MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(c.embed_dim, c.norm_epsilon, dtype=dtype)
@@ -121,7 +121,7 @@ class Block(nnx.Module):
         self.mlp = MLP(c, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_BTD: Array, table: Pair, segments_BT: Array) -> tuple[Array, Pair]:
-        """The stream behind this block, and the block's keys and values."""
+        """The residual stream after this block, and the block's keys and values."""
         x_BTD = checkpoint_name(constrain(x_BTD, ("batch", "seq", None)), "input")
         y_BTD, keys_values = self.attention(self.attention_norm(x_BTD), table, segments_BT)
         x_BTD = checkpoint_name(x_BTD + y_BTD, "residual")
@@ -135,7 +135,7 @@ class Block(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embeddings; with tied ones also the output projection."""
+    """Token embeddings; if tied, also the output projection."""
 
     def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         # 1 / sqrt(D): logits of unit variance when tied, and LLaMA's 0.02 at the widths of LLaMA.
@@ -156,12 +156,12 @@ ARCHITECTURES = {"llama": (False, False), "mistral": (False, False), "qwen2": (T
 
 
 def check_architecture(c: DecoderConfig) -> None:
-    """Raises `UserError` if the architecture is unknown, or has other biases and norms than the config says."""
+    """Raises `UserError` if the architecture is unknown, or its biases and norms differ from the config."""
     if ARCHITECTURES.get(c.architecture) != (c.qkv_bias, c.qk_norm):
         known = "; ".join(f"{name}: {bias}, {norm}" for name, (bias, norm) in ARCHITECTURES.items())
         raise UserError(
             f'config.model.language: architecture "{c.architecture}" with qkv_bias = {c.qkv_bias} and qk_norm = '
-            f"{c.qk_norm} is no model of transformers; architectures and their qkv_bias, qk_norm: {known}"
+            f"{c.qk_norm} is not a model of transformers; architectures and their qkv_bias, qk_norm: {known}"
         )
 
 

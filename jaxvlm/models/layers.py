@@ -1,4 +1,4 @@
-"""The pieces that every part is made of: projections, norms, rotary positions, stacks of equal blocks.
+"""Building blocks of all parts: projections, norms, rotary positions, stacks of equal blocks.
 
 Every weight is made in float32 and names its logical axes (the fields of `sharding.Rules`) where it is made. Arithmetic
 runs in the module's compute dtype, statistics and angles in float32.
@@ -32,9 +32,9 @@ CarryT = TypeVar("CarryT")
 def make_weight(
     shape: tuple[int, ...], axes: tuple[str | None, ...], stddev: float, *, rngs: nnx.Rngs
 ) -> nnx.Param[Array]:
-    """A float32 weight, normal with `stddev` cut at two of its deviations; `axes` are its logical axes."""
+    """A float32 weight, normal with `stddev` truncated at two deviations; `axes` are its logical axes."""
     assert len(shape) == len(axes), (shape, axes)
-    # A normal cut at +-2 has 0.88 of its deviation.
+    # A normal truncated at +-2 has 0.88 of its deviation.
     value = stddev / 0.87962566 * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
     return nnx.Param(value, out_sharding=axes, eager_sharding=False)
 
@@ -50,7 +50,7 @@ def matmul(x: Array, w: Array, summed: int, **options: Any) -> Array:
 
     As a product of two plain matrices where not for TPUs: with more dimensions the gradient of a weight is a sum over
     two of them, before which XLA for CPUs copies the result's gradient into another layout; forward and backward of
-    2048 x 576 x 1536 take 127 ms instead of 66. XLA for TPUs does the reverse, and copies what has been reshaped.
+    2048 x 576 x 1536 take 127 ms instead of 66. XLA for TPUs copies reshaped arrays instead.
     """
     if tpu.is_target():
         return jnp.tensordot(x, w, summed, **options)
@@ -61,7 +61,7 @@ def matmul(x: Array, w: Array, summed: int, **options: Any) -> Array:
 
 
 class Einsum(nnx.Module):
-    """A projection `equation(x, w) + bias`: the one place where a weight meets an activation.
+    """A projection `equation(x, w) + bias`: the only product of a weight and an activation.
 
     The initial deviation is gain / sqrt(fan in), so that an input of unit variance gives an output of unit variance at
     every width; projections whose result is added to the residual stream pass a gain of 1 / sqrt(2 layers), which keeps
@@ -108,7 +108,7 @@ class Einsum(nnx.Module):
 
 
 class Lora(nnx.Module):
-    """The low-rank term of a projection, `scale * dropout(x) a b`; zero before it is trained, since `b` is.
+    """The low-rank term of a projection, `scale * dropout(x) a b`; zero before training, since `b` is.
 
     Source: LoRA (arXiv:2106.09685); `a` starts as in PEFT (`reset_lora_parameters`), uniform within 1 / sqrt(fan in).
     """
@@ -127,10 +127,10 @@ class Lora(nnx.Module):
         self.a = nnx.Param(a, out_sharding=(*axes[:middle], None), eager_sharding=False)
         self.b = make_constant((*layers, c.rank, *outer), (*axes[: self.stack], None, *axes[middle:]), 0.0)
         self.summed, self.dtype, self.scale, self.dropout = base.summed, base.dtype, c.scale, c.dropout
-        self.key: nnx.Variable[Array] | None = nnx.data(None)  # None: nothing is dropped
+        self.key: nnx.Variable[Array] | None = nnx.data(None)  # None: no dropout
 
     def __call__(self, x: Array) -> Array:
-        """What is added to the projection of `x`."""
+        """The term added to the projection of `x`."""
         if self.key is not None:
             kept = keep_mask(self.key[...], 1 - self.dropout, x.shape)
             x = jnp.where(kept, x / (1 - self.dropout), 0).astype(self.dtype)
@@ -141,8 +141,8 @@ class Lora(nnx.Module):
 def keep_mask(key: Array, share: float, shape: tuple[int, ...]) -> Array:
     """bool[shape], true for a `share` of all, to 1 / 65,536.
 
-    A hash decides for two elements: hashing is what dropout takes its time for, 18 % of a LoRA step of the 7B on v5e-8
-    with a hash for each (as `jax.random.bernoulli` has it), 11 % so.
+    One hash serves two elements, since hashing dominates the time of dropout: 18 % of a LoRA step of the 7B on v5e-8
+    with a hash for each (as in `jax.random.bernoulli`), 11 % with this.
     """
     bits = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
     limit = round(share * 2**16)
@@ -150,10 +150,10 @@ def keep_mask(key: Array, share: float, shape: tuple[int, ...]) -> Array:
 
 
 def add_lora(part: nnx.Module, name: str, c: LoraConfig, *, rngs: nnx.Rngs) -> None:
-    """Gives an adapter to each projection of `part` whose path fits `c.targets`; `name` is the part's, for messages.
+    """Adds an adapter to each projection of `part` whose path matches `c.targets`; `name` is the part's, for messages.
 
     Raises:
-      UserError: no projection fits.
+      UserError: no projection matches.
     """
     projections = {"/".join(map(str, path)): x for path, x in nnx.iter_modules(part) if isinstance(x, Einsum)}
     chosen = [path for path in projections if re.fullmatch(c.targets, path)]
@@ -168,7 +168,7 @@ def add_lora(part: nnx.Module, name: str, c: LoraConfig, *, rngs: nnx.Rngs) -> N
 
 
 def set_dropout(model: nnx.Module, key: Array) -> None:
-    """Lets the adapters of `model` drop some of what enters them; `key` is a typed key of `jax.random`."""
+    """Turns on dropout in the adapters of `model`; `key` is a typed key of `jax.random`."""
     adapters = [x for _, x in nnx.iter_modules(model) if isinstance(x, Lora) and x.dropout]
     for i, adapter in enumerate(adapters):
         own = jax.random.fold_in(key, i)
@@ -219,13 +219,13 @@ def rope_table(
       axes: for each of the H / 2 frequencies the axis of the position that turns it; (): positions have one axis.
 
     Returns:
-      float32[B, T, 1, H / 2] twice; angles in float32 because bfloat16 cannot tell position 257 from 258.
+      float32[B, T, 1, H / 2] twice; angles in float32 because bfloat16 rounds positions 257 and 258 to one number.
 
     Source: RoFormer (arXiv:2104.09864); HF modeling_rope_utils.py, `_compute_llama3_parameters`, for the scaling.
     """
     frequency_R = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
-        # Turns over the original context. Many: kept as they are; few: slowed by `factor`; between: a linear blend.
+        # Turns over the original context. Many: unchanged; few: slowed by `factor`; between: a linear blend.
         turns_R = scaling.original_max_positions * frequency_R / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept_R = jnp.clip((turns_R - low) / (high - low), 0.0, 1.0)
@@ -266,7 +266,7 @@ def run_stack(
 
     Args:
       apply: (block, carry, x) -> (carry, y), for one block.
-      carry: goes from block to block.
+      carry: passed from block to block.
       xs: arrays with the leading axis of the blocks, one slice for each, or None.
       length: how many of the first blocks are applied; None: all. The weights of the others get zero gradients.
       remat: what the backward pass recomputes, a name of `tuning.POLICIES`.
@@ -286,6 +286,6 @@ def run_stack(
         body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
     if length is not None:
         weights = jax.tree.map(lambda w: w[:length], weights)
-    if dtype is not None:  # a norm's weights are vectors, and stay
+    if dtype is not None:  # a norm's weights are vectors, and stay in float32
         weights = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 2 else w, weights)
     return jax.lax.scan(body, carry, (weights, xs))

@@ -42,7 +42,7 @@ class Projector(nnx.Module):
         self.depth = projector_depth(c.kind)
         self.fc1 = Einsum("BPE,ED->BPD", (E, D), ("embed", "mlp"), bias=True, dtype=dtype, rngs=rngs)
         for i in range(2, self.depth + 1):
-            # Axes in turns, so that what one layer splits is what the next one sums over.
+            # Alternate the axes, so that the next layer sums over the axis that this one splits.
             axes = ("mlp", "embed") if i % 2 == 0 else ("embed", "mlp")
             setattr(self, f"fc{i}", Einsum("BPE,ED->BPD", (D, D), axes, bias=True, dtype=dtype, rngs=rngs))
 

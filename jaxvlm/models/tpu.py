@@ -1,7 +1,7 @@
 """Arithmetic in the form that XLA for TPUs compiles well; on other platforms the plain form.
 
-XLA fuses what surrounds a matrix product into it, and on TPUs often at a loss: what is made within a product's operand
-is made again for every tile, and a reduction behind a product shrinks its tiles. What each function gains was read from
+XLA fuses operations around a matrix product into it, on TPUs often at a loss: an operation fused into an operand
+runs again for every tile, and a reduction after a product shrinks its tiles. The gain of each function comes from
 the compiler's estimate of LLaVA-1.5-7B's step (`python -m jaxvlm.plan`); docs/performance.md has the figures.
 
 Axis letters: as in the equations of `layers.Einsum`.
@@ -29,7 +29,7 @@ def is_target() -> bool:
 
 
 def settle(x: Array) -> Array:
-    """`x`, written to memory before it is used, and its gradient too."""
+    """`x` and its gradient, each written to memory before use."""
     return jax.lax.optimization_barrier(x) if is_target() else x
 
 
@@ -37,7 +37,7 @@ def project(equation: str, x: Array, w: Array, axes: tuple[str | None, ...]) -> 
     """`einsum(equation, x, w)` of an activation, whose rows are split over devices, and a weight.
 
     The weight is gathered along the devices that share the rows, in its own dtype. Its gradient is summed over them as
-    soon as it is made, so that this runs beside the products that follow.
+    soon as it is made, so that this overlaps the products that follow.
 
     Args:
       equation: as in `layers.Einsum`.
@@ -119,7 +119,7 @@ def _cut(x: Array, start: int, end: int, axis: int) -> Array:
 def swiglu(gate: Array, up: Array) -> Array:
     """silu(gate) * up, in float32 inside, with one tanh instead of an exponential and a division.
 
-    The backward pass keeps the arguments alone, and makes both gradients at once. Source: arXiv:2002.05202.
+    The backward pass keeps only the arguments, and computes both gradients at once. Source: arXiv:2002.05202.
     """
     g, u = gate.astype(jnp.float32), up.astype(jnp.float32)
     return (g * _sigmoid(g) * u).astype(gate.dtype)
@@ -142,7 +142,7 @@ swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
 def rotate_halves(x: Array) -> Array:
     """[first, second] -> [-second, first] along the last axis, float32.
 
-    A TPU moves halves of its 128 lanes slowly. A product with zeros and ones moves them exactly, and for nothing.
+    A TPU moves halves of its 128 lanes slowly. A product with zeros and ones moves them exactly, at no cost.
     """
     half = x.shape[-1] // 2
     swap_HH = np.zeros((2 * half, 2 * half), np.float32)

@@ -1,6 +1,6 @@
 """Published sizes, for recipes: `c.model.language = ConfigDict(variants.language("llama2_7b"))`.
 
-Each comes from the `config.json` of the Hugging Face repository beside its name.
+Each comes from the `config.json` of the Hugging Face repository given next to its name.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def _mistral(vocab_size: int) -> dict[str, Any]:
 
 
 def _qwen25(vocab_size: int, *sizes: int, tie_embeddings: bool) -> dict[str, Any]:
-    """`sizes` as those of `_llama` behind the vocabulary."""
+    """`sizes` as those of `_llama` after the vocabulary."""
     llama = _llama(vocab_size, *sizes, rope_theta=1e6, norm_epsilon=1e-6, tie_embeddings=tie_embeddings)
     return llama | {"qkv_bias": True, "architecture": "qwen2"}
 
 
 def _qwen3(*sizes: int, tie_embeddings: bool) -> dict[str, Any]:
-    """`sizes` as those of `_llama` behind the vocabulary."""
+    """`sizes` as those of `_llama` after the vocabulary."""
     llama = _llama(151936, *sizes, rope_theta=1e6, norm_epsilon=1e-6, tie_embeddings=tie_embeddings)
     return llama | {"head_dim": 128, "qk_norm": True, "architecture": "qwen3"}
 

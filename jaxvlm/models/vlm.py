@@ -1,4 +1,4 @@
-"""What the vision-language models of all families share, and their functional face for everything outside `models/`.
+"""The base of all families' vision-language models, and their functional interface for other packages.
 
 Axis letters:
   B rows   T token position   F media features of a row   D embed of the decoder   V vocab
@@ -31,7 +31,7 @@ def merge_image_features(embeds_BTD: Array, features_BFD: Array, image_index_BT:
     Args:
       embeds_BTD: float[B, T, D], token embeddings.
       features_BFD: float[B, F, D], features of a row's media.
-      image_index_BT: int32[B, T], which feature stands here, -1 at text.
+      image_index_BT: int32[B, T], which feature is here, -1 at text.
 
     Returns:
       float[B, T, D].
@@ -61,12 +61,12 @@ class VLM(nnx.Module):
           media: the family's struct, `Batch.media`.
 
         Returns:
-          float[B, F, D], or None if the rows have no room for media.
+          float[B, F, D], or None if the rows have no media units.
         """
         raise NotImplementedError
 
     def merge(self, x_BTD: Array, features: Any, image_index_BT: Array) -> Array:
-        """What enters the decoder: token embeddings with the features of `encode` in their places; float[B, T, D]."""
+        """The decoder's input, float[B, T, D]: token embeddings with the features of `encode` at their positions."""
         if features is None:
             return x_BTD
         return merge_image_features(x_BTD, constrain(features, ("batch", None, None)), image_index_BT)
@@ -97,10 +97,10 @@ class VLM(nnx.Module):
         Args:
           batch: rows that begin with their prompt and end in padding (segment 0); its media are not read.
           features: of `encode`, for these rows.
-          max_length: slots of the cache; T and one for each token that is to come.
+          max_length: slots of the cache; T, and one for each new token.
 
         Returns:
-          float32[B, V], logits behind the last token of each row, and the cache.
+          float32[B, V], logits after the last token of each row, and the cache.
 
         Raises:
           ValueError: T does not fit into `max_length`.
@@ -123,7 +123,7 @@ class VLM(nnx.Module):
           cache: of `prefill` or of an earlier step. More steps than it has free slots overwrite the last one.
 
         Returns:
-          float32[B, V], logits behind the token, and the new cache; usable as the carry of `jax.lax.while_loop`.
+          float32[B, V], logits after the token, and the new cache; usable as the carry of `jax.lax.while_loop`.
         """
         x_B1D, cache = self.language.extend(self.language.embed(tokens_B1), positions_B1, cache)
         return self.logits(x_B1D[:, 0]), cache
@@ -131,7 +131,7 @@ class VLM(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A model without weights: how they look, how they start, and how they are used.
+    """A model without weights: their shapes, their initialisation, and their use.
 
     Weights are nested dicts of arrays, `{"language": {"blocks": {"attention": {"q": {"w": ...}}}}}`; blocks of a part
     are stacked, with a leading axis "layers".
@@ -152,7 +152,7 @@ class Model:
         """The module with `params` (of any dtype) in it; costs nothing under `jax.jit`.
 
         Args:
-          dropout_key: typed key of `jax.random` for the adapters' dropout; None: nothing is dropped.
+          dropout_key: typed key of `jax.random` for the adapters' dropout; None: no dropout.
         """
         module = nnx.merge(self.graph, nnx.State(params))
         if dropout_key is not None:
@@ -173,10 +173,10 @@ def make_model(module: type[VLM], config: ModelConfig, adapters: tuple[tuple[str
 
     Args:
       module: the family's.
-      adapters: (part, its adapters); their leaves `lora/a` and `lora/b` are beside the weight they adapt.
+      adapters: (part, its adapters); their leaves `lora/a` and `lora/b` are next to the weight they adapt.
 
     Raises:
-      UserError: the config has a value that no model can be built with, or adapters fit no projection.
+      UserError: the config has an invalid value, or adapters match no projection.
     """
     remat_policy(config.remat)
     if config.compute_dtype not in ("bfloat16", "float32"):

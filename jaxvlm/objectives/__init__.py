@@ -1,1 +1,1 @@
-"""What training minimises: `registry.py` finds an objective by its name, `objective.py` says what one is."""
+"""Training objectives: `registry.py` finds an objective by its name, `objective.py` defines the interface."""

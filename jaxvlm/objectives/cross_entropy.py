@@ -24,12 +24,12 @@ from jaxvlm.tuning import LOSS_POSITIONS
 def by_device(function: Callable[..., Any], model: VLM, batch: Batch, *, summed: bool) -> Any:
     """`function(x_BTD, head_VD, targets_BT, weights_BT, chunk)` of each device's own rows.
 
-    Each goes through as many chunks as its own rows need. The head is gathered once, and its gradient, which is as
+    Each device runs as many chunks as its own rows need. The head is gathered once, and its gradient, which is as
     large, is summed over the devices once, not after every chunk.
 
     Args:
       function: such as `cross_entropy`.
-      summed: whether its results are scalars, to be summed over the devices; if not, they are arrays with rows first.
+      summed: whether its results are scalars, to be summed over the devices; else arrays with rows first.
     """
     x_BTD = model.hidden(batch)
     head_VD = model.head().astype(x_BTD.dtype)
@@ -65,10 +65,10 @@ def by_device(function: Callable[..., Any], model: VLM, batch: Batch, *, summed:
 def cross_entropy(
     x_BTD: Array, head_VD: Array, targets_BT: Array, weights_BT: Array, chunk: int
 ) -> tuple[Array, Array]:
-    """Weighted sums of the cross-entropy and of the hits.
+    """Weighted sums of the cross-entropy and of the hits (correct predictions).
 
-    Each row's supervised positions are moved to its front and gone through `chunk` at a time, as many chunks as the row
-    with the most needs: unsupervised positions never meet the head.
+    Each row's supervised positions are moved to its front and processed `chunk` at a time, for as many chunks as the
+    row with the most needs. No logits are computed for unsupervised positions.
 
     Args:
       x_BTD: float[B, T, D], final hidden states.
@@ -110,8 +110,8 @@ cross_entropy.defvjp(_forward, _backward)
 def token_log_probs(x_BTD: Array, head_VD: Array, targets_BT: Array, is_supervised_BT: Array, chunk: int) -> Array:
     """Log-probability of each supervised target, in the chunks of `cross_entropy`.
 
-    The backward pass computes the logits again, with a cotangent for each token: what a loss does with the values is
-    not known in the forward pass. A loss that is their weighted sum is cheaper as `cross_entropy`.
+    The backward pass computes the logits again, with a cotangent for each token, since the use of the values
+    is unknown in the forward pass. A loss that is their weighted sum is cheaper as `cross_entropy`.
 
     Args:
       is_supervised_BT: bool[B, T].

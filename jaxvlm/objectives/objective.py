@@ -1,6 +1,6 @@
-"""The contract of an objective: what a stage minimises, as sums that are divided once.
+"""The contract of an objective: a stage's loss as sums that are divided once.
 
-An objective of your own is a module that defines `OBJECTIVE`; name it in `config.stage.NAME.objective`.
+A custom objective is a module that defines `OBJECTIVE`; name it in `config.stage.NAME.objective`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Sums = dict[str, tuple[Array, Array]]  # name -> float32[] sum and float32[] wei
 class Objective:
     """What a stage minimises.
 
-    Sums are added over micro-batches, devices and hosts, then divided, so no result depends on how rows are dealt.
+    Sums are added over micro-batches, devices and hosts, then divided; the distribution of rows does not matter.
     """
 
-    # (model, batch, reference) -> sums; the entry "loss" is differentiated. Model and reference have their weights in
-    # them; the reference is None unless `needs_reference`. A loss that calls the reference first keeps less in memory.
+    # (model, batch, reference) -> sums; the entry "loss" is differentiated. Model and reference include their
+    # weights; the reference is None unless `needs_reference`. A loss that calls the reference first needs less memory.
     loss: Callable[[VLM, Batch, VLM | None], Sums]
-    # The weight of "loss", float32[], from the batch alone: it is known before the first micro-batch, so a number is
-    # divided and not every gradient.
+    # The weight of "loss", float32[], from the batch alone: it is known before the first micro-batch, so the
+    # loss is divided, not every gradient.
     weight: Callable[[Batch], Array]
     names: tuple[str, ...]  # of all sums
     # Records are pairs: of each row, segments 1, 3, ... are chosen answers, 2, 4, ... the rejected ones of the same.

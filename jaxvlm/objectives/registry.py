@@ -1,4 +1,4 @@
-"""Objectives by name. A name that is not in the table is a module of yours, such as "my_package.my_objective"."""
+"""Objectives by name. A name that is not in the table is a module, such as "my_package.my_objective"."""
 
 from __future__ import annotations
 

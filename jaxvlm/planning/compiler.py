@@ -1,4 +1,4 @@
-"""The TPU compiler, which needs no TPU: the memory that a step takes, and its program; kept for the next time."""
+"""The TPU compiler, which needs no TPU: a step's memory and program, cached."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
@@ -28,14 +29,14 @@ from jaxvlm.files import replace_bytes
 from jaxvlm.planning.program import Step
 from jaxvlm.training.step import compile_train_step
 
-_FORMAT = 2  # of what is kept there
+_FORMAT = 2  # version of cached results
 
 
 TPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # do not ask the cloud what this machine is
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at once
-    "TPU_WORKER_HOSTNAMES": "localhost",  # this and the next: else the compiler complains that it does not know
+    "TPU_WORKER_HOSTNAMES": "localhost",  # this and the next: without them the compiler warns
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
 
@@ -56,7 +57,7 @@ class Memory:
     frozen: float
     optimizer: float
     batch: float
-    padding: float | None = None  # in which the compiler lays out these arguments
+    padding: float | None = None  # added by the compiler's layout of these arguments
     temporaries: float | None = None
     code: float | None = None
     reference: float = 0.0  # of the objective
@@ -64,17 +65,17 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the chip has as much."""
+        """Whether the chip has that much."""
         return self.needed <= self.limit
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says."""
+    """What the compiler reports of a step."""
 
     memory: Memory
     text: str | None  # the optimised program; None if it does not fit, or cannot be printed
-    seconds: float  # that it took, when it was compiled
+    seconds: float  # of compilation
     cached: bool
     largest: tuple[str, ...] = ()  # arrays of a program that does not fit
 
@@ -85,18 +86,18 @@ def compile_step(
     cache: Path | None = None,
     compiler: Callable[[Any, Path], Any] | None = None,
 ) -> Compiled:
-    """Compiles a step, or finds what was said of the same program before.
+    """Compiles a step, or reads the cached result of the same program.
 
     Args:
       cache: folder of earlier results; None: none are read or written.
-      compiler: makes the executable of what was lowered; None: `compile_lowered`.
+      compiler: makes the executable of the lowered program; None: `compile_lowered`.
 
     Raises:
-      UserError: the compiler does not know an option, or gives up for want of another memory than the main one.
+      UserError: the compiler does not know an option, or runs out of another memory than the main one.
     """
     layout = step.layout
     # Not within `jax.set_mesh`, as the train loop does: the kernels' own constants would be put on devices that are not
-    # here. All shardings of the step name their mesh, so the program is the same.
+    # attached. All shardings of the step name their mesh, so the program is the same.
     lowered = compile_train_step(layout, step.stage).lower(layout.state, step.batch)
     file = None if cache is None else cache / f"{_fingerprint(lowered, step)}.json.gz"
     found = _read(file)
@@ -113,19 +114,36 @@ def compile_step(
 
 def compile_lowered(lowered: Any, dump: Path) -> Any:
     """The executable of a lowered program; the compiler's own reports go to the folder `dump`."""
-    return lowered.compile({"xla_dump_to": str(dump)})
+    with _without_persistent_cache():
+        return lowered.compile({"xla_dump_to": str(dump)})
+
+
+@contextlib.contextmanager
+def _without_persistent_cache() -> Iterator[None]:
+    """Turns jax's persistent compilation cache off.
+
+    An executable for a slice that is not attached cannot be read back, and a cached one would write no dump.
+    """
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # jax decides once whether it uses the cache
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        reset_cache()
 
 
 def _fingerprint(lowered: Any, step: Step) -> str:
     versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")]
     places = [step.slice.topology, [int(d.id) for d in step.layout.mesh.devices.flat]]
     options = sorted(step.layout.compiler_options.items()), os.environ.get("LIBTPU_INIT_ARGS", "")
-    said = json.dumps([_FORMAT, versions, places, options])
-    return hashlib.sha256((said + lowered.as_text()).encode()).hexdigest()[:32]
+    settings = json.dumps([_FORMAT, versions, places, options])
+    return hashlib.sha256((settings + lowered.as_text()).encode()).hexdigest()[:32]
 
 
 def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, Any]:
-    """What the compiler says, JSON-ready."""
+    """The compiler's report, JSON-ready."""
     try:
         with tempfile.TemporaryDirectory() as dump:
             compiled = compiler(lowered, Path(dump))
@@ -135,13 +153,13 @@ def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, An
             found = parse_out_of_memory(str(error))
             if found["needed"] is None:
                 raise UserError(
-                    "the TPU compiler ran out of something else than the chip's main memory, such as the fast memory "
+                    "the TPU compiler ran out of another memory than the chip's main memory, such as the fast memory "
                     f"of one operation: {' '.join(str(error).split())[:400]}; try another config.model.remat, or "
                     "leave out the last of the stage's compiler_options"
                 ) from error
             return found | {"text": None}
-        if told := unknown_option(error):
-            raise told from error
+        if explained := unknown_option(error):
+            raise explained from error
         raise
     stats = compiled.memory_analysis()
     result: dict[str, Any] = {
@@ -162,7 +180,7 @@ def _compile(lowered: Any, compiler: Callable[[Any, Path], Any]) -> dict[str, An
 def read_allocated(dump: Path) -> float | None:
     """Bytes of a chip's main memory that the program's arguments and temporaries take, as the compiler reports them.
 
-    `memory_analysis().temp_size_in_bytes` is no substitute: for these steps libtpu 0.0.42 says up to 60 % more than it
+    `memory_analysis().temp_size_in_bytes` is no substitute: for these steps libtpu 0.0.42 gives up to 60 % more than it
     allocates, and takes programs of which arguments and that number are together far over the chip's memory.
     """
     reports = sorted(dump.glob("*memory-usage-report.txt"))  # several where the compiler began again to save memory
@@ -176,7 +194,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def parse_out_of_memory(message: str) -> dict[str, Any]:
-    """What a RESOURCE_EXHAUSTED of the TPU compiler says: bytes needed and there are, and the largest arrays.
+    """Parses a RESOURCE_EXHAUSTED of the TPU compiler: bytes needed, bytes available, the largest arrays.
 
     Used 15.80G of 15.75G hbm. Exceeded hbm capacity by 49.12M. ... program 11.02G  arguments 4.77G
     ... the total memory required for HLO temporaries (512.00G) exceeds available HBM (15.75G).
@@ -247,7 +265,7 @@ def _read(file: Path | None) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(gzip.decompress(file.read_bytes()))
-    except (OSError, ValueError, EOFError):  # cut off, or of another kind: it is compiled again
+    except (OSError, ValueError, EOFError):  # truncated or invalid: compile again
         return None
 
 
@@ -260,7 +278,7 @@ def _write(file: Path | None, found: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[None]:
-    """Shows on standard error what goes on and for how long: every second to a person, else every minute."""
+    """Shows progress and elapsed time on standard error: each second on a terminal, else each minute."""
     over, pause = threading.Event(), 1 if sys.stderr.isatty() else 60
     with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
 

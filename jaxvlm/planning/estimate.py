@@ -1,13 +1,13 @@
-"""How long a compiled step takes, by the compiler's own estimate.
+"""The time of a compiled step, from the compiler's own estimates.
 
-The optimised program carries `estimated_cycles` at its fusions. What it says nothing of is added here, each apart:
+The optimised program carries `estimated_cycles` at its fusions. Parts without them are added here, each separately:
 
   kernels      Pallas kernels (splash attention), at their floating point operations over the chip's peak
   other        operations without an estimate (gathers, scatters, sorts), at their bytes over the memory bandwidth
-  collectives  at their bytes over the bandwidth of the links; of those that run beside computation, only what is longer
-               than the computation they run beside; and in the same way what is kept in the host's memory
+  collectives  at their bytes over the links' bandwidth; of those that overlap computation, only what is longer
+               than the computation; transfers to and from host memory in the same way
 
-It is an estimate, to rank choices by.
+The result is an estimate for ranking choices.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Collective:
     exposed: float = 0.0  # of the seconds: those in which the chip waits
 
     def add(self, other: Collective, times: float) -> None:
-        """Adds `times` times what `other` holds."""
+        """Adds `other`, `times` times."""
         for name in ("count", "bytes", "seconds", "exposed"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
@@ -52,7 +52,7 @@ class Estimate:
     """Seconds of one step on one chip, by where they go."""
 
     compute: float = 0.0
-    operations: dict[str, float] = dataclasses.field(default_factory=dict)  # the compute by what it is of
+    operations: dict[str, float] = dataclasses.field(default_factory=dict)  # the compute by the operation's origin
     kernels: dict[str, float] = dataclasses.field(default_factory=dict)
     kernel_flops: float = 0.0
     other: float = 0.0
@@ -67,7 +67,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """Seconds of the whole step."""
         return self.compute + sum(self.kernels.values()) + self.other + self.exposed
 
     def add(self, part: Estimate, times: float = 1.0) -> None:
@@ -93,7 +93,7 @@ def estimate_step(
       text: `compiled.as_text()`.
       mesh: size of each mesh axis, in order.
       between_slices: the mesh axes that cross from slice to slice.
-      guessed_trips: of loops whose length depends on the data (the loss goes only over supervised positions).
+      guessed_trips: of loops whose length depends on the data (the loss loops over supervised positions only).
     """
     return _Walk(parse(text), chip, dict(mesh), between_slices, guessed_trips).computation(None)
 
@@ -211,7 +211,7 @@ class _Timeline:
             key = sent[0].attribute("channel_id") or x.name
             is_start, is_done = "AsyncCollectiveStart" in targets, "AsyncCollectiveDone" in targets
             if not is_start and not is_done and (x.called("calls") or "").startswith("async_collective_fusion"):
-                return False  # the computation that it runs beside
+                return False  # the computation that it overlaps
         if not is_done:
             for y in sent:
                 self._send(y, x, {z.name: z for z in inside}, key)
@@ -277,7 +277,7 @@ class _Timeline:
         self._fly(key, kind, axes, received, way, seconds)
 
     def _fly(self, key: str, kind: str, axes: str, received: float, way: str, seconds: float) -> None:
-        """Puts a collective on its way, behind those that are on it."""
+        """Starts a collective; it runs after those that have started."""
         found = self.total.collectives.setdefault((kind, axes), Collective(kind, axes))
         found.add(Collective(kind, axes, 1, received, seconds), 1)
         end = self.free_at[way] = max(self.now, self.free_at[way]) + seconds
@@ -322,7 +322,7 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 
 
 def kernel_flops(x: Instruction) -> float | None:
-    """Floating point operations of a Pallas kernel: of splash attention by its shapes, of others if they say so.
+    """Floating point operations of a Pallas kernel: of splash attention by its shapes, of others if they declare them.
 
     Blocks that a causal mask leaves out are not counted, since the kernel skips them; segments skip none.
     """

@@ -1,11 +1,11 @@
 """The model's own floating point operations: what a step must compute, however it is compiled.
 
-Matrix products only, two operations a multiply-add. Counted are positions that hold a token (padding is not), images
-that are there (empty slots are not), the encoder's blocks up to the feature layer, the head at supervised positions,
+Matrix products only, two operations a multiply-add. Counted are positions with a token (no padding), images
+(no empty slots), the encoder's blocks up to the feature layer, the head at supervised positions,
 and of causal attention the pairs within a sample that see each other. What a backward pass recomputes is not counted.
 
-Backward: a trained weight takes one forward more for its own gradient, and one for the gradient that is passed on;
-a frozen weight only the latter, and nothing where no trained weight lies before it. Attention's two products have no
+Backward: a trained weight takes one more forward for its own gradient, and one for the gradient that it passes on;
+a frozen weight only the latter, and nothing where no trained weight comes before it. Attention's two products have no
 weights: their backward takes two forwards wherever gradients pass.
 """
 
@@ -27,7 +27,7 @@ def model_flops(model: ModelConfig, parts: PartsConfig, trained: Mapping, work: 
       trained: nested dict of the trained leaves, abstract; adapters are found in it.
     """
     family = family_file(model.family, "flops")
-    into_language = parts.vision != "frozen" or parts.projector != "frozen"  # whether gradients pass to what enters it
+    into_language = parts.vision != "frozen" or parts.projector != "frozen"  # whether gradients pass to its input
     lines = family.media_flops(model, parts, work)
     lines += _language(model.language, parts.language, work, into_language)
     positions_of = {"vision": family.vision_positions(model, work), "language": work.rows * work.tokens}
@@ -42,7 +42,7 @@ def _language(c: DecoderConfig, policy: str, work: Work, gradients_enter: bool) 
     supervised = work.rows * work.supervised
     through, is_full = float(gradients_enter or policy != "frozen"), float(policy == "full")
     of_blocks, pairs = c.num_layers * decoder_block_weights(c), tokens * (length + 1) / 2
-    said = f"causal, within samples of {length:,.0f} positions"
+    scope = f"causal, within samples of {length:,.0f} positions"
     products = 4 * pairs * c.num_layers * c.num_heads * c.head_dim
     head = 2 * supervised * c.vocab_size * c.embed_dim
     return [
@@ -50,9 +50,9 @@ def _language(c: DecoderConfig, policy: str, work: Work, gradients_enter: bool) 
             "language: blocks",
             2 * tokens * of_blocks,
             through + is_full,
-            f"{tokens:,.0f} positions that are no padding",
+            f"{tokens:,.0f} positions without padding",
         ),
-        Flops("language: attention", products, 2 * through, said),
+        Flops("language: attention", products, 2 * through, scope),
         Flops("language: head", head, through + is_full, f"{supervised:,.0f} supervised positions"),
     ]
 
@@ -64,5 +64,5 @@ def decoder_block_weights(c: DecoderConfig) -> int:
 
 
 def total_flops(lines: list[Flops]) -> float:
-    """Of all parts, forward and backward."""
+    """The sum over all parts, forward and backward."""
     return math.fsum(line.total for line in lines)

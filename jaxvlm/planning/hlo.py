@@ -1,4 +1,4 @@
-"""The text of an optimised and scheduled XLA program, parsed as far as its time needs it."""
+"""The text of an optimised and scheduled XLA program, parsed as far as an estimate of its time needs it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Instruction:
     type: str
     opcode: str
     operands: tuple[str, ...]
-    attributes: str  # all that stands behind the operands
+    attributes: str  # everything after the operands
     is_root: bool
 
     @property
@@ -41,7 +41,7 @@ class Instruction:
 
     @property
     def origin(self) -> str:
-        """Where in the traced program it comes from; its own name if the compiler made it up."""
+        """Its place in the traced program; its own name if the compiler added it."""
         match = re.search(r'op_name="(?:jit\(\w+\)/)?([^"]*)"', self.attributes)
         return match[1] if match else re.sub(r"[.\d]+$", "", self.name)
 
@@ -64,12 +64,12 @@ class Program:
     entry: str
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often the body of a `while` runs; None if the program alone does not say."""
+        """How often the body of a `while` runs; None if the program does not contain it."""
         if match := re.search(r'"known_trip_count":\{"n":"?(\d+)', loop.attributes):
             return int(match[1])
         condition = {x.name: x for x in self.computations.get(loop.called("condition") or "", ())}
         root = next((x for x in condition.values() if x.is_root), None)
-        if root is not None and root.opcode == "fusion":  # of the comparison alone: its operands are the fusion's
+        if root is not None and root.opcode == "fusion":  # a fused comparison: its operands are the fusion's
             inside = self.computations.get(root.called("calls") or "", ())
             root = next((dataclasses.replace(x, operands=root.operands) for x in inside if x.opcode == "compare"), None)
         if root is None or root.opcode != "compare" or "direction=LT" not in root.attributes:
@@ -81,9 +81,9 @@ class Program:
         return -(-int(limit.operands[0]) // stride)
 
     def _stride(self, body: str, index: int) -> int:
-        """What one run of a loop's body adds to its counter, element `index` of what the loop carries.
+        """The increment of a loop's counter in one run of its body; the counter is element `index` of the carry.
 
-        More than 1 where the compiler has put several rounds into one.
+        More than 1 where the compiler has unrolled the loop.
         """
         named = {x.name: x for x in self.computations.get(body, ())}
         root = next((x for x in named.values() if x.is_root), None)
@@ -128,7 +128,7 @@ def parse(text: str) -> Program:
         elif lines:  # an attribute with a line break in it, such as a kernel's metadata
             lines[-1] += line
     if entry not in computations:
-        raise ValueError("this is no compiled program: it has no ENTRY computation")
+        raise ValueError("this is not a compiled program: it has no ENTRY computation")
     return Program(computations, entry)
 
 
@@ -150,7 +150,7 @@ def first_group(groups: str) -> tuple[int, ...]:
     """The devices (by their place in the mesh) of the first group of a collective.
 
     Args:
-      groups: what stands behind `replica_groups=` or `source_target_pairs=`, in any of XLA's forms:
+      groups: the text after `replica_groups=` or `source_target_pairs=`, in any of XLA's forms:
         `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'b'}`.
     """
     if match := re.match(r"\{\{([\d,]*)\}", groups):

@@ -1,4 +1,4 @@
-"""The recipe's real train step, abstract: its state and batch, each leaf with its place on a slice that is not here."""
+"""The recipe's real train step: abstract state and batch, each leaf with its sharding on a slice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxvlm.training.state import Layout, state_layout
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What is compiled: a stage's state and batch, abstract, each leaf with its place on the slice."""
+    """A stage's abstract state and batch, each leaf with its sharding on the slice."""
 
     config: Config
     stage_name: str

@@ -1,4 +1,4 @@
-"""A plan: what was compiled and estimated, as numbers for machines and as a table for people."""
+"""A plan: the compiled step and its estimate, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ KNOWN_RECORDS = {"blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.jso
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-    """What a plan cannot know without the data; None: as `work_of` says."""
+    """Properties of the data that a plan assumes; None: the default of `work_of`."""
 
     records: int | None = None
     samples_per_row: float | None = None
     units_per_row: float | None = None
-    filled: float = 1.0  # share of a row's positions that is no padding
+    filled: float = 1.0  # share of a row's positions without padding
     supervised: float | None = None  # positions of a row
     price_per_chip_hour: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A compiled step with what it costs."""
+    """A compiled step with its memory, time and operations."""
 
     step: Step
     compiled: Compiled
@@ -46,7 +46,7 @@ class Plan:
 
     @property
     def mfu(self) -> float | None:
-        """Model flops over what all chips could do in the estimated time."""
+        """Model flops divided by the peak of all chips in the estimated time."""
         if self.estimate is None:
             return None
         on = self.step.slice
@@ -73,9 +73,9 @@ def make_plan(step: Step, compiled: Compiled, assumptions: Assumptions) -> Plan:
 
 
 def work_of(step: Step, given: Assumptions) -> Work:
-    """What a step goes through: as assumed, else rows full of samples, every image slot used.
+    """The work of a step: as assumed, else rows full of samples with every media unit used.
 
-    Of what is no image a quarter is supervised, as in `Batch.fake`.
+    A quarter of the text is supervised, as in `Batch.fake`.
     """
     data = step.stage.data
     units = data.media.units if given.units_per_row is None else given.units_per_row
@@ -92,7 +92,7 @@ def records_of(stage: StageConfig, given: Assumptions) -> int | None:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """All numbers of a plan; bytes and flops of one chip unless the name says otherwise."""
+    """All numbers of a plan; bytes and flops are of one chip unless the name differs."""
     step, memory, on = plan.step, plan.compiled.memory, plan.step.slice
     result: dict[str, Any] = {
         "stage": step.stage_name,
@@ -159,7 +159,7 @@ def _run(plan: Plan, estimate: Estimate) -> dict[str, Any]:
 
 
 def what_would_help(plan: Plan) -> list[str]:
-    """Ways to need less memory, each with what it saves where that is known."""
+    """Ways to need less memory, each with its saving where that is known."""
     step, memory = plan.step, plan.compiled.memory
     name, stage, on = step.stage_name, step.stage, step.slice
     ways = []
@@ -188,7 +188,7 @@ def what_would_help(plan: Plan) -> list[str]:
 
 
 def table(plan: Plan, *, operations: int = 0) -> str:
-    """The plan for a person, with the `operations` that take the most of the compiler's cycles."""
+    """The plan as text, with the `operations` that take the most of the compiler's cycles."""
     lines = list(_lines(plan))
     if operations and plan.estimate is not None:
         seconds = sorted(plan.estimate.operations.items(), key=lambda x: -x[1])[:operations]
@@ -207,7 +207,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"a step: {step.stage.global_batch_size} rows ({step.rows_per_chip} a chip{micro}) of {data.tokens} tokens and "
         f'{data.media.units} {step.media.unit}, remat "{step.config.model.remat}"'
     )
-    how = "known from before" if plan.compiled.cached else f"compiled in {plan.compiled.seconds:.0f} s"
+    how = "from the cache" if plan.compiled.cached else f"compiled in {plan.compiled.seconds:.0f} s"
     yield f"({how})"
     yield ""
     yield from _memory_lines(plan)
@@ -268,7 +268,7 @@ def _time_lines(plan: Plan, e: Estimate) -> Iterator[str]:
     yield line("exposed collectives", e.exposed, f"at their bytes over the links, as rings both ways, {link}")
     yield line("step", e.seconds)
     for name, trips in e.guessed_loops.items():
-        yield f"  how long a loop is depends on the data, {trips} trips are assumed: {name}"
+        yield f"  the length of a loop depends on the data, {trips} trips are assumed: {name}"
     for name, count in e.unknown_kernels.items():
         yield f"  kernel {name} ({count} times) has no known flops and counts as nothing"
     yield ""
@@ -301,7 +301,7 @@ def _run_lines(plan: Plan, e: Estimate) -> Iterator[str]:
     run, w = _run(plan, e), plan.work
     yield f"estimated: {run['tokens_per_second']:,.0f} tokens/s, {run['samples_per_second']:,.1f} samples/s"
     yield (
-        f"assumed of a row: {w.tokens:,.0f} positions that are no padding, {w.samples:g} samples, "
+        f"assumed of a row: {w.tokens:,.0f} positions without padding, {w.samples:g} samples, "
         f"{w.units:g} {plan.step.media.unit}, "
         f"{w.supervised:,.0f} supervised positions (--filled, --samples-per-row, --units-per-row, --supervised)"
     )

@@ -1,4 +1,4 @@
-"""Several plans of one recipe, and those of which none is both smaller and faster."""
+"""Plans several variants of a recipe, and finds those for which no other is both smaller and faster."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Candidate:
         )
 
     def overrides(self, config: Config, stage: str) -> str:
-        """What to paste behind the command for it; nothing for what the recipe has already."""
+        """The flags to append to the command; none for values that the recipe already has."""
         changed, words = self.apply(config, stage), []
         if changed.model.remat != config.model.remat:
             words.append(f"--config.model.remat={changed.model.remat}")
@@ -58,9 +58,9 @@ class Candidate:
         return " ".join(words) or "(the recipe)"
 
     def neighbours(self, kv_heads: int) -> Iterator[Candidate]:
-        """Candidates that differ in one thing, the most promising first; and a row at a time that keeps more.
+        """Candidates that differ in one setting, the most promising first; and one row at a time with less remat.
 
-        That makes LoRA of the 7B a sixth faster on v5e-8, where more than a row at a time does not leave room for it.
+        That makes LoRA of the 7B a sixth faster on v5e-8, where several rows at a time would not fit with it.
         """
         change = dataclasses.replace
         yield from self._with_options(TRIED_OF_MANY if math.prod(self.mesh) > 1 else ())
@@ -92,7 +92,7 @@ class Candidate:
                 yield dataclasses.replace(self, options=" ".join(f"{k}={v}" for k, v in (options | more).items()))
 
     def smaller(self) -> Candidate:
-        """The same with less memory, or the same if nothing is left to save."""
+        """A candidate with less memory, or itself if there is none."""
         if self.remat != "full":
             return dataclasses.replace(self, remat="full")
         return dataclasses.replace(self, micro_batches=self.rows_per_chip)
@@ -100,14 +100,14 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a search has tried; None: not possible."""
+    """The plans of a search by candidate; None: not possible."""
 
     config: Config
     stage: str
     plans: Mapping[Candidate, Plan | None]
 
     def frontier(self) -> list[tuple[Candidate, Plan]]:
-        """The plans that fit and of which no other is at most as large and faster, from the smallest on."""
+        """The plans that fit and for which no other is at most as large and faster, smallest first."""
         fitting = [(c, p) for c, p in self.plans.items() if p is not None and p.compiled.memory.fits]
         kept: list[tuple[Candidate, Plan]] = []
         for candidate, plan in sorted(fitting, key=lambda x: (x[1].compiled.memory.needed, seconds_per_row(x[1]))):
@@ -116,12 +116,12 @@ class Found:
         return kept
 
     def table(self) -> str:
-        """The frontier for a person."""
+        """The frontier as text."""
         frontier, rows = self.frontier(), self.config.stage[self.stage].global_batch_size
         if not frontier:
-            return f"none of {len(self.plans)} ways that were tried fits"
+            return f"none of {len(self.plans)} variants fits"
         lines = [
-            f"tried {len(self.plans)} ways; those of which none is both smaller and, as estimated, faster:",
+            f"tried {len(self.plans)} variants; those for which no other is smaller and, as estimated, faster:",
             "   GiB  ms a step  chip-ms a row    MFU  overrides",
         ]
         for candidate, plan in frontier:
@@ -137,7 +137,7 @@ class Found:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The frontier for a machine."""
+        """The frontier, JSON-ready."""
         frontier = [{"overrides": c.overrides(self.config, self.stage)} | to_json(p) for c, p in self.frontier()]
         return {"tried": len(self.plans), "frontier": frontier}
 
@@ -154,12 +154,12 @@ def search(
     plan: Callable[[Config, str, Slice, Assumptions, Path | None], Plan] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
-    """Plans the recipe, then always a neighbour of the fastest that fits; none is begun after `minutes`.
+    """Plans the recipe, then always a neighbour of the fastest that fits; starts none after `minutes`.
 
     Args:
       show: called with a line on each plan.
       plan: makes one plan; None: `plan_once`.
-      clock: tells the time, in seconds.
+      clock: returns the time in seconds.
 
     Raises:
       UserError: the recipe's own mesh or batch do not fit the slice.
@@ -188,19 +188,19 @@ def search(
             show(_line(len(plans) + 1, candidate, f"not possible: {str(error).splitlines()[0][:160]}"))
         else:
             size, fits = f"{made.compiled.memory.needed / GIB:.2f} GiB", made.compiled.memory.fits
-            said = f"{seconds_per_row(made) * 1e3:.1f} chip-ms a row" if fits else "does not fit"
-            show(_line(len(plans) + 1, candidate, f"{size}, {said}"))
+            speed = f"{seconds_per_row(made) * 1e3:.1f} chip-ms a row" if fits else "does not fit"
+            show(_line(len(plans) + 1, candidate, f"{size}, {speed}"))
         plans[candidate] = made
         fitting = [c for c, p in plans.items() if p is not None and p.compiled.memory.fits]
         fitting.sort(key=lambda c: seconds_per_row(plans[c]))
-        # Where nothing fits yet: what is smaller than the last.
+        # If nothing fits yet, try a smaller one than the last.
         near = [n for c in fitting or [candidate.smaller()] for n in [c, *c.neighbours(heads)]]
         waiting = [c for c in dict.fromkeys(near) if c not in plans]
     return Found(config, stage, plans)
 
 
 def plan_once(config: Config, stage: str, on: Slice, assumed: Assumptions, cache: Path | None) -> Plan:
-    """One plan, compiled or from the cache."""
+    """Makes one plan, compiled or from the cache."""
     step = build_step(config, stage, on)
     return make_plan(step, compile_step(step, cache=cache), assumed)
 
@@ -213,7 +213,7 @@ def seconds_per_row(plan: Plan | None) -> float:
 
 
 def _is_hopeless(candidate: Candidate, plans: Mapping[Candidate, Plan | None]) -> bool:
-    """Whether the same did not fit with as many rows at once, or fewer."""
+    """Whether the same candidate did not fit with at most as many rows at once."""
 
     def rest(c: Candidate) -> Candidate:
         return dataclasses.replace(c, rows_per_chip=1, micro_batches=1)

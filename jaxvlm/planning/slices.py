@@ -1,4 +1,4 @@
-"""Named TPU slices, and what their chips can do."""
+"""Named TPU slices, and the speeds of their chips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Chip:
 
     name: str
     flops: float  # bfloat16, a second
-    hbm_bytes: int  # what programs may use
+    hbm_bytes: int  # usable by programs
     hbm_bandwidth: float
     clock: float  # cycles a second of the compiler's estimates
     link_bandwidth: float  # of one link to a neighbouring chip, in one direction
@@ -32,7 +32,7 @@ class Chip:
 # link's bandwidth is the chip's bidirectional one over its ports (4, 6, 4) and over 2 directions; the network's is the
 # pod's (v5e 6.4, v6e 25.6 Tbit/s) over its 256 chips, and for v5p the 50 Gbit/s that are given of a chip.
 # host: 16 GB/s a chip and direction, v6e 32 ("PCIe" in jax-ml.github.io/scaling-book/tpus); Google publishes none.
-# hbm_bytes: what libtpu 0.0.42 says is there when a program does not fit ("exceeds available HBM (15.75G)").
+# hbm_bytes: what libtpu 0.0.42 reports as available when a program does not fit ("exceeds available HBM (15.75G)").
 # clock: measured by the cycles that libtpu estimates of matrix products (docs/performance.md).
 V5E = Chip("v5e", 197e12, int(15.75 * GIB), 819e9, 1.5e9, 400e9 / 4 / 2, 16e9, 6.4e12 / 256 / 8)
 V5P = Chip("v5p", 459e12, int(95.74 * GIB), 2765e9, 1.75e9, 1200e9 / 6 / 2, 16e9, 50e9 / 8)
@@ -55,13 +55,13 @@ class Slice:
     num_chips: int  # of all slices
 
     def devices(self) -> list[jax.Device]:
-        """The slice's devices, to compile for; none of them is here."""
+        """The slice's devices, to compile for; none is attached."""
         options: dict[str, Any] = {"num_slices": self.num_slices} if self.num_slices > 1 else {}
         if self.num_chips == self.num_slices:
             options["chips_per_host_bounds"] = (1, 1, 1)  # the default is a host of 2x2
         try:
             described = topologies.get_topology_desc(platform="tpu", topology_name=self.topology, **options)
-        except Exception as error:  # jax raises whatever the plugin does
+        except Exception as error:  # jax passes the plugin's exceptions on
             raise UserError(
                 f"the TPU compiler does not describe {self.name}: {error}; "
                 "plans need libtpu, which `pip install -e '.[tpu]'` brings on x86-64 Linux"

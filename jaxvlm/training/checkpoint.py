@@ -23,7 +23,7 @@ from jaxvlm.trees import map_paths, paths
 
 _LISTING = "files.json"  # name and size of the other files of a checkpoint, part of it
 _LATER = {_LISTING, "_CHECKPOINT_METADATA", "commit_success.txt"}  # written after it, and not needed to read one
-_TRIES = 3  # of a save that the run cannot go on without
+_TRIES = 3  # of a save without which the run cannot continue
 _RETRY_SECONDS = 5.0
 
 
@@ -33,15 +33,15 @@ def whole_steps(folder: Path) -> list[int]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the newest whole checkpoint of a stage's folder is that of the stage's last step."""
+    """Whether the newest complete checkpoint of a stage's folder is of the stage's last step."""
     steps = whole_steps(folder)
     return bool(steps) and _position(folder / str(steps[-1]))["steps"] == steps[-1]
 
 
 def damage(checkpoint: Path) -> str:
-    """What is missing of a checkpoint, has another size than when it was written, or is no position; "" if nothing."""
+    """A fault of a checkpoint: a missing file, another size than written, an invalid position; "" if none."""
     listing = checkpoint / _LISTING
-    files: Any = {}  # there is no listing if another program wrote it
+    files: Any = {}  # another program writes no listing
     if listing.is_file():
         with contextlib.suppress(ValueError):
             files = json.loads(listing.read_text())
@@ -61,12 +61,12 @@ def damage(checkpoint: Path) -> str:
 
 
 def _position(checkpoint: Path) -> dict[str, Any]:
-    """Where in the data a checkpoint stands, and the length of its stage: the file of orbax's JsonCheckpointHandler."""
+    """A checkpoint's position in the data and length of its stage: the file of orbax's JsonCheckpointHandler."""
     return json.loads((checkpoint / "position" / "metadata").read_text())
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that were written to their end: until then a folder has another name."""
+    """Steps of the complete checkpoints: an incomplete folder has another name."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
@@ -88,19 +88,19 @@ class Checkpoints:
         drop_reports_of_orbax()
 
     def newest(self) -> int | None:
-        """The newest whole checkpoint's step, or None."""
+        """The newest complete checkpoint's step, or None."""
         return max(self.steps(), default=None)
 
     def save(self, state: State, data: dict[str, Any], steps: int, *, wait: bool = False) -> None:
         """Starts to write `state`; returns when the device arrays are copied, so that they may be donated.
 
-        A save that fails, on a full disk for one, is reported and the run goes on: the checkpoints before are kept,
-        and the next save is the next try.
+        A save that fails, on a full disk for one, is reported and the run continues: earlier checkpoints are kept,
+        and the next save tries again.
 
         Args:
           data: JSON-ready position in the data.
           steps: the stage's length.
-          wait: until it is on disk; it is tried a few times.
+          wait: until it is on disk; tries a few times.
 
         Raises:
           UserError: `wait` was asked for and it could not be written.
@@ -112,7 +112,7 @@ class Checkpoints:
             position=ocp.args.JsonSave({"data": data, "steps": steps}),
         )
         self.wait()
-        processes.from_first(self._remove_halves)  # of a save that failed and went on writing in threads of its own
+        processes.from_first(self._remove_halves)  # of a failed save whose threads continued to write
         for attempt in range(_TRIES if wait else 1):
             if attempt:
                 time.sleep(_RETRY_SECONDS)
@@ -120,8 +120,8 @@ class Checkpoints:
                 return
         if wait:
             raise UserError(
-                f"step {step} could not be saved in {self.folder}; see the reason above; make room or fix it, and go "
-                f"on from step {self.newest() or 0} with --resume"
+                f"step {step} could not be saved in {self.folder}; the reason is above; fix it, then "
+                f"continue from step {self.newest() or 0} with --resume"
             )
 
     def _start(self, step: int, items: Any) -> bool:
@@ -136,19 +136,19 @@ class Checkpoints:
         return self._went_well(start)
 
     def wait(self) -> bool:
-        """Waits until what was saved is on disk; returns whether it is, and reports why not."""
+        """Waits until the last save is on disk; returns whether it is, and reports why not."""
         return self._went_well(lambda: self._manager and self._manager.wait_until_finished())
 
     def close(self) -> None:
-        """Waits, then lets go of the folder."""
+        """Waits, then closes the folder."""
         self.wait()
-        if self._saving:  # else they are those of a run that is being read from
+        if self._saving:  # else the checkpoints are of a run that is only read
             processes.from_first(self._remove_halves)
         if self._manager is not None:
             self._manager.close()
 
     def _went_well(self, act: Callable[[], Any]) -> bool:
-        """Whether `act` worked on all processes; if not, it is said, and half-written files are removed."""
+        """Whether `act` worked on all processes; if not, reports it and removes half-written files."""
         problem = ""
         try:
             act()
@@ -160,7 +160,7 @@ class Checkpoints:
         processes.log(
             "",
             f"ERROR: the checkpoint of step {self._saving} could NOT be saved in {self.folder}: {problems[0][:500]}",
-            "The run goes on and tries again at its next save; until then a stop loses what was trained since the "
+            "The run continues and tries again at its next save; until then a stop loses what was trained since the "
             f"newest checkpoint, {self.newest() or 'the start'}. Is the disk full?",
         )
         with contextlib.suppress(Exception):
@@ -190,10 +190,10 @@ class Checkpoints:
         )
 
     def _list_files(self) -> None:
-        """Adds the listing to a checkpoint that is written, before it gets its final name."""
+        """Adds the listing to a written checkpoint before it gets its final name."""
         if processes.index():
             return
-        final = self.folder / str(self._saving)  # where stores that cannot rename are written to
+        final = self.folder / str(self._saving)  # the target of stores that cannot rename
         for folder in (final, *self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")):
             files = [path for path in folder.rglob("*") if path.is_file() and path.name not in _LATER]
             if files:
@@ -201,17 +201,17 @@ class Checkpoints:
                 (folder / _LISTING).write_text(json.dumps(sizes, indent=1) + "\n")
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints that are kept, in order."""
+        """Steps of the complete checkpoints, in order."""
         return processes.from_first(lambda: whole_steps(self.folder))
 
     def restore_newest(self, abstract: State) -> tuple[State, dict[str, Any], int] | None:
         """State, position in the data and step of the newest checkpoint that can be read; None if there is none.
 
-        One that cannot is set aside, with a warning.
+        An unreadable one is set aside, with a warning.
 
         Raises:
           UserError: the checkpoint is of another model or optimizer.
-          JaxRuntimeError: a device is too small for it, which is no damage.
+          JaxRuntimeError: a device has too little memory; the checkpoint is not set aside.
         """
         for step in reversed(processes.from_first(lambda: _steps(self.folder))):
             problem = processes.from_first(lambda step=step: damage(self.folder / str(step)))  # type: ignore[misc]
@@ -240,7 +240,11 @@ class Checkpoints:
         target = folder / f"{step}-{time.time():.0f}"
         (self.folder / str(step)).rename(target)
         before = [other for other in _steps(self.folder) if other < step]
-        instead = f"going back to step {before[-1]}" if before else "there is none before it: the stage starts again"
+        instead = (
+            f"going back to step {before[-1]}"
+            if before
+            else "there is none before it: the stage starts from its beginning"
+        )
         processes.log(
             "",
             f"WARNING: the checkpoint {self.folder / str(step)} is damaged ({problem[:500]}); it is now in {target}; "
@@ -271,7 +275,7 @@ class Checkpoints:
         """The leaves of `step` on the shardings of the abstract `trained` and `frozen`.
 
         Args:
-          parts: those to read; None: all.
+          parts: parts to read; None: all.
           keep_dtypes: whether leaves have the dtypes they were saved in, not those of the abstract ones.
 
         Raises:
@@ -317,15 +321,15 @@ class Checkpoints:
 
 
 def _training(state: State) -> dict[str, Any]:
-    """What only training needs. The reference is saved, not made again: a resumed run must not depend on its origin."""
+    """The state that only training needs. The reference is saved, since a resumed run must not depend on its origin."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     names = ("step", "optimizer", "key", *(("reference",) if state.reference else ()))
     return {name: fields[name] for name in names}
 
 
 class _Manager(ocp.CheckpointManager):
-    """Asks jax nothing about being told to stop: it would ask with its own count of steps."""
+    """Does not ask jax about preemption: orbax would ask with its own count of steps."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Never: the loop knows."""
+        """Never; the loop checks for preemption."""
         return False

@@ -57,18 +57,18 @@ def train(
     evaluate: Callable[[State], dict[str, float]],
     services: Services,
 ) -> State:
-    """Goes from `state.step` to `steps` and returns the last state, which is also saved.
+    """Trains from `state.step` to `steps`; returns and saves the last state.
 
     Args:
-      batches: stand at the batch of step `state.step`.
-      evaluate: what the held-out data says of a state.
+      batches: positioned at the batch of step `state.step`.
+      evaluate: computes the held-out metrics of a state.
 
     Raises:
-      StartAgain: told to stop; the state is saved.
+      StartAgain: the run was preempted; the state is saved.
     """
     k, first = services, int(state.step) + 1
     train_step = compile_train_step(layout, stage)
-    info: dict[str, Array] = {}  # of the step before
+    info: dict[str, Array] = {}  # of the previous step
 
     def computing() -> bool:
         return any(not value.is_ready() for value in info.values())

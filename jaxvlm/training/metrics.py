@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, one JSON line a step, TensorBoard files, and a picture of the curves."""
+"""Reports of a run: a progress bar, one JSON line a step, TensorBoard files, and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from matplotlib import pyplot as plt
 
 
 class Writer:
-    """Metrics of one stage; on several processes all fetch them, so that none runs ahead, and the first writes.
+    """Metrics of one stage; all processes fetch them, so that none runs ahead, and the first writes.
 
-    Values given to `log` may still be on their way: they are fetched when the next ones are given, so that the device
-    has its next step before anybody waits for the last.
+    `log` fetches the values of the previous call, so that the device has its next step before the host waits for
+    the last.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path, stage: str, *, first_step: int, steps: int):
-        """Opens the files; lines of `stage` after `first_step`, left by a run that was killed, are dropped."""
+        """Opens the files; drops lines of `stage` after `first_step`, left by a killed run."""
         self._stage = stage
         self._path = metrics
         kept = [line for line in read_metrics(self._path) if line["stage"] != stage or line["step"] <= first_step]
         self._writes = processes.index() == 0
-        self._full = False  # the disk, when something was written last
+        self._full = False  # whether the last write found the disk full
         self._told_memory = False
         if self._writes:
             replace_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -55,12 +55,12 @@ class Writer:
         self._time, self._step = time.perf_counter(), first_step
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Takes the scalars of a train step; writes those taken before."""
+        """Stores the scalars of a train step; writes the previous ones."""
         self.flush()
         self._pending = step, values
 
     def flush(self) -> None:
-        """Waits for the values taken last and writes them."""
+        """Waits for the last values and writes them."""
         if self._pending is None:
             return
         step, values = self._pending
@@ -76,7 +76,7 @@ class Writer:
         self._time, self._step = now, step
 
     def _memory(self) -> dict[str, float]:
-        """The most that a device has used so far, if it says; CPUs do not. Told once, written at each step."""
+        """Peak memory of a device, if it reports that; CPUs do not. Printed once, written at each step."""
         used = jax.local_devices()[0].memory_stats() or {}
         if not {"peak_bytes_in_use", "bytes_limit"} <= used.keys():
             return {}
@@ -94,7 +94,7 @@ class Writer:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars under their names to both files.
 
-        On a full disk some forty lines are buffered, and written when there is room again.
+        On a full disk some forty lines are buffered, and written when there is space again.
         """
         if not self._writes:
             return
@@ -102,7 +102,7 @@ class Writer:
             self._file.write(json.dumps({"stage": self._stage, "step": step, **scalars}) + "\n")
             self._file.flush()
             if not self._board.file_writer.event_writer._worker.is_alive():
-                # Its thread ends when it cannot write; the queue would fill, and then hold up the run for ever.
+                # Its thread ends when it cannot write; then the queue would fill and block the run.
                 self._board = self._open_board(step)
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
@@ -116,14 +116,14 @@ class Writer:
         return SummaryWriter(str(self._board_folder), purge_step=step, max_queue=100)
 
     def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes what an evaluation found, also above the bar."""
+        """Writes the results of an evaluation, also above the bar."""
         self.flush()
         self.write(step, scalars)
         self._say(f"{self._stage} {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
-        self._time = time.perf_counter()  # the next step's rate leaves the evaluation out
+        self._time = time.perf_counter()  # excludes the evaluation from the next step's rate
 
     def close(self) -> None:
-        """Writes what is pending and closes the files."""
+        """Writes pending values and closes the files."""
         self.flush()
         self._bar.close()
         if self._writes:
@@ -133,7 +133,7 @@ class Writer:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a killed run left half written is dropped."""
+    """The lines of a metrics.jsonl; drops an incomplete last line of a killed run."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -144,7 +144,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_metrics(metrics: Path, picture: Path) -> None:
-    """Draws the loss, and all else that is evaluated, over the stages of a metrics.jsonl, one after another."""
+    """Plots the loss and every evaluated metric over the stages of a metrics.jsonl, one after another."""
     lines = read_metrics(metrics)
     evaluated = [name.removeprefix("heldout_") for line in lines for name in line if name.startswith("heldout_")]
     names = list(dict.fromkeys(["loss", *evaluated]))
@@ -158,7 +158,7 @@ def plot_metrics(metrics: Path, picture: Path) -> None:
 
 
 def _plot(axes: Any, lines: list[dict[str, Any]], name: str) -> None:
-    """Draws one metric of training, and of the held-out set as points."""
+    """Plots one metric of training, and of the held-out set as points."""
     offset = 0
     for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
         own = [line for line in lines if line["stage"] == stage]

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: which batch it was, and when to stop."""
+"""Losses and gradients that are not finite: saves their batches, and stops the run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from jaxvlm.batch import Array, Batch
 from jaxvlm.errors import SharedError
 from jaxvlm.media import Picture
 
-_KEPT = 10  # batches written in a run; more would say nothing new
+_KEPT = 10  # batches written in a run; more would show nothing new
 
 
 class NonFinite:
-    """Looks at the loss and the gradient norm of every step, without making the device wait.
+    """Checks the loss and the gradient norm of every step without making the device wait.
 
     Args:
-      folder: where batches go, STAGE-STEP in it.
+      folder: for batches, each in a folder STAGE-STEP.
       stage: its name.
       policy: "stop" or "skip", the recipe's `on_nonfinite`.
-      limit: so many steps in a row stop the run.
+      limit: that many steps in a row stop the run.
       look_up: number of a batch -> this process's rows of it, and for each row its records.
       draw: media of a batch, and a row -> the pictures in it, `MediaLayout.preview`.
     """
@@ -45,17 +45,17 @@ class NonFinite:
         self._folder, self._stage, self._policy, self._limit = folder, stage, policy, limit
         self._look_up, self._draw = look_up, draw
         self._pending: list[tuple[int, Array, Array]] = []
-        self._row: list[int] = []  # the last steps, if they were not finite
+        self._row: list[int] = []  # the last consecutive steps that were not finite
 
     def take(self, step: int, info: dict[str, Array]) -> None:
-        """Takes what a step gave; it may still be on its way."""
+        """Stores the results of a step, which may not be computed yet."""
         self._pending.append((step, info["loss"], info["gradient_norm"]))
 
     def check(self, before: int) -> bool:
-        """Looks at the steps taken that are before step `before`, and waits for them.
+        """Checks the stored steps before step `before`, and waits for them.
 
         Returns:
-          whether the weights behind the last of them may be saved.
+          whether the weights after the last of them may be saved.
 
         Raises:
           UserError: too many in a row.
@@ -68,11 +68,11 @@ class NonFinite:
                 continue
             self._row.append(step)
             place = self._write(step)
-            done = "the update is left out" if self._policy == "skip" else "nothing is saved while it lasts"
+            done = "the update is left out" if self._policy == "skip" else "nothing is saved until it is finite"
             found = f"step {step} of {self._stage}: loss {loss}, gradient norm {norm}"
             processes.log("", f"warning: {found}; {done}; its batch: {place}")
             if len(self._row) >= self._limit:
-                advice = "lower the learning rate, clip_norm or fix the records; --resume goes on from the last save"
+                advice = "lower the learning rate, clip_norm or fix the records; --resume continues from the last save"
                 if self._policy == "stop":
                     advice += f", with --config.stage.{self._stage}.on_nonfinite=skip such updates are left out"
                 raise SharedError(
@@ -104,6 +104,6 @@ class NonFinite:
 
 
 def _side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
-    """uint8[Y, X, 3] each, from left to right; shorter ones end in black."""
+    """Joins pictures, uint8[Y, X, 3] each, from left to right; shorter ones end in black."""
     height = max(len(picture) for picture in pictures)
     return np.hstack([np.pad(picture, ((0, height - len(picture)), (0, 0), (0, 0))) for picture in pictures])

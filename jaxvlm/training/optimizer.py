@@ -13,16 +13,16 @@ from jaxvlm.trees import map_paths, paths
 
 
 class Group(NamedTuple):
-    """How a parameter is updated."""
+    """Learning rate and weight decay of a parameter."""
 
     learning_rate: float
     weight_decay: float
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Multiplier of every learning rate: from 0 to 1 in the warm-up, then by cosine or line to 0, or constant.
+    """Multiplier of every learning rate: from 0 to 1 in the warm-up, then to 0 by a cosine or linearly, or constant.
 
-    "wsd" (warm-up, stable, decay; arXiv:2404.06395) is constant, and goes to 0 in a line over the last fifth.
+    "wsd" (warm-up, stable, decay; arXiv:2404.06395) is constant, and linear to 0 over the last fifth.
 
     As HF `get_cosine_schedule_with_warmup`, the first update has multiplier 0 if there is a warm-up, and
     `ceil(warmup * steps)` updates are the warm-up.
@@ -48,7 +48,7 @@ def group_of(config: OptimizerConfig, trained: list[str], frozen: list[str]) -> 
 
     Args:
       trained: paths of the trained parameters.
-      frozen: paths of the others, which a pattern may match too.
+      frozen: paths of the other parameters, which a pattern may match too.
 
     Raises:
       UserError: patterns that match no parameter, each with the nearest path.
@@ -82,7 +82,7 @@ def build_optimizer(config: OptimizerConfig, steps: int, trained: dict, frozen: 
     Args:
       steps: length of the schedule, in updates.
       trained: nested dict of the trained leaves, abstract or real.
-      frozen: of the others; only their paths count.
+      frozen: nested dict of the other leaves; only their paths count.
     """
     groups = group_of(config, list(paths(trained)), list(paths(frozen)))
     multiplier = schedule(config, steps)

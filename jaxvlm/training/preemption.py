@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM, and the notice of a cloud that it takes the machine away."""
+"""Preemption: SIGTERM, and a cloud's notice of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         if processes.count() == 1:
-            with contextlib.suppress(ValueError):  # not in the main thread: there is no way to hear it
+            with contextlib.suppress(ValueError):  # not in the main thread, which alone receives signals
                 self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
@@ -42,7 +42,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def held(self, steps: int) -> Iterator[None]:
-        """For a stage of so many steps."""
+        """For a stage of that many steps."""
         self._held = True
         try:
             yield
@@ -51,14 +51,14 @@ class Preemption:
             self._stages += steps
 
     def reached(self, step: int) -> bool:
-        """Whether the run stops behind this step; to be asked after each, on every process."""
+        """Whether the run stops after this step; called after each step on every process."""
         if processes.count() == 1:
             return self._told
         return multihost_utils.reached_preemption_sync_point(self._stages + step)
 
     def check(self) -> None:
-        """Between stages: ends the run, if it was told to stop in the last step of one; on every process."""
-        self._stages += 1  # to jax a step like others
+        """Ends the run if it was preempted in the last step of a stage; called between stages on every process."""
+        self._stages += 1  # jax counts it as a step
         if self.reached(0):
             raise StartAgain
 

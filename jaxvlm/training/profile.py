@@ -11,7 +11,7 @@ from jaxvlm import processes
 
 
 class Profile:
-    """Traces the steps from the first to the second number of `steps`, on process 0; () traces nothing."""
+    """Traces the steps from the first to the second number of `steps`, on process 0; () traces none."""
 
     def __init__(self, folder: Path, steps: tuple[int, ...]):
         self._folder = folder
@@ -19,20 +19,20 @@ class Profile:
         self._running, self._done = False, 0
 
     def before(self, step: int) -> None:
-        """To be called before each step."""
+        """Call before each step."""
         if step == self._first:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
-        """To be called after each step; waits for its results if it is the last one traced."""
+        """Call after each step; waits for its results if it is the last one traced."""
         self._done = step
         if self._running and step >= self._last:
             jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is running. One that cannot be written, on a full disk for one, does not end the run."""
+        """Ends a running trace. A failed write, on a full disk for one, does not end the run."""
         if not self._running:
             return
         self._running = False

@@ -1,4 +1,4 @@
-"""Drops what orbax and tensorstore report of reads and writes that failed: a run says it once, in its own words.
+"""Drops the reports of orbax and tensorstore on failed reads and writes: a run reports each once, itself.
 
 When one array fails, orbax raises and closes its event loop. The other arrays' tasks then fail too, and are reported
 with a traceback each: by asyncio's log, by threads whose results find the loop closed, and by coroutines that are

@@ -1,4 +1,4 @@
-"""The state of a training run, trained and frozen leaves apart, and where it lives."""
+"""The state of a training run: trained and frozen leaves, and their placement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class State:
 
     step: Array  # int32[], updates done
     trained: dict  # nested dict of float32 leaves
-    frozen: dict  # nested dict of the other leaves; no gradient, no moments, bit-equal for ever
+    frozen: dict  # nested dict of the other leaves; no gradient, no moments, never changed
     optimizer: Any
     key: Array  # uint32[2], root of the run's random numbers; a step folds its number in
     # An objective's reference is the frozen leaves and these: copies of the trained leaves (without adapters) as
@@ -49,11 +49,11 @@ class Layout:
     state: State  # of jax.ShapeDtypeStruct with shardings
     compiler_options: Options
     objective: Objective
-    reference: Model | None  # that of the objective: the model without adapters; None if it needs none
+    reference: Model | None  # the objective's: the model without adapters; None if it needs none
 
 
 def split(params: dict, parts: PartsConfig) -> tuple[dict, dict]:
-    """Splits a nested dict into (trained, frozen): whole parts, or a part's adapters and what they adapt.
+    """Splits a nested dict into (trained, frozen): whole parts, or a part's adapters and the weights they adapt.
 
     Raises:
       UserError: an unknown policy.
@@ -67,12 +67,12 @@ def split(params: dict, parts: PartsConfig) -> tuple[dict, dict]:
 
 
 def without_adapters(tree: dict) -> dict:
-    """The leaves of a nested dict that are not of an adapter."""
+    """The leaves of a nested dict without those of adapters."""
     return _pick(tree, adapters=False)
 
 
 def _pick(tree: dict, *, adapters: bool) -> dict:
-    """The leaves of a nested dict that are, or are not, of an adapter."""
+    """The leaves of a nested dict with or without those of adapters."""
     picked: dict = {}
     for name, value in tree.items():
         if name == "lora":
@@ -97,8 +97,8 @@ def merge_adapters(params: dict, adapters: Mapping[str, LoraConfig]) -> dict:
     """The same model without adapters: each weight that has one becomes `w + scale * a b`, in float32.
 
     Args:
-      params: nested dict of the whole model; weights without an adapter are passed on as they are.
-      adapters: part -> its adapters.
+      params: nested dict of the whole model; weights without an adapter are unchanged.
+      adapters: part -> LoRA settings.
     """
 
     def fold(tree: dict, scale: float, stack: int) -> dict:
@@ -153,10 +153,10 @@ def state_layout(model: Model, stage: StageConfig, steps: int, mesh: Mesh, rules
 
 
 def initial_state(layout: Layout, seed: int, params: dict | None = None) -> State:
-    """State before the first step, made in place by one compiled program.
+    """The state before the first step, made in place by one compiled program.
 
     Args:
-      params: weights to start from, used up (donated); those that it lacks (a part, or adapters) are random, None: all.
+      params: initial weights, donated; missing ones (a part, or adapters) are random; None: all are.
     """
 
     def make(key: Array, params: dict | None) -> State:
@@ -172,21 +172,21 @@ def initial_state(layout: Layout, seed: int, params: dict | None = None) -> Stat
 
     shardings = jax.tree.map(lambda x: x.sharding, layout.state)
     if params is not None:
-        # Where they are to be: no copy if they are there, and only then can their memory be taken over.
+        # Place them first: no copy if they are placed already, and only then can they be donated.
         placed = paths(merge(shardings.trained, shardings.frozen))
         params = map_paths(lambda path, x: jax.device_put(x, placed[path]), params)
-    # Run once: a CPU compiles the random numbers of a tiny model in 2.6 s instead of 8.6 s if it optimises them less.
+    # Run once: with less optimisation a CPU compiles the random numbers of a tiny model in 2.6 s instead of 8.6 s.
     on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 1} if on_cpu else None
     with jax.set_mesh(layout.mesh), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # those of another dtype
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")  # buffers of another dtype
         return jax.jit(make, out_shardings=shardings, compiler_options=options, donate_argnums=1)(
             jax.random.key_data(jax.random.key(seed)), params
         )
 
 
 def table_of_parts(layout: Layout, stage: StageConfig) -> str:
-    """The table that a run prints at its start: what each part holds, what is trained of it, and how fast."""
+    """The table that a run prints at its start: each part's parameters, trained parameters and learning rates."""
     rows = [("part", "parameters", "trained", "learning rate", "weight decay", "dtype", "MiB")]
     groups = group_of(stage.optimizer, list(paths(layout.state.trained)), list(paths(layout.state.frozen)))
     for part in stage.parts.policies:

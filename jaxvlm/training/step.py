@@ -20,10 +20,10 @@ Info = dict[str, Array]
 
 
 def make_train_step(layout: Layout, stage: StageConfig) -> Callable[[State, Batch], tuple[State, Info]]:
-    """The pure function (state, batch) -> (state, info) of a stage.
+    """Makes the pure function (state, batch) -> (state, info) of a stage.
 
-    There is one denominator, the objective's weight of all micro-batches and all devices, so 1 x 8, 8 x 1 and a sharded
-    8 rows give the same update.
+    The one denominator is the objective's weight of all micro-batches and devices, so 1 x 8, 8 x 1 and a sharded 8 rows
+    give the same update.
 
     `info` holds float32 scalars: the objective's (of `sft`: `loss`, nats a supervised token, and `accuracy`),
     `supervised_tokens`, `tokens` (all but padding) and `gradient_norm` (before clipping).
@@ -39,7 +39,7 @@ def make_train_step(layout: Layout, stage: StageConfig) -> Callable[[State, Batc
     gradients_of = jax.grad(share_of_loss, has_aux=True)
 
     def train_step(state: State, batch: Batch) -> tuple[State, Info]:
-        # The weight of the whole batch comes first: so the loss is divided once, and not each gradient. A batch without
+        # Compute the weight of the whole batch first: the loss is divided once, not each gradient. A batch without
         # supervised tokens changes only the optimizer's moments.
         weight = jnp.maximum(objective.weight(batch), 1.0)
         others = (state.frozen, state.reference)
@@ -54,7 +54,7 @@ def make_train_step(layout: Layout, stage: StageConfig) -> Callable[[State, Batc
                 micro_batch, index = piece
                 own = None if key is None else jax.random.fold_in(key, index)
                 added = gradients_of(state.trained, others, micro_batch, weight, own)
-                # Whole before they are added: XLA for TPUs would move sums over devices behind the scan, and fails.
+                # The barrier keeps XLA for TPUs from moving sums over devices out of the scan, where it fails.
                 return jax.tree.map(jnp.add, carry, jax.lax.optimization_barrier(added)), None
 
             zero = jnp.zeros((), jnp.float32)
@@ -80,7 +80,7 @@ def make_train_step(layout: Layout, stage: StageConfig) -> Callable[[State, Batc
 
 
 def compile_train_step(layout: Layout, stage: StageConfig) -> Any:
-    """The train step under jit: the state is donated and keeps its place. What a run compiles and what is planned."""
+    """The jitted train step, for runs and plans; the state is donated and keeps its sharding."""
     shardings = jax.tree.map(lambda x: x.sharding, layout.state)
     return jax.jit(
         make_train_step(layout, stage),
@@ -103,7 +103,7 @@ def compile_eval_step(layout: Layout) -> Callable[[State, Batch], Sums]:
 def evaluate_batches(
     eval_step: Callable[[State, Batch], Sums], state: State, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """What the objective logs, over all rows of `batches` (on the devices)."""
+    """The objective's metrics over all rows of `batches` (on the devices)."""
     totals: dict[str, np.ndarray] = {}
     for batch in batches:
         for name, sums in jax.device_get(eval_step(state, batch)).items():
@@ -121,7 +121,7 @@ def _sums(layout: Layout, trained: dict, frozen: dict, reference: dict, batch: B
 
 
 def _split_rows(batch: Batch, micro_batches: int) -> Batch:
-    """[B, ...] -> [M, B/M, ...], each device's own rows dealt over the micro-batches, so that none moves."""
+    """[B, ...] -> [M, B/M, ...], each device's own rows split over the micro-batches, so that none moves."""
 
     def split(x: Array) -> Array:
         return x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)

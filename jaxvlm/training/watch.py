@@ -1,4 +1,4 @@
-"""What a run is doing: a heartbeat file for each process, a word about slow steps, and where the time went."""
+"""Observes a run: a heartbeat file for each process, reports of slow steps, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from jaxvlm.files import replace_text
 
 _BEAT_SECONDS = 2.0
 _SLOW = 10  # times the median
-_SLOW_SECONDS = 2.0  # a step that is slower by less is not reported
-_LEAST_STEPS = 5  # before a median means something
+_SLOW_SECONDS = 2.0  # minimum absolute slowness of a reported step
+_LEAST_STEPS = 5  # before the median is used
 PHASES = {
     "start": "starting",
     "data": "waiting for data",
@@ -32,10 +32,10 @@ PHASES = {
 
 
 class Watch:
-    """Knows the phase of this process: start, data, compile, step, save, evaluate, done.
+    """Tracks the phase of this process: start, data, compile, step, save, evaluate, done.
 
-    A thread writes `heartbeats/I.json` (I: the process) every two seconds: process, host, pid, phase, step, for how
-    many seconds it has been in that phase, and the time. On several processes it also notices one that is gone.
+    A thread writes `heartbeats/I.json` (I: the process) every two seconds: process, host, pid, phase, step, the
+    seconds in that phase, and the time. It also detects lost processes.
     """
 
     def __init__(self, heartbeat: Path):
@@ -45,7 +45,10 @@ class Watch:
         self._spent: dict[str, float] = defaultdict(float)  # seconds in each phase
         self._rates: deque[float] = deque(maxlen=100)  # seconds a step
         self._done_step, self._done_busy = 0, 0.0  # the last completed step, and `_busy` at that time
-        self._interval, self._told = 1, False  # steps between two such, and whether the next was called slow
+        self._interval, self._told = (
+            1,
+            False,
+        )  # steps between completed ones, and whether the current one was reported as slow
         self._peers = processes.Peers()
         self._ended = threading.Event()
         with contextlib.suppress(OSError):
@@ -61,10 +64,10 @@ class Watch:
 
     @contextlib.contextmanager
     def phase(self, name: str, step: int, hidden: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """This process is in a phase; afterwards in the one before.
+        """Enters a phase; returns to the previous one at the end.
 
         Args:
-          hidden: asked at the end: whether the devices computed all the while. Its time then counts as that of a step.
+          hidden: called at the end; True if the devices computed all the time, which then counts as step time.
         """
         before = self._enter(name, step)
         try:
@@ -76,7 +79,7 @@ class Watch:
             self._enter(before, step, "step" if hidden() else name)
 
     def progressed(self, step: int) -> None:
-        """The results of a step have come; of those before too."""
+        """Reports that a step, and those before it, are complete."""
         with self._lock:
             busy = self._busy()
             if step > self._done_step and self._done_step:
@@ -85,24 +88,24 @@ class Watch:
             self._done_step, self._done_busy, self._told = step, busy, False
 
     def begin_stage(self) -> None:
-        """Starts a stage: the steps are counted from 1 again, and take another time."""
+        """Starts a stage: steps are counted from 1, with new times."""
         with self._lock:
             self._rates.clear()
             self._reset()
 
     def shares(self) -> dict[str, float]:
-        """The share of the time since the start that went into each phase; what is left is training."""
+        """The share of each phase in the time since the start; the rest is training."""
         with self._lock:
             spent = self._now()
         whole = sum(spent.values()) or 1.0
         return {name: spent.get(name, 0.0) / whole for name in PHASES}
 
     def summary(self) -> str:
-        """The shares in words."""
+        """The shares as text."""
         return ", ".join(f"{share:.1%} {PHASES[name]}" for name, share in self.shares().items())
 
     def close(self) -> None:
-        """Says that this process is done."""
+        """Reports that this process is done."""
         self._ended.set()
         self._thread.join()
         self._enter("done", self._step)
@@ -125,7 +128,7 @@ class Watch:
         return spent
 
     def _busy(self) -> float:
-        """Seconds in which a step was waited for, or its data."""
+        """Seconds spent waiting for a step or its data."""
         spent = self._now()
         return spent.get("step", 0.0) + spent.get("data", 0.0)
 
@@ -133,7 +136,7 @@ class Watch:
         while not self._ended.wait(_BEAT_SECONDS):
             try:
                 self._beat()
-            except Exception as error:  # a full disk, a coordinator that hesitates: the next beat may do
+            except Exception as error:  # a full disk, a slow coordinator: the next beat may work
                 if processes.count() > 1 and not isinstance(error, OSError):
                     print(f"warning: heartbeat: {str(error)[:200]}", file=sys.stderr)
 
@@ -163,9 +166,9 @@ class Watch:
                 return
             self._told = True
         where = "; ".join(
-            f"process {i} on {told.get('host')}: {told.get('phase')} of step {told.get('step')} "
-            f"for {told.get('phase_seconds', 0):.0f} s"
-            for i, told in sorted(everyone.items())
+            f"process {i} on {beat.get('host')}: {beat.get('phase')} of step {beat.get('step')} "
+            f"for {beat.get('phase_seconds', 0):.0f} s"
+            for i, beat in sorted(everyone.items())
         )
         print(
             f"\nslow: step {self._step} has taken {taken:.1f} s, {taken / median:.0f} times the median of "

@@ -1,1 +1,1 @@
-"""Weights of Hugging Face models into ours and back: tables of reversible rows, and the one engine that reads them."""
+"""Weights from and to Hugging Face models: tables of reversible rules, and the engine that applies them."""

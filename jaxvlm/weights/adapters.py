@@ -37,20 +37,20 @@ from jaxvlm.weights.writing import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that exists is read
-PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, beside them
+PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, next to them
 
-_BASE = "base_model.model."  # PEFT's module round the model
+_BASE = "base_model.model."  # PEFT's wrapper module
 
 _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(default\.)?weight")
 
-# Fields that say how an adapter was made or who made it. Which modules have one is told from the tensors.
+# Fields about how an adapter was made or by whom. Which modules have one follows from the tensors.
 _WITHOUT_EFFECT = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "qalora_group_size"),
     *("megatron_config", "megatron_core", "ensure_weight_tying"),
 }
-# The other ways to start an adapter change the weights that it adapts, too, each time it is loaded.
+# Other initialisations also change the adapted weights, each time the adapter is loaded.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -64,22 +64,22 @@ def write_adapter(
     base_model: str,
     projector: bool,
 ) -> list[str]:
-    """Writes the adapters of a model, as PEFT does it for the family's class of transformers.
+    """Writes the adapters of a model in PEFT's format for the family's class of transformers.
 
-    `PeftModel.from_pretrained(model, folder)` reads them. Each weight keeps the dtype that it has here.
+    `PeftModel.from_pretrained(model, folder)` reads them. Each weight keeps its dtype.
 
     Args:
       folder: exists; its `adapter_config.json` and `adapter_model.safetensors` are replaced.
       params: nested dict of the whole model, NumPy or `jax.Array` leaves; at `lora/a` float[layers, ...in..., rank], at
         `lora/b` float[layers, rank, ...out...].
-      abstract: nested dict of what the whole model has, `build_model(config, adapters).abstract`.
+      abstract: nested dict of the whole model's leaves, `build_model(config, adapters).abstract`.
       names: of the family's modules.
-      adapters: part -> its adapters, which made the leaves.
-      base_model: folder or hub's name of the model that they belong on, for the readers of the folder; may be empty.
-      projector: whether the projector is written, too, as a module that takes the place of the base model's.
+      adapters: part -> LoRA settings.
+      base_model: folder or hub name of the base model, for readers of the folder; may be empty.
+      projector: whether the projector is written, too, as a module that replaces the base model's.
 
     Returns:
-      Sentences on what the format could not hold.
+      Notes on what the format cannot express.
 
     Raises:
       UserError: every leaf that is missing, of another shape or of no adapter; adapters on anything but the projections
@@ -92,7 +92,7 @@ def write_adapter(
         place, _, weight = path.rpartition("/lora/")
         if place and place not in rows:
             if weight == "a":
-                problems.append(f"{place} is no projection of a block; give adapters to those alone (targets)")
+                problems.append(f"{place} is not a projection of a block; adapt only those (targets)")
         elif path not in flat:
             problems.append(f"{path} {leaf.shape} is missing")
         elif tuple(flat[path].shape) != leaf.shape:
@@ -121,13 +121,13 @@ def write_adapter(
 def _peft_config(
     adapted: Sequence[Rule], adapters: Mapping[str, LoraConfig], spelling: Spelling
 ) -> tuple[dict[str, Any], list[str]]:
-    """The fields of PEFT's `LoraConfig` that all its versions know, and notes on what they cannot hold."""
+    """The fields of PEFT's `LoraConfig` that all its versions know, and notes on what they cannot express."""
     parts = list(adapters)
     main = "language" if "language" in parts else parts[0]
     lora, notes = adapters[main], []
     ranks, alphas = {}, {}
     for part, other in adapters.items():
-        # PEFT before 0.14 finds a pattern only behind a dot, so it cannot begin with the whole name.
+        # PEFT before 0.14 finds a pattern only after a dot, so it cannot begin with the whole name.
         pattern = re.escape(getattr(spelling, part).removeprefix("model.")) + ".*"
         if other.rank != lora.rank:
             ranks[pattern] = other.rank
@@ -135,7 +135,7 @@ def _peft_config(
             alphas[pattern] = _number(other.alpha)
         if other.dropout != lora.dropout:
             notes.append(f"PEFT has one dropout for all parts: {lora.dropout} of {main}, not {other.dropout} of {part}")
-    # By whole paths: the encoder and the decoder have modules of one name, such as q_proj.
+    # Whole paths: encoder and decoder have modules with equal names, such as q_proj.
     stacks: dict[str, list[str]] = {}
     for row in adapted:
         stacks.setdefault(row.hf.partition("{i}.")[0], []).append(_module_name(row))
@@ -168,26 +168,26 @@ def read_adapter(
     names: AdapterNames,
     build: Callable[[Mapping[str, LoraConfig]], Mapping[str, Any]],
 ) -> tuple[dict[str, Any], dict[str, LoraConfig]]:
-    """Reads adapters that PEFT, the original LLaVA or `write_adapter` wrote.
+    """Reads adapters written by PEFT, the original LLaVA or `write_adapter`.
 
-    They may have been made on the model in any spelling of its modules, or on a decoder or an encoder alone. The
-    projector comes, too, if the folder has one: among the adapters (`modules_to_save`) or in `non_lora_trainables.bin`.
+    Their base may be the model in any spelling of its modules, or a decoder or an encoder alone. The projector is
+    read, too, if the folder has one: among the adapters (`modules_to_save`) or in `non_lora_trainables.bin`.
 
     Args:
-      folder: holds adapter_config.json and adapter_model.safetensors or adapter_model.bin.
+      folder: with adapter_config.json and adapter_model.safetensors or adapter_model.bin.
       config: of the whole model.
       names: of the family's modules.
-      build: part -> its adapters -> nested dict of what the model has with them, `build_model(...).abstract`.
+      build: (part -> LoRA settings) -> nested dict of the model's leaves with them, `build_model(...).abstract`.
 
     Returns:
       Nested dict of float32 NumPy arrays, [layers, ...in..., rank] at `lora/a` and [layers, rank, ...out...] at
       `lora/b`, for example at `language/blocks/attention/q/lora/a`, and the leaves of `projector` if there is one; and
-      part -> its adapters, such that `build_model(config, adapters)` has these leaves. Their `targets` fit exactly
-      the projections that have one.
+      part -> LoRA settings, such that `build_model(config, adapters)` has these leaves. Their `targets` match exactly
+      the adapted projections.
 
     Raises:
-      UserError: absent, cut off or corrupt files. Everything that ours cannot express: fields that change what is
-        computed, other kinds of adapters, ranks that differ inside a part, stacks of which only some layers have an
+      UserError: absent, truncated or corrupt files. Everything that ours cannot express: fields that change the
+        computation, other kinds of adapters, ranks that differ inside a part, stacks of which only some layers have an
         adapter, adapters outside of blocks, weights of other modules. Tensors of wrong shapes.
     """
     values, rows = _read_fields(folder / CONFIG_FILE), _projections(names)
@@ -202,7 +202,7 @@ def read_adapter(
     if not problems:
         adapters, problems = _adapters(values, found, list(rows))
         absent = [x for x in values["modules_to_save"] or () if not any(f".{x}." in f".{name}" for name in others)]
-        problems += [f"modules_to_save has {module!r}, of which there is no tensor" for module in absent]
+        problems += [f"modules_to_save has {module!r}, which has no tensor" for module in absent]
     problems += [f"{module} has an adapter, ours are on the projections of blocks alone" for module in homeless]
     problems += [] if found else ["no tensor is of an adapter of LoRA (lora_A.weight, lora_B.weight)"]
     for path, layers in found.items():
@@ -234,7 +234,7 @@ def read_adapter(
 def _places(
     names: Iterable[str], rows: Mapping[str, Rule], modules: re.Pattern[str]
 ) -> tuple[dict[str, dict[int, str]], dict[str, str], list[str], list[str]]:
-    """Where tensors belong, told from their names without `_BASE`.
+    """Where tensors belong, by their names without `_BASE`.
 
     Returns:
       path of each adapted projection of ours -> layer -> module; name of each of their tensors -> its name in the rows
@@ -263,7 +263,7 @@ def _places(
 def _adapters(
     values: Mapping[str, Any], found: Mapping[str, Mapping[int, str]], projections: Sequence[str]
 ) -> tuple[dict[str, LoraConfig], list[str]]:
-    """Part -> its adapters, and what is wrong with them. Ranks and alphas are found as PEFT finds them."""
+    """Part -> LoRA settings, and their faults. Ranks and alphas are looked up as in PEFT."""
     adapters, problems = {}, []
     for part in sorted({path.partition("/")[0] for path in found}, key=("vision", "language").index):
         adapted = [path for path in projections if path in found and path.startswith(f"{part}/")]
@@ -285,12 +285,12 @@ def _adapters(
 
 
 def _looked_up(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that fits the end of a module's name, from any dot on."""
+    """The value of the first pattern that matches the end of a module's name, after any dot."""
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a file, and PEFT's defaults of those that it lacks."""
+    """The fields of a file, with PEFT's defaults for absent ones."""
     values = read_json(path, "give the folder that PEFT's save_pretrained wrote")
     defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "modules_to_save": None}
     empty = {name: values.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
@@ -298,7 +298,7 @@ def _read_fields(path: Path) -> dict[str, Any]:
 
 
 def _field_problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the fields of a config, or has no counterpart in ours."""
+    """Faults of the fields of a config, and fields without a counterpart in ours."""
 
     def is_number(x: Any) -> bool:
         return isinstance(x, (int, float)) and not isinstance(x, bool)
@@ -317,7 +317,7 @@ def _field_problems(values: Mapping[str, Any]) -> list[str]:
         "fan_in_fan_out": (not values.get("fan_in_fan_out"), "false"),
         "init_lora_weights": (
             values.get("init_lora_weights", True) in _STARTS,
-            "a start that leaves the base model as it is (path_initial_model_for_weight_conversion converts it)",
+            "a start that leaves the base model unchanged (path_initial_model_for_weight_conversion converts it)",
         ),
         "r": (is_rank(values["r"]), "1 or more"),
         "lora_alpha": (is_number(values["lora_alpha"]), "a number"),
@@ -333,7 +333,7 @@ def _field_problems(values: Mapping[str, Any]) -> list[str]:
         if not fits
     ]
     problems += [
-        f"{name} = {json.dumps(value)} is nothing that ours can do"
+        f"{name} = {json.dumps(value)} is not supported"
         for name, value in values.items()
         if value and name not in expected and name not in _WITHOUT_EFFECT
     ]
@@ -353,10 +353,10 @@ def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     if file is None:
         raise UserError(f"{folder} has no weights of adapters; looked for {', '.join(WEIGHT_FILES)}")
     tensors = _read_file(file)
-    beside = folder / PROJECTOR_FILE
-    more = _read_file(beside) if beside.is_file() else {}
+    other = folder / PROJECTOR_FILE
+    more = _read_file(other) if other.is_file() else {}
     if twice := sorted(set(tensors) & set(more)):
-        raise UserError(f"{listed(twice)} stand in {file} and in {beside}; keep one of each")
+        raise UserError(f"{listed(twice)} are in both {file} and {other}; keep one of each")
     return tensors | more
 
 
@@ -397,7 +397,7 @@ def _projector_rules(names: AdapterNames, prefix: str | None) -> tuple[Rule, ...
 
 
 def _chosen(abstract: Mapping[str, Any], *, projector: bool) -> dict[str, Any]:
-    """Path -> shape of the leaves of adapters and perhaps projector."""
+    """Path -> shape of the leaves of adapters and, if asked, of the projector."""
     return {
         path: leaf
         for path, leaf in paths(abstract).items()
@@ -424,5 +424,5 @@ def _either(choices: Sequence[str]) -> str:
 
 
 def _number(x: float) -> int | float:
-    """PEFT's alpha is an integer where it can be."""
+    """PEFT's alpha: an integer where possible."""
     return int(x) if x == int(x) else x

@@ -1,7 +1,7 @@
-"""The contract of a codec: how one kind of Hugging Face folder is read and written.
+"""The contract of a codec, which reads and writes one kind of Hugging Face folder.
 
 A family has one, `CODEC` in its file `hf.py`; so has each part that families share (`jaxvlm/weights/hf/`), whose
-folders may come and go alone. Nothing else knows a `model_type`, a name of a tensor or a field of config.json.
+folders may be imported and exported alone. Only codecs know a `model_type`, a tensor name or a field of config.json.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from jaxvlm.weights.tensors import TensorSource
 
 
 class Export(NamedTuple):
-    """What the small files of an exported folder say."""
+    """What an exporter needs for the small files of a folder."""
 
     config: Any  # of the whole model
-    tokenizer: Any  # what `extend_tokenizer` made
-    image_token_id: int  # -1: there is none
+    tokenizer: Any  # from `extend_tokenizer`
+    image_token_id: int  # -1: none
     data: DataConfig  # of the stage whose result is exported
     dtype: str  # of the weights: "float32", "bfloat16" or "float16"
-    max_positions: int  # tokens that servers allow in a row; the function does not depend on it
+    max_positions: int  # maximum sequence length for servers; the weights do not depend on it
 
 
 class Reference(NamedTuple):
-    """How transformers loads a folder, to compare with."""
+    """How transformers loads a folder, for comparisons."""
 
     model: Any  # its class, an Auto class
     processor: Any
@@ -37,14 +37,14 @@ class Reference(NamedTuple):
 
 
 class AdapterNames(NamedTuple):
-    """How PEFT calls what it adapts."""
+    """PEFT's names of adapted modules."""
 
     spelling: Spelling  # of transformers' module in memory
     rules: Callable[[Spelling], tuple[Rule, ...]]
     sizes: Mapping[str, int]
     module: str  # regex of a module of a block in any spelling; groups "vision" (None: the decoder), "layer", "name"
     known: Known
-    projector: str  # the module that is saved whole
+    projector: str  # the module that is saved as a whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +52,15 @@ class Codec:
     """Reads and writes one kind of folder; functions that take a config take that of the whole model."""
 
     name: str
-    open: Callable[
-        [str, Path], WeightSource
-    ]  # what was named, and the folder; of the weights only names and shapes are read
+    open: Callable[[str, Path], WeightSource]  # the spec, and its folder; reads only names and shapes of the weights
     hub: Spelling  # of the files that transformers writes
     known: Known
     rules: Callable[[Any, Spelling], tuple[Rule, ...]]  # of the parts that the spelling has, with paths of the model
     sizes: Callable[[Any], dict[str, int]]  # of the engine
-    ignored: tuple[str, ...]  # patterns of tensors that may be in the files and have no place
+    ignored: tuple[str, ...]  # patterns of tensors in the files that are not used
     write: Callable[
         [Path, Export], tuple[dict[str, Any], list[str]]
-    ]  # all but weights; config.json's values, and notes
+    ]  # writes all except weights; returns config.json's values, and notes
     loads: Callable[[Spelling], bool] = lambda spelling: False  # whether transformers loads it as well as `hub`
     # The tokenizer or an extended copy, the id of its placeholder of images, and the tokens that were added.
     extend_tokenizer: Callable[[Any], tuple[Any, int, list[str]]] = lambda tokenizer: (tokenizer, -1, [])
@@ -72,7 +70,7 @@ class Codec:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Tensors of one folder or file, and how it spells the parts that it has."""
+    """Tensors of one folder or file, with the spelling of its parts."""
 
     tensors: TensorSource
     spelling: Spelling
@@ -87,10 +85,10 @@ class Piece:
 class WeightSource:
     """One or several parts of a model."""
 
-    spec: str  # as it was named
-    path: Path  # the folder, or the GGUF file; the tokenizer is here too
+    spec: str  # as given by the user
+    path: Path  # the folder, or the GGUF file; also the tokenizer's
     pieces: tuple[Piece, ...]
     configs: Mapping[str, VisionConfig | ProjectorConfig | DecoderConfig]  # by part
     family: str = ""  # "": parts that any family may take
     template: str = ""  # of conversations; "": the tokenizer's own
-    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the files say of `data.media`
+    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings of `data.media` found in the files

@@ -1,4 +1,4 @@
-"""A decoder out of a GGUF file, llama.cpp's format: weights under Hugging Face's names, and the config.
+"""A decoder from a GGUF file, llama.cpp's format: weights under Hugging Face's names, and the config.
 
 Source: the format and its metadata keys, docs/gguf.md of ggml; tensor names and the order of rows, llama.cpp's
 convert_hf_to_gguf.py.
@@ -36,29 +36,29 @@ _BLOCK = {
     "ffn_down": "mlp.down_proj",
 }
 _QK_NORM = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}  # qwen3
-_ROPE_FACTORS = "rope_freqs.weight"  # no weight: what the rotary frequencies are divided by; goes into the config
+_ROPE_FACTORS = "rope_freqs.weight"  # not a weight: divisors of the rotary frequencies; part of the config
 
-# Keys behind the architecture's name that would make another model than ours, unless they are absent or 0.
+# Keys after the architecture's name that describe another model than ours unless absent or 0.
 _OTHER_MODELS = ("expert_count", "attention.sliding_window", "attention.scale", "logit_scale", "embedding_scale")
 
-# As Llama 3.1, 3.2 and 3.3 have it, except the factor; a GGUF file holds only the numbers that come of it.
+# The values of Llama 3.1, 3.2 and 3.3, except the factor; a GGUF file has only the resulting divisors.
 _LLAMA3 = RopeScaling(factor=1.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192)
 
 
 class GGUFSource(TensorSource):
-    """The tensors of a GGUF file under Hugging Face's names, dequantised when they are asked for.
+    """The tensors of a GGUF file under Hugging Face's names, dequantised on access.
 
         GGUFSource("smollm2.gguf")["model.layers.0.self_attn.q_proj.weight"]    float32[576, 576]
 
-    Rows of q and k are in Hugging Face's order, whatever order the file has.
+    Rows of q and k are in Hugging Face's order.
     """
 
     def __init__(self, path: str | Path):
         """Reads the header; weights stay on disk.
 
         Raises:
-          UserError: the package gguf is missing; the file is absent, no GGUF, of an unknown architecture, or holds
-            tensors that no model of its architecture has.
+          UserError: the package gguf is missing; the file is absent, not GGUF, of an unknown architecture, or has
+            tensors that its architecture does not have.
         """
         self.path = Path(path)
         self.metadata = read_metadata(self.path)
@@ -119,10 +119,10 @@ def unpermute(array: np.ndarray, heads: int) -> np.ndarray:
 
 
 def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
-    """The decoder whose weights the file holds.
+    """The config of the file's decoder.
 
     Raises:
-      UserError: a number that the metadata lacks; or all metadata of a model that we do not have, in one message.
+      UserError: a number missing from the metadata; or all unsupported metadata, in one message.
     """
     heads, embed_dim = source.number("attention.head_count"), source.number("embedding_length")
     head_dim = source.number("attention.key_length", embed_dim // heads)
@@ -163,7 +163,7 @@ def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
 
 
 def _hf_name(name: str, architecture: str) -> str | None:
-    """ "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; None of an unknown one."""
+    """ "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; None for an unknown name."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None:
         return None
@@ -175,7 +175,7 @@ def _hf_name(name: str, architecture: str) -> str | None:
 
 
 def _spec(tensor: Any) -> TensorSpec:
-    """Of what `_dequantise` gives; the file names the fastest axis first."""
+    """The shape of `_dequantise`'s result; the file has the fastest axis first."""
     return TensorSpec(tuple(int(size) for size in reversed(tensor.shape)), np.dtype(np.float32))
 
 
@@ -192,12 +192,12 @@ def _dequantise(tensor: Any, path: Path) -> np.ndarray:
 
 
 def _shortest(value: float) -> float:
-    """The number that a float32 of the file was made of: 1e-05, not 9.999999747378752e-06."""
+    """The shortest decimal of a float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
 def _rope_scaling(source: GGUFSource, head_dim: int, theta: float, problems: list[str]) -> RopeScaling | None:
-    """Llama 3's scaling if the file's factors are its; appends to `problems` what they are else."""
+    """Llama 3's scaling if the file's divisors match it; appends other scalings to `problems`."""
     scaled = source.metadata.value(f"{source.architecture}.rope.scaling.type", "linear")  # llama.cpp's default
     stretch = source.number("rope.scaling.factor", source.number("rope.scale_linear", 1.0))
     if scaled != "none" and stretch != 1.0:
@@ -210,5 +210,5 @@ def _rope_scaling(source: GGUFSource, head_dim: int, theta: float, problems: lis
     kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
     expected = 1 / (kept + (1 - kept) / scaling.factor)
     if source.rope_factors.shape != expected.shape or not np.allclose(source.rope_factors, expected, rtol=1e-3):
-        problems.append(f"{_ROPE_FACTORS} holds other factors than Llama 3's {scaling}")
+        problems.append(f"{_ROPE_FACTORS} has other factors than Llama 3's {scaling}")
     return scaling

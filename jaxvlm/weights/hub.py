@@ -1,4 +1,4 @@
-"""Where a source's files are: a local folder or file, or a repository of the Hugging Face hub."""
+"""Finds a source's files: a local folder or file, or a repository of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import huggingface_hub
 
 from jaxvlm.errors import UserError
 
-# Weights of other frameworks, and training leftovers, are not fetched.
+# Weights of other frameworks and training states are not downloaded.
 _FILES = ["*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja"]
 
 
 def find_source(spec: str) -> Path:
-    """The folder or file that `spec` names, fetched if need be.
+    """The folder or file that `spec` names; downloads it if it is on the hub.
 
     Args:
       spec: a path, or a name on the hub such as "openai/clip-vit-large-patch14-336", with "@" and a branch, tag or
-        commit behind it if it is not to be the main branch. What was fetched before is not fetched again; private
+        commit after it, if not of the main branch. Cached files are not downloaded again; private
         repositories need `hf auth login`.
 
     Raises:
-      UserError: no such path, no such repository, or the hub is out of reach.
+      UserError: no such path, no such repository, or the hub cannot be reached.
     """
     path = Path(spec).expanduser()
     if path.exists():

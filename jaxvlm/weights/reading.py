@@ -36,22 +36,22 @@ _SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 
-# Files looked for, the first that exists is taken; between the second and the third comes any single *.safetensors.
+# Files in the order of preference; after these two, any single *.safetensors.
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "mm_projector.bin")
-_SERVED_BYTES = 64 * 2**20  # read of a pickle before it is mapped again
+_SERVED_BYTES = 64 * 2**20  # bytes read of a pickle before it is mapped again
 
 
 def open_tensors(folder: Path) -> TensorSource:
-    """The tensors of a Hugging Face folder, none of them read yet.
+    """Opens the tensors of a Hugging Face folder without reading them.
 
     Looks for model.safetensors, model.safetensors.index.json, any single *.safetensors, pytorch_model.bin,
     pytorch_model.bin.index.json and mm_projector.bin, in this order. A tensor is a view of its mapped file, read-only
-    and unmapped when it is dropped, so that what is not used takes no memory.
+    and unmapped when it is dropped, so that unused tensors take no memory.
 
     Raises:
-      UserError: no weights in the folder; files that are absent, cut off or corrupt; tensors that the index promises
-        and their file does not have; a pickle with more than tensors in it; a .bin file, but no torch.
+      UserError: no weights in the folder; absent, truncated or corrupt files; tensors of the index that are not in
+        their file; a pickle with more than tensors in it; a .bin file, but no torch.
     """
     found = {name for name in (*_SAFETENSORS, *_PICKLES) if (folder / name).is_file()}
     single = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -67,10 +67,10 @@ def open_tensors(folder: Path) -> TensorSource:
 
 
 def open_file(path: Path) -> TensorSource:
-    """The tensors of one .safetensors file, or of one .bin file of `torch.save`, none of them read yet.
+    """Opens the tensors of one .safetensors file, or of one .bin file of `torch.save`, without reading them.
 
     Raises:
-      UserError: as `open_tensors` of a file.
+      UserError: as `open_tensors` for a file.
     """
     return _SafetensorsFile(path) if path.suffix == ".safetensors" else _PickleFile(path)
 
@@ -84,7 +84,7 @@ def _open(path: Path) -> TensorSource:
         files = sorted(set(index.values()))
         absent = [name for name in files if not (path.parent / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{path} is no index (JSON with a "weight_map"): {error!r}; download it again') from error
+        raise UserError(f'{path} is not an index (JSON with a "weight_map"): {error!r}; download it again') from error
     if absent:
         raise UserError(
             f"{len(absent)} of the {len(files)} files that {path} names are absent: {listed(absent)}; "
@@ -93,10 +93,10 @@ def _open(path: Path) -> TensorSource:
     shards = _open_all(path.parent, files)
     if lost := [f"{tensor} (in {name})" for tensor, name in index.items() if tensor not in shards[name]]:
         raise UserError(
-            f"{len(lost)} tensors are not in the file in which {path} says they are: {listed(lost)}; "
+            f"{len(lost)} tensors are not in the files that {path} names for them: {listed(lost)}; "
             "index and files are of different models or versions: download them together"
         )
-    # What a file holds beyond the index comes, too: nothing is left out in silence.
+    # Tensors that are not in the index are included, too: nothing is silently left out.
     home = {tensor: name for name, shard in shards.items() for tensor in shard} | index
     return _Shards({tensor: shards[name] for tensor, name in home.items()})
 
@@ -136,13 +136,13 @@ class _SafetensorsFile(TensorSource):
     def __init__(self, path: Path):
         try:
             with safetensors.safe_open(path, framework="numpy"):
-                pass  # it compares the header with the file's size
+                pass  # this compares the header with the file's size
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 header: dict[str, dict[str, Any]] = json.loads(file.read(length))
         except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise UserError(
-                f"{path} ({path.stat().st_size:,} bytes) is cut off or corrupt ({error}); copy or download it again "
+                f"{path} ({path.stat().st_size:,} bytes) is truncated or corrupt ({error}); copy or download it again "
                 "(a few hundred bytes are a Git LFS pointer: run `git lfs pull`)"
             ) from error
         header.pop("__metadata__", None)
@@ -166,7 +166,7 @@ class _SafetensorsFile(TensorSource):
     def __getitem__(self, name: str) -> np.ndarray:
         shape, dtype = self._specs[name]
         if math.prod(shape) == 0:
-            return np.empty(shape, dtype)  # nothing cannot be mapped
+            return np.empty(shape, dtype)  # an empty range cannot be mapped
         return np.memmap(self._path, dtype, "r", offset=self._starts[name], shape=shape)
 
 
@@ -176,7 +176,7 @@ class _PickleFile(TensorSource):
     def __init__(self, path: Path):
         self._path = path
         with path.open("rb") as file:
-            # Only zip files can be mapped; what torch wrote before 1.6 is read once and kept.
+            # Only zip files can be mapped; files of torch before 1.6 are read once and kept.
             self._mapped = file.read(4) == b"PK\x03\x04"
         self._tensors, self._served = self._load(), 0
         super().__init__({name: TensorSpec(x.shape, x.dtype) for name, x in self._tensors.items()})
@@ -188,8 +188,8 @@ class _PickleFile(TensorSource):
         return True
 
     def __getitem__(self, name: str) -> np.ndarray:
-        # What was read stays in memory as long as anything of the mapping lives: now and then it is made again. Two
-        # threads that do so at once are only slower.
+        # Pages stay resident while a view of the mapping lives, so the file is mapped again from time to time. If two
+        # threads do so at once they are only slower.
         if self._mapped and self._served > _SERVED_BYTES:
             self._tensors, self._served = self._load(), 0
         self._served += self._specs[name].nbytes
@@ -223,11 +223,11 @@ class _PickleFile(TensorSource):
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else repr(error)
-            raise UserError(f"{self._path} is cut off or corrupt ({reason}); copy or download it again") from error
+            raise UserError(f"{self._path} is truncated or corrupt ({reason}); copy or download it again") from error
 
 
 def _from_torch(tensor: Any) -> np.ndarray:
-    """A view of a tensor; those dtypes that NumPy does not have come through integers of their size."""
+    """A NumPy view of a tensor; dtypes that NumPy does not have go through integers of their size."""
     import torch
 
     dtypes = {

@@ -1,4 +1,4 @@
-"""Reversible rows of a weight conversion, and the one engine that reads them in both directions."""
+"""Reversible rules of a weight conversion, and the engine that applies them in both directions."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        """Whether the row stands for one tensor of each block."""
+        """Whether the row is one tensor for each block."""
         return "{i}" in self.hf
 
 
 def prefixed(rules: Sequence[Rule], hf: str, ours: str) -> tuple[Rule, ...]:
-    """The rows with `hf` in front of Hugging Face's names and `ours` in front of our paths."""
+    """The rules with `hf` before Hugging Face's names and `ours` before our paths."""
     return tuple(dataclasses.replace(rule, hf=hf + rule.hf, ours=ours + rule.ours) for rule in rules)
 
 
@@ -53,26 +53,26 @@ def import_tensors(
     ignored: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Our weights out of Hugging Face's tensors.
+    """Converts Hugging Face's tensors to our weights.
 
     A leaf of `abstract` with a sharding becomes a global `jax.Array` of its shape, dtype and sharding, for which this
     host reads only the parts that its devices hold. A leaf without becomes a NumPy array of its shape, in the dtype of
-    the tensors. One leaf is made after the other: beyond the result, memory holds less than twice the largest leaf.
+    the tensors. Leaves are made one after another: beyond the result, memory holds less than twice the largest leaf.
 
     Args:
       rules: a table; every weight of `abstract` has one row.
       source: name -> tensor; a `TensorSource` is read lazily and by several threads.
-      abstract: nested dict of values with a shape and a dtype, what the model expects.
-      sizes: of the letters that no shape of ours shows, such as the rows and columns of a patch.
-      ignored: patterns of whole names that may be in `source` and have no place, such as buffers.
+      abstract: the model's nested dict of values with a shape and a dtype.
+      sizes: of the letters that our shapes do not show, such as the rows and columns of a patch.
+      ignored: patterns of whole names in `source` that are not used, such as buffers.
       progress: whether a terminal shows a bar of the bytes made.
 
     Returns:
       Nested dict of arrays with the tree of `abstract`.
 
     Raises:
-      UserError: before anything is read, every tensor that is unused, missing, of a wrong shape or of integers where
-        floats are expected, in one message.
+      UserError: before anything is read, with every tensor that is unused, missing, of a wrong shape, or of integers
+        where floats are expected.
     """
     tensors, wanted = as_source(source), paths(abstract)
     _check(rules, tensors, wanted, sizes, ignored)
@@ -104,7 +104,7 @@ def export_tensors(rules: Sequence[Rule], params: Mapping[str, Any], sizes: Mapp
 
 
 class _Exported(TensorSource):
-    """Tensors made of our weights on access."""
+    """Tensors made from our weights on access."""
 
     def __init__(self, rules: Sequence[Rule], flat: Mapping[str, Any], sizes: Mapping[str, int]):
         self._flat, self._sizes = flat, sizes
@@ -122,7 +122,7 @@ class _Exported(TensorSource):
         rule, i = self._rows[name]
         leaf = self._flat[rule.ours]
         if rule.stacked:
-            # On the device: a `jax.Array` keeps the whole that NumPy has once asked for.
+            # Slice on the device: a `jax.Array` caches the whole NumPy copy.
             leaf = jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False) if isinstance(leaf, jax.Array) else leaf[i]
         part = np.asarray(leaf)
         left, right = rule.pattern.split("->")
@@ -138,11 +138,11 @@ def _check(
     sizes: Mapping[str, int],
     ignored: Sequence[str],
 ) -> None:
-    """Raises one error about all that does not fit; reads no tensor."""
+    """Raises one error with everything that does not fit; reads no tensor."""
     missing, shapes, dtypes, used = [], [], [], set()
     for rule in rules:
         if rule.ours not in wanted:
-            continue  # its tensors, if there are any, are reported as unused
+            continue  # its tensors, if any, are reported as unused
         leaf = wanted[rule.ours]
         shape = tuple(leaf.shape)
         theirs = _shapes(rule, shape, sizes)[1]
@@ -176,7 +176,7 @@ def _in_file(source: TensorSource, name: str) -> str:
 
 
 def _is_float(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, np.floating)  # NumPy's own does not know bfloat16
+    return jax.dtypes.issubdtype(dtype, np.floating)  # NumPy's own function does not know bfloat16
 
 
 _JOB_BYTES = 32 * 2**20  # of a tensor that one thread maps and copies at a time
@@ -184,7 +184,7 @@ _TILE = 512  # rows and columns of a transposed copy's block, which must fit int
 
 
 class _Leaf:
-    """One weight of ours: what this host holds of it, and how it is made of its tensors."""
+    """One weight: this host's part of it, made from its tensors."""
 
     def __init__(self, rule: Rule, leaf: Any, source: TensorSource, sizes: Mapping[str, int]):
         self.shape = tuple(leaf.shape)
@@ -202,7 +202,7 @@ class _Leaf:
 
     @property
     def nbytes(self) -> int:
-        """Of all that this host makes."""
+        """Bytes of everything that this host makes."""
         return sum(math.prod(stop - start for start, stop in box) for box in self.boxes) * self.dtype.itemsize
 
     def load(self, source: TensorSource, pool: ThreadPoolExecutor, bar: Any) -> Any:
@@ -221,10 +221,10 @@ class _Leaf:
         array = jax.make_array_from_callback(
             self.shape, self.sharding, lambda index: buffers[_box(index, self.shape)], self.dtype
         )
-        return jax.block_until_ready(array)  # so that the buffers of two leaves are never in memory at once
+        return jax.block_until_ready(array)  # so that buffers of only one leaf are in memory
 
     def _jobs(self, source: TensorSource, buffers: Mapping[_Box, np.ndarray]) -> Iterator[tuple[str, list[_Piece]]]:
-        """What one thread copies at a time: `_JOB_BYTES` of a mapped tensor, all of another, to make it once."""
+        """The pieces that threads copy: `_JOB_BYTES` of a mapped tensor, the whole of another, which is made once."""
         for k, name in enumerate(self.names):
             pieces: list[_Piece] = []
             for box, buffer in buffers.items():
@@ -240,7 +240,7 @@ class _Leaf:
     def _pieces(self, spec: TensorSpec, box: _Box, into: np.ndarray) -> Iterator[_Piece]:
         """One box of a tensor in pieces of at most `_JOB_BYTES`, each a run of its file."""
         index = tuple(slice(*bounds) for bounds in box)
-        # Memory that is never touched costs nothing: this shows how the tensor's view will lie.
+        # Untouched memory costs nothing: this has the strides of the tensor's view.
         view = self._view(np.empty(*spec))[index]
         if view.nbytes <= _JOB_BYTES:
             yield index, into
@@ -260,12 +260,12 @@ class _Leaf:
         return sum(into.nbytes for _, into in pieces)
 
     def _view(self, tensor: np.ndarray) -> np.ndarray:
-        """A tensor in the axes of our part; of almost all patterns a view."""
+        """A tensor in the axes of our weight; for almost all patterns a view."""
         return einops.rearrange(tensor, self.pattern, **self.known)
 
 
 _Box = tuple[tuple[int, int], ...]  # start and stop along each axis; unlike a slice it can be a key before Python 3.12
-_Piece = tuple[tuple[slice, ...], np.ndarray]  # which part of a tensor's view, and where it goes
+_Piece = tuple[tuple[slice, ...], np.ndarray]  # index into a tensor's view, and the target
 
 
 def _box(index: Any, shape: tuple[int, ...]) -> _Box:
@@ -273,7 +273,7 @@ def _box(index: Any, shape: tuple[int, ...]) -> _Box:
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Like `np.empty`, but aligned so that JAX's CPU devices take it over without a copy."""
+    """Like `np.empty`, but aligned so that JAX's CPU devices use it without a copy."""
     size, alignment = math.prod(shape) * dtype.itemsize, 64
     raw = np.empty(size + alignment, np.uint8)
     start = -raw.ctypes.data % alignment
@@ -281,13 +281,13 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _copy(into: np.ndarray, view: np.ndarray) -> None:
-    """`into[...] = view` with a cast to its dtype; quick where `view` is transposed, and without Python's lock.
+    """`into[...] = view` with a cast to its dtype; fast for a transposed `view`, and without the GIL.
 
-    NumPy walks a transposed array with a step of a whole row, for each element another line of the cache. Here a block
-    goes to a small array as it lies in the source, and from there to its place.
+    NumPy reads a transposed array with a stride of a whole row, a cache line for each element. This copies blocks to a
+    small array in the source's order, and from there to the target.
     """
     if view.dtype == into.dtype:
-        # As integers: the loops of bfloat16 may be slow and hold Python's lock.
+        # As integers: the loops of bfloat16 may be slow and hold the GIL.
         into, view = _bits(into), _bits(view)
     if into.ndim > 2:
         into, view = _merged(into, view)
@@ -296,14 +296,14 @@ def _copy(into: np.ndarray, view: np.ndarray) -> None:
     if view.ndim < 2 or fast == last or view.shape[fast] == 1:
         into[...] = view
         return
-    if view.ndim > 2:  # the axes which are not exchanged, one after the other
+    if view.ndim > 2:  # the axes that are not exchanged, one after another
         axis = next(axis for axis in range(last) if axis != fast)
         for k in range(view.shape[axis]):
             at: tuple[Any, ...] = (*[slice(None)] * axis, k)
             _copy(into[at], view[at])
         return
     rows, columns = (min(_TILE, size) for size in view.shape)
-    # The padding keeps the rows of a block, a power of two apart, from falling on the same lines of the cache.
+    # Padding: rows that are a power of two apart would share cache lines.
     block = np.empty((columns, rows + 32), into.dtype)
     for i in range(0, view.shape[0], _TILE):
         for j in range(0, view.shape[1], _TILE):
@@ -319,7 +319,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _merged(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays with neighbouring axes made one where both lie so that it is a view."""
+    """Both arrays with neighbouring axes merged where that is a view of both."""
     shape = [a.shape[0]]
     for axis in range(1, a.ndim):
         if all(x.strides[axis - 1] == x.shape[axis] * x.strides[axis] for x in (a, b)):
@@ -335,7 +335,7 @@ def _names(rule: Rule, shape: tuple[int, ...]) -> list[str]:
 
 def _uncovered(rules: Sequence[Rule], flat: Mapping[str, Any]) -> list[str]:
     covered = {rule.ours for rule in rules}
-    return [f"{path} {tuple(x.shape)} has no row in the table" for path, x in flat.items() if path not in covered]
+    return [f"{path} {tuple(x.shape)} has no rule in the table" for path, x in flat.items() if path not in covered]
 
 
 def _groups(side: str) -> list[list[str]]:
@@ -344,7 +344,7 @@ def _groups(side: str) -> list[list[str]]:
 
 
 def _known(rule: Rule, ours: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of the letters of a row's pattern: those that stand alone on our side, and those given."""
+    """Sizes of the letters of a row's pattern: those that are alone on our side, and those given."""
     if "..." in rule.pattern:
         return {}
     left, right = (_groups(side) for side in rule.pattern.split("->"))
@@ -354,7 +354,7 @@ def _known(rule: Rule, ours: tuple[int, ...], sizes: Mapping[str, int]) -> dict[
 
 
 def _shapes(rule: Rule, shape: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shape of one block's part of ours, and of the tensor it is made of."""
+    """Shape of one block's part of our weight, and of its tensor."""
     ours = shape[1:] if rule.stacked else shape
     if "..." in rule.pattern:
         return ours, ours

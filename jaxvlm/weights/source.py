@@ -1,4 +1,4 @@
-"""The parts that a checkpoint has: whether they fit a recipe, and their weights on our mesh."""
+"""The parts of a checkpoint: checks that they fit a recipe, and loads their weights onto the mesh."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from jaxvlm.weights.rules import Rule, import_tensors
 from jaxvlm.weights.spelling import find_spelling
 from jaxvlm.weights.tensors import DerivedSource, TensorSource, TensorSpec
 
-_OWN_CHOICES = {"feature_layer"}  # of a recipe, not of an encoder that comes alone
-_EXPORTED_AS = "architecture"  # Mistral's decoder is LLaMA's; what differs is compared by its own fields
+_OWN_CHOICES = {"feature_layer"}  # of a recipe, not of an encoder alone
+_EXPORTED_AS = "architecture"  # Mistral's decoder is LLaMA's; differences are compared by their own fields
 _EMBEDDINGS = ("language/embed/w", "language/head/w")
 
 
 def part_source(
     codec: Codec, spec: str, path: Path, tensors: TensorSource, configs: Mapping[str, Any], **settings: Any
 ) -> WeightSource:
-    """A source of one folder or file, with those of the parts of `configs` that have tensors in it.
+    """A source of one folder or file, with the parts of `configs` that have tensors in it.
 
     Args:
       codec: of the folder.
-      spec: as the source was named.
+      spec: the source as given by the user.
       path: the folder or file.
-      tensors: those in it.
+      tensors: its tensors.
       configs: by part.
       **settings: other fields of `WeightSource`.
 
@@ -54,7 +54,7 @@ def check_fit(source: WeightSource, config: ModelConfig, parts: tuple[str, ...],
     """Compares a source's configs with a recipe's.
 
     Raises:
-      UserError: every value that differs, and parts that the source does not have.
+      UserError: with every value that differs, and parts that the source does not have.
     """
     problems = [f"it has no {part}" for part in parts if part not in source.configs]
     alone = "language" not in source.configs
@@ -88,16 +88,16 @@ def load_weights(
     resize_vocab: bool = False,
     keep_dtypes: bool = False,
 ) -> dict[str, Any]:
-    """Weights of the parts that are in `abstract`.
+    """Loads the weights of the parts in `abstract`.
 
     Args:
       config: of the whole model; its parts fit the source (`check_fit`).
       abstract: part -> nested dict of values with shape, dtype and, if they are to be on devices, sharding.
-      resize_vocab: whether rows are added where the source has fewer tokens than the model, each the mean of all.
+      resize_vocab: whether to add rows if the source has fewer tokens than the model, each the mean of all rows.
       keep_dtypes: whether the weights keep the dtypes of the files in place of those of `abstract`.
 
     Raises:
-      UserError: every tensor that is unused, missing or of a wrong shape.
+      UserError: with every tensor that is unused, missing or of a wrong shape.
     """
     loaded: dict[str, Any] = {}
     for piece in source.pieces:
@@ -107,7 +107,7 @@ def load_weights(
             continue
         others = [f"{re.escape(prefix.split('{')[0])}.*" for part, prefix in prefixes.items() if part not in wanted]
         if head is not None and (config.language.tie_embeddings or "language" not in wanted):
-            others.append(f"{re.escape(head)}.*")  # some files hold it although it is the embedding
+            others.append(f"{re.escape(head)}.*")  # some files have it although it is the embedding
         tensors, rules = piece.tensors, piece.rules(config)
         if resize_vocab and "language" in wanted:
             tensors = ResizedVocab(tensors, rules, config.language.vocab_size)
@@ -132,7 +132,7 @@ def _with_saved_dtypes(abstract: Mapping[str, Any], rules: Sequence[Rule], tenso
 
 
 class ResizedVocab(DerivedSource):
-    """Tensors with more rows in the embedding and the head; what is added is the mean of the rows that were there."""
+    """Tensors with more rows in the embedding and the head; added rows are the mean of the others."""
 
     def __init__(self, source: TensorSource, rules: Sequence[Rule], rows: int):
         self._rows = rows

@@ -1,4 +1,4 @@
-"""What stands before the tensor names of each part; one model is spelled in several ways."""
+"""Prefixes of the tensor names of each part; one model is spelled in several ways."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 from jaxvlm.config import PARTS
 from jaxvlm.weights.tensors import RenamedSource, TensorSource
 
-# Part, or "head" -> all prefixes that were ever written, the longest first, and a tensor that shows one.
+# Part, or "head" -> all known prefixes, longest first, and a tensor that identifies it.
 Known = Mapping[str, tuple[tuple[str, ...], str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """What stands before the names of each part; None: the part is not in the files.
+    """The prefix of the names of each part; None: the part is not in the files.
 
-    `{i}` stands for the number of a part's layer, and `{2i}` for its place in a `Sequential` in which every other
-    module is an activation.
+    `{i}` is replaced by the number of a part's layer, and `{2i}` by its index in a `Sequential` in which every
+    other module is an activation.
     """
 
     vision: str | None = None
@@ -27,7 +27,7 @@ class Spelling:
     head: str | None = None
 
     def prefixes(self) -> dict[str, str]:
-        """Part -> what its tensors begin with."""
+        """Part -> prefix of its tensors."""
         prefixes: dict[str, str | None] = {part: getattr(self, part) for part in PARTS}
         return {part: prefix for part, prefix in prefixes.items() if prefix is not None}
 
@@ -38,7 +38,7 @@ def numbered(prefix: str, i: int) -> str:
 
 
 def find_spelling(names: Iterable[str], known: Known) -> Spelling:
-    """The spelling of a checkpoint, told from the names of its tensors."""
+    """Finds the spelling of a checkpoint from the names of its tensors."""
     names = set(names)
     return Spelling(
         **{
@@ -49,7 +49,7 @@ def find_spelling(names: Iterable[str], known: Known) -> Spelling:
 
 
 def respelled(tensors: TensorSource, old: Spelling, new: Spelling) -> TensorSource:
-    """A checkpoint's tensors under the names of another spelling; those of a part that either lacks keep theirs."""
+    """A checkpoint's tensors under the names of another spelling; parts that either lacks keep their names."""
     news = dataclasses.asdict(new)
     pairs = [
         (numbered(prefix, i), numbered(news[part], i))
@@ -57,7 +57,7 @@ def respelled(tensors: TensorSource, old: Spelling, new: Spelling) -> TensorSour
         if prefix is not None and news[part] is not None
         for i in (range(1, 10) if "i}" in prefix else (1,))
     ]
-    # The head before the language, of whose prefix its own may be a part; the longest first.
+    # Longest first: the head's prefix may be a part of the language's.
     pairs.sort(key=lambda pair: -len(pair[0]))
 
     def rename(name: str) -> str:

@@ -12,11 +12,11 @@ import numpy as np
 from jaxvlm import errors
 from jaxvlm.errors import UserError
 
-LISTED = 20  # items of a list in a message; the rest is counted
+LISTED = 20  # items of a list in a message; the others are counted
 
 
 class TensorSpec(NamedTuple):
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -28,7 +28,7 @@ class TensorSpec(NamedTuple):
 
 
 class TensorSource(Mapping[str, np.ndarray]):
-    """Named tensors; `source[name]` makes the array again at each access, everything else reads nothing."""
+    """Named tensors; only `source[name]` reads, and makes the array again at each access."""
 
     def __init__(self, specs: Mapping[str, TensorSpec]):
         self._specs = dict(specs)
@@ -42,12 +42,12 @@ class TensorSource(Mapping[str, np.ndarray]):
         return ""
 
     def is_mapped(self, name: str) -> bool:
-        """Whether an access costs nothing, and memory only what is then looked at."""
+        """Whether an access is free, and only touched pages take memory."""
         return False
 
     @property
     def dtype(self) -> np.dtype:
-        """That of most of the bytes."""
+        """The dtype of most of the bytes."""
         sizes: dict[np.dtype, int] = {}
         for spec in self._specs.values():
             sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.nbytes
@@ -82,7 +82,7 @@ class DictSource(TensorSource):
 
 
 class DerivedSource(TensorSource):
-    """Tensors that are made of those of another source, under the same names; such as need no work are passed on."""
+    """Tensors computed from those of another source, with the same names; unchanged ones are passed on."""
 
     def __init__(self, source: TensorSource, specs: Mapping[str, TensorSpec]):
         super().__init__(specs)
@@ -93,12 +93,12 @@ class DerivedSource(TensorSource):
         return self._source.where(name)
 
     def is_mapped(self, name: str) -> bool:
-        """As in the other source, if it is passed on."""
+        """As in the other source, if the tensor is passed on."""
         return self.spec(name) == self._source.spec(name) and self._source.is_mapped(name)
 
 
 class RenamedSource(TensorSource):
-    """Another source under names that `rename` gives; those for which it gives None are left out.
+    """Another source under the names that `rename` returns; None leaves a tensor out.
 
     Raises:
       UserError: two tensors get one name.
@@ -109,7 +109,7 @@ class RenamedSource(TensorSource):
         self._source, self._old = source, dict(renamed)
         if len(renamed) != len(self._old):
             twice = [f"{old} and {self._old[new]} ({new})" for new, old in renamed if self._old[new] != old]
-            raise UserError(f"tensors of one meaning: {listed(twice)}; keep one of each in the folder")
+            raise UserError(f"tensors with the same meaning: {listed(twice)}; keep one of each in the folder")
         super().__init__({new: source.spec(old) for new, old in renamed})
 
     def where(self, name: str) -> str:
@@ -135,7 +135,7 @@ class CastSource(DerivedSource):
 
 
 def as_source(tensors: Mapping[str, np.ndarray]) -> TensorSource:
-    """`tensors` itself if it is a source, else a source of the arrays in it."""
+    """`tensors` itself if it is a source, else a source of its arrays."""
     return tensors if isinstance(tensors, TensorSource) else DictSource(tensors)
 
 

@@ -1,4 +1,4 @@
-"""Shards of tensors in a new folder, which is whole or not there."""
+"""Writes shards of tensors into a new folder, atomically."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def parse_size(text: str) -> int:
     """ "5GB" -> 5_000_000_000 bytes; KB, MB, GB, TB are powers of 1000, KiB, MiB, GiB, TiB of 1024.
 
     Raises:
-      UserError: anything else, or nothing.
+      UserError: any other text, or 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", text.strip(), re.IGNORECASE)
     power = 0 if match is None or match[2] is None else 1 + "kmgt".index(match[2].lower())
     size = 0 if match is None else int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     if size == 0:
-        raise UserError(f'"{text}" is no size; write a number of bytes above 0 such as 5GB, 500MB or 2GiB')
+        raise UserError(f'"{text}" is not a size; write a number of bytes above 0 such as 5GB, 500MB or 2GiB')
     return size
 
 
@@ -48,10 +48,10 @@ def write_tensors(
     model.safetensors.index.json. A tensor larger than `shard_bytes` gets a shard of its own.
 
     Args:
-      folder: exists; `new_folder` makes one.
-      tensors: written in their order; those of a `TensorSource` are made when their shard is.
-      shard_bytes: the most tensor bytes in a file.
-      metadata: of each file; transformers wants the format.
+      folder: an existing folder, such as from `new_folder`.
+      tensors: written in their order; those of a `TensorSource` are made with their shard.
+      shard_bytes: maximum tensor bytes of a file.
+      metadata: of each file; transformers requires the format.
 
     Raises:
       UserError: the disk is too small.
@@ -101,30 +101,30 @@ def _full(folder: Path, needed: int) -> UserError:
 
 
 def _is_full(error: Exception) -> bool:
-    # safetensors is in Rust and has no errno, only its text.
+    # safetensors (Rust) has no errno, only its text.
     return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `path` which takes its name when the block ends; after an error nothing is left of it.
+    """Yields a temporary folder next to `path` that takes its name when the block ends, and is removed on an error.
 
     Args:
-      path: the folder to make, and those above it if they are missing.
-      overwrite: whether an existing folder may be replaced, which happens after the new one is whole.
+      path: the folder to make, with its parents.
+      overwrite: whether an existing folder may be replaced, after the new one is complete.
 
     Raises:
-      UserError: `path` is a file, or a folder with something in it and not to be overwritten; no folder can be made
+      UserError: `path` is a file, or a folder that is not empty and not to be overwritten; no folder can be made
         there; the disk is full.
     """
-    path = Path(os.path.realpath(path))  # beside the folder itself, not beside a link to it
+    path = Path(os.path.realpath(path))  # next to the folder itself, not next to a link to it
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; choose another folder")
     if not overwrite and path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} is not empty; pass --overwrite to replace it, or choose another folder")
     new, old = (path.with_name(f".{path.name}.{kind}-{os.getpid()}") for kind in ("tmp", "old"))
     remove = functools.partial(shutil.rmtree, ignore_errors=True)
-    remove(new)  # of a process that was killed and had this number
+    remove(new)  # left by a killed process with this id
     try:
         new.mkdir(parents=True)
     except OSError as error:

@@ -2,19 +2,15 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 
+from tests.benchmarks import data
 
-def test_prints_finite_numbers():
-    command = [sys.executable, "-m", "tests.benchmarks.data", "--rounds", "1", "--json"]
-    command += ["--images", "2", "--conversations", "3", "--vocab", "2000"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+
+def test_prints_finite_numbers(capsys):
+    data.main(["--rounds", "1", "--json", "--images", "2", "--conversations", "3", "--vocab", "2000"])
+    *table, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
     numbers = jax.tree.leaves(result)
     assert len(numbers) > 50

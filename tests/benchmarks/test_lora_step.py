@@ -2,21 +2,15 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 
+from tests.benchmarks import lora_step
 
-def test_prints_finite_numbers():
-    command = [sys.executable, "-m", "tests.benchmarks.lora_step", "--model", "tiny", "--rounds", "1", "--json"]
-    # As in test_step_cpu.py: not the fake devices of conftest.py, and quick to compile.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+
+def test_prints_finite_numbers(capsys):
+    lora_step.main(["--model", "tiny", "--rounds", "1", "--json"])
+    *table, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
     numbers = [leaf for leaf in jax.tree.leaves(result) if not isinstance(leaf, str)]
     assert len(numbers) > 25

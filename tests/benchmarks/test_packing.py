@@ -2,19 +2,16 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
 
+from tests.benchmarks import packing
 
-def test_prints_finite_numbers():
-    command = [sys.executable, "-m", "tests.benchmarks.packing", "--samples", "500", "--rounds", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+
+def test_prints_finite_numbers(capsys):
+    packing.main(["--samples", "500", "--rounds", "1", "--json"])
+    *table, last = capsys.readouterr().out.splitlines()
     results = json.loads(last)
     numbers = jax.tree.leaves(results)
     assert len(numbers) > 200 and all(math.isfinite(number) and number > 0 for number in numbers), results

@@ -144,7 +144,7 @@ def test_num_samples_draws_the_same_ones_each_time(tmp_path):
 @pytest.mark.parametrize(
     "entry, words",
     [
-        ({}, ["says nowhere where the data is"]),
+        ({}, ["does not name the data"]),
         ([], ["an entry is an object"]),
         ({"file_nam": "d.json"}, ["'file_nam' is no key of an entry; the nearest is 'file_name'"]),
         ({"file_name": "none.json"}, ["there is no", "none.json"]),

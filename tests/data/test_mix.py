@@ -56,8 +56,8 @@ def test_a_limit_chooses_records_once_and_for_all(files):
 
 def epoch(pipeline, number):
     """Ids of an epoch."""
-    plan, mix = pipeline._plan, pipeline._samples.source
-    return [mix[i].id for row in plan.epoch(number) for i in row]
+    schedule, mix = pipeline._schedule, pipeline._samples.source
+    return [mix[i].id for row in schedule.epoch(number) for i in row]
 
 
 def test_weights(files, tokenizer):

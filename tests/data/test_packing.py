@@ -125,8 +125,8 @@ def test_rows_too_short_for_any_image():
     st.integers(2, 60).flatmap(
         lambda T: st.tuples(
             st.just(T),
-            st.integers(0, 4),
-            st.lists(st.tuples(st.integers(1, T), st.integers(0, 4)), max_size=80),
+            st.sampled_from([0, 1, 2, 4, 300]),  # the last: more distinct numbers than classes, as of patches
+            st.lists(st.tuples(st.integers(1, T), st.integers(0, 4) | st.integers(0, 300)), max_size=80),
             st.booleans(),
             st.integers(1, 20),
             st.randoms(use_true_random=False),
@@ -188,6 +188,15 @@ def test_rows_are_full(low, high, tokens, images, fill):
     one, order = np.ones_like(lengths), random.permutation(20_000)
     rows = plan_rows(lengths, one, order, tokens=tokens, budget=images, pack=True)
     assert lengths.sum() / (tokens * len(rows)) > fill
+
+
+@pytest.mark.parametrize(("budget", "more"), [(4800, 1.01), (2000, 1.01)])
+def test_many_numbers_of_units_pack_about_as_well_as_exactly(monkeypatch, budget, more):
+    random = np.random.default_rng(0)
+    lengths, units, order = random.integers(40, 900, 1000), 4 * random.integers(16, 300, 1000), np.arange(1000)
+    rows = len(plan_rows(lengths, units, order, tokens=2048, budget=budget, pack=True))
+    monkeypatch.setattr(packing, "UNIT_CLASSES", 300)
+    assert rows <= more * len(plan_rows(lengths, units, order, tokens=2048, budget=budget, pack=True))
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.25])

@@ -68,7 +68,7 @@ def test_an_update_that_is_not_finite_can_be_left_out(undisturbed, start, tmp_pa
     log = finish(start(tmp_path, *arguments, "--config.steps=20", code=NAN.replace("STEPS", "(7,)")))
     assert "step 7 of only: loss nan" in log and "the update is left out" in log
     found = losses(tmp_path)
-    assert found[:6] == losses(undisturbed[0])[:6]
+    np.testing.assert_allclose(found[:6], losses(undisturbed[0])[:6], rtol=1e-6)  # of another program
     assert [step for step, values in enumerate(found, 1) if not np.isfinite(values).all()] == [7]
     six, seven, eight = (params(tmp_path, step) for step in (6, 7, 8))
     assert all(map(np.array_equal, six, seven)) and not all(map(np.array_equal, seven, eight))

@@ -213,7 +213,7 @@ def test_adapters_in_peft_and_back(world, finetune, lora, tmp_path):
     answer, logits = ask_theirs(model, tmp_path / "base", image)
     ours = logits_of_run(open_run(lora), [image], QUESTION)
     print("largest difference of logits, PEFT:", np.abs(ours - logits[:, :VOCAB]).max())
-    np.testing.assert_allclose(logits[:, :VOCAB], ours, atol=2e-5)
+    np.testing.assert_allclose(logits[:, :VOCAB], ours, atol=3e-5)
     assert answer == ask_ours(lora, image)
 
     arguments = ["--from", tmp_path / "base", "--adapter", tmp_path / "adapter", "--to", tmp_path / "back"]

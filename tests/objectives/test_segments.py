@@ -70,7 +70,7 @@ def test_equals_full_logits_and_their_gradients(mesh, tied):
     for (path, ours), expected in zip(
         jax.tree.leaves_with_path(gradients), jax.tree.leaves(want_gradients), strict=True
     ):
-        np.testing.assert_allclose(ours, expected, atol=1e-6 * max(1.0, np.abs(expected).max()), err_msg=str(path))
+        np.testing.assert_allclose(ours, expected, atol=2e-6 * max(1.0, np.abs(expected).max()), err_msg=str(path))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 13, 20])

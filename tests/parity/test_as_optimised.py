@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.xla import LEVEL
+
 
 def test_parity_holds_as_a_run_is_optimised():
-    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "optimization_level" not in flag)
+    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if flag not in LEVEL.split())
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/parity/test_llava.py"],
         env=os.environ | {"JAXVLM_TEST_XLA": "3", "XLA_FLAGS": flags},

@@ -65,9 +65,15 @@ def test_a_step_has_not_grown(name):
 
 
 def test_weights_go_to_the_prompts():
-    """Left alone, the compiler sends parts of all prompts to the weights: nine times as long to read 32 on 16 chips."""
+    """Left alone, the compiler sends parts of all prompts to the weights: nine times as long to read 32 on 16 chips.
+
+    It does so with narrow layers too, which compile in a quarter of the time (seen without `place`).
+    """
     use_tpu_compiler()
-    layout = build_step(load_config("configs/llava15_7b_finetune.py"), "finetune", find_slice("v5e-16")).layout
+    narrow = [f"language.{x}" for x in ("embed_dim=1024", "num_heads=8", "num_kv_heads=8", "mlp_dim=2816")]
+    narrow += [f"vision.{x}" for x in ("embed_dim=256", "num_heads=4", "mlp_dim=512")] + ["language.vocab_size=4096"]
+    config = load_config("configs/llava15_7b_finetune.py", [f"--config.model.{x}" for x in narrow])
+    layout = build_step(config, "finetune", find_slice("v5e-16")).layout
     spec = Batch.spec(rows=32, tokens=1536, media=ImageSlots.of(layout.model.config.vision, "pad").spec(32, 2))
     sharding = batch_sharding(layout.mesh, layout.rules)
     inputs = (spec, Requests.same(np.arange(32), 64, GREEDY))

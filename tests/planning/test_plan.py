@@ -240,9 +240,10 @@ def test_an_option_that_the_compiler_does_not_know():
 def test_micro_batches_on_several_chips():
     """The compiler tried to put off sums over chips until all were accumulated, and failed."""
     model = "--config.model."
-    small = [f"{model}language.{x}" for x in ("num_layers=2", "embed_dim=1024", "num_heads=8", "num_kv_heads=8")]
-    small += [f"{model}language.mlp_dim=2048", f"{model}language.vocab_size=4096", f"{model}vision.num_layers=2"]
-    small += [f"{model}vision.image_size=56", "--config.stage.finetune.data.tokens=512"]
+    small = [f"{model}language.{x}" for x in ("num_layers=2", "embed_dim=256", "num_heads=2", "num_kv_heads=2")]
+    small += [f"{model}language.mlp_dim=512", f"{model}language.vocab_size=512"]
+    small += [f"{model}vision.{x}" for x in ("num_layers=2", "embed_dim=128", "mlp_dim=256", "num_heads=2")]
+    small += [f"{model}vision.image_size=56", "--config.stage.finetune.data.tokens=128"]
     small += ["--config.stage.finetune.compiler_options=xla_tpu_scoped_vmem_limit_kib=16384"]
     config = load_config("configs/llava15_7b_finetune.py", [*small, "--config.stage.finetune.micro_batches=2"])
     assert compile_step(build_step(config, "finetune", find_slice("v5e-8"))).memory.fits

@@ -67,7 +67,8 @@ def test_new_adapters_change_no_logit():
     params = {name: leaf for name, leaf in paths(made).items() if "/lora/" in name}
     assert all(leaf.any() == name.endswith("/a") for name, leaf in params.items())
     bare = merge_adapters(made, ADAPTERS)
-    np.testing.assert_array_equal(logits(ADAPTERS, made), logits({}, bare))
+    with jax.disable_jit():  # else XLA may fuse the two programs differently
+        np.testing.assert_array_equal(logits(ADAPTERS, made), logits({}, bare))
 
 
 def test_merged_adapters_give_the_same_logits():

@@ -464,7 +464,7 @@ def test_two_spellings_of_one_adapter(written):
     folder, _ = written
     name = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
     change_tensors(folder, **{name.replace("language_model.", ""): saved(folder)[name]})
-    with pytest.raises(UserError, match="tensors of one meaning"):
+    with pytest.raises(UserError, match="tensors with the same meaning"):
         read_adapter(folder, CONFIG)
 
 

@@ -1,1 +1,1 @@
-"""Image files become pixels."""
+"""Decoding and resizing of image files."""

@@ -1,4 +1,4 @@
-"""Images: decoded, turned upright, made RGB, brought to one size; uint8 out. Augmentation too."""
+"""Decodes images to upright RGB of one size, uint8; also augmentation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jaxvlm.media import Size
 
 try:
     import cykooz_resizer as simd
-except ImportError:  # it has no wheel for Linux on arm64; Pillow then resizes, to within 2 levels the same
+except ImportError:  # it has no wheel for Linux on arm64; Pillow then resizes, equal to within 2 levels
     simd = None
 
 ASPECTS = ("pad", "square")
@@ -37,9 +37,9 @@ MAX_FILE_BYTES = 2**28
 MAX_PIXELS = 2**27  # decoded, and of the square that is resized; Pillow takes 4 bytes for each
 MAX_JPEG_PASSES = 2**37  # pixels times passes over them: some 10 seconds; a progressive JPEG makes 10 passes
 
-# What a file may be, by its first bytes. Left out of Pillow's forty formats is what runs another program (EPS), what
-# only points at other files, and what data sets are not published in. A decoder is called itself, not through
-# `Image.open`, which would decide by, and warn of, a limit that any library can change (Image.MAX_IMAGE_PIXELS).
+# Accepted formats by their first bytes. Of Pillow's forty formats those are left out that run another program (EPS),
+# only point at other files, or are not used by data sets. Decoders are called directly: `Image.open` applies a limit
+# that any library can change (Image.MAX_IMAGE_PIXELS).
 _DECODERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     ((b"\xff\xd8\xff",), JpegImageFile),
     ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
@@ -61,27 +61,27 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TURNED = (5, 6, 7, 8)  # of these, rows are shown as columns
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap rows and columns
 _EXIF_TEXT = b"Raw profile type exif"  # the keyword of a PNG's text chunk in which ImageMagick writes EXIF
 # An image that is enlarged has few pixels; one that shrinks more than 32 times would, by the SIMD resizer's 16-bit
 # weights, be more than 2 levels off.
 _SIMD_SHRINKS = 32
 _TILE = (322, 323)  # TIFF tags of a tile's width and length
-# What whole files end with. (Of a WebP its decoder notices at once that the end is missing; others have no such mark.)
+# The last bytes of whole files. (The WebP decoder notices a missing end at once; other formats have no such mark.)
 _ENDS: tuple[tuple[type[ImageFile.ImageFile], bytes], ...] = (
     (JpegImageFile, b"\xff\xd9"),
     (PngImageFile, b"IEND\xaeB`\x82"),
     (GifImageFile, b";"),
 )
 
-# An image that cannot be used is an error of its record. What Pillow's decoders warn of besides (metadata that is cut
-# short, a palette's transparency, a size below our limit) changes no pixel, and would fill the screen.
+# An image that cannot be decoded is an error of its record. Other warnings of Pillow's decoders (truncated metadata, a
+# palette's transparency, a size below our limit) concern no pixel.
 for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
 class _UnusableError(Exception):
-    """Says what is wrong with a file, and the reason under which the ledger counts it."""
+    """A fault of an image file, and the reason under which the ledger counts it."""
 
     def __init__(self, finding: str, reason: str = "image_broken"):
         super().__init__(finding)
@@ -97,7 +97,7 @@ def load_image(
     pad_colour: tuple[int, int, int] = CLIP_GREY,
     exact: bool = True,
 ) -> np.ndarray:
-    """Decodes an image and brings it to `size` x `size` pixels.
+    """Decodes an image and resizes it to `size` x `size` pixels.
 
     Orientation in EXIF is applied, transparency laid over white, 16-bit grey scaled to 8, and of an animation the
     first frame is taken. Then, as CLIP's preprocessing does, bicubic both times:
@@ -109,15 +109,15 @@ def load_image(
       source: path of an image file, or its bytes.
       size: pixels along each side.
       aspect: "pad" or "square".
-      origin: which record asks, for messages.
+      origin: the record's place, for messages.
       pad_colour: RGB of the square, the encoder's `VisionConfig.pad_colour`.
-      exact: as Pillow resizes, to the bit; if not, "pad" may resize with SIMD, within 2 levels and in half the time.
+      exact: resize bit for bit as Pillow; else "pad" may resize with SIMD, within 2 levels and in half the time.
 
     Returns:
       uint8[size, size, 3], RGB.
 
     Raises:
-      RecordError: the image is missing, broken, cut short, too large, or of floating-point pixels.
+      RecordError: the image is missing, corrupt, truncated, too large, or of floating-point pixels.
       ValueError: an unknown aspect.
 
     Source: LLaVA llava/mm_utils.py, expand2square; HF CLIPImageProcessor (equal to its Pillow backend to the pixel).
@@ -131,7 +131,7 @@ def load_image(
 def decode(
     source: str | bytes, origin: str = "", *, check: Callable[[tuple[int, int]], None] = lambda shape: None
 ) -> Image.Image:
-    """The image as it is shown, RGB: EXIF orientation applied, transparency over white, 16-bit grey scaled to 8 bits.
+    """The image as displayed, RGB: EXIF orientation applied, transparency over white, 16-bit grey scaled to 8 bits.
 
     Args:
       source: path of an image file, or its bytes.
@@ -139,7 +139,7 @@ def decode(
       check: called with (width, height) of the header before anything is decoded; may raise.
 
     Raises:
-      RecordError: the image is missing, corrupt, cut short, too large, or of floating-point pixels.
+      RecordError: the image is missing, corrupt, truncated, too large, or of floating-point pixels.
     """
     try:
         with _open(source) as image:
@@ -153,13 +153,13 @@ def decode(
 
 
 def read_size(source: str | bytes, origin: str = "") -> Size:
-    """The size of an image as it is shown, from the header and the end of the file.
+    """The size of an image as displayed, from the header and the end of the file.
 
     An interrupted download has a good header. So a file that does not end as files of its format do is decoded, to be
     sure: many of those are whole, with something after the image.
 
     Raises:
-      RecordError: the image is missing, no image, cut short or too large.
+      RecordError: the file is missing, not an image, truncated or too large.
     """
     try:
         with _open(source) as image:
@@ -179,9 +179,9 @@ def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool,
 
     Args:
       pixels_YXC: uint8[Y, X, 3].
-      random: where chance comes from; three numbers are drawn whatever the options are.
+      random: the generator; three numbers are drawn whatever the options are.
       flip: mirror one time in two. Never up and down: a picture has an up.
-      shift: move by up to so many pixels along each axis, fewer than there are; what is uncovered repeats the edge.
+      shift: move by at most that many pixels along each axis, fewer than there are; uncovered pixels repeat the edge.
 
     Returns:
       uint8[Y, X, 3], a new array or a view.
@@ -195,13 +195,13 @@ def augment(pixels_YXC: np.ndarray, random: python_random.Random, *, flip: bool,
 
 @contextlib.contextmanager
 def _open(source: str | bytes) -> Iterator[ImageFile.ImageFile]:
-    """The image with its header read and found to be within the limits, and nothing decoded."""
+    """Opens an image, checks its header against the limits, and decodes nothing."""
     if isinstance(source, bytes):
         _check_bytes(len(source))
         yield _identified(io.BytesIO(source))
         return
     status = os.stat(source)
-    if not stat.S_ISREG(status.st_mode):  # to open a pipe may wait for ever, and /dev/zero has no end
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe may block forever, and /dev/zero has no end
         raise _UnusableError("it is a folder, not a file" if stat.S_ISDIR(status.st_mode) else "it is no regular file")
     _check_bytes(status.st_size)
     with open(source, "rb") as file:
@@ -245,13 +245,13 @@ def _check_tile(image: TiffImageFile) -> None:
 
 
 def _check_passes(image: JpegImageFile) -> None:
-    """16 bytes make libjpeg go over the whole image once more, and nothing limits how often."""
+    """Limits the scans of a JPEG: 16 bytes make libjpeg decode the whole image once more."""
     assert image.fp is not None
     pixels, position = image.width * image.height, image.fp.tell()
     most = image.fp.seek(0, os.SEEK_END) // 16
     if most * pixels > MAX_JPEG_PASSES:  # else not worth a search
         image.fp.seek(0)
-        passes = image.fp.read().count(b"\xff\xda")  # never in coded pixels; by chance in what is no picture
+        passes = image.fp.read().count(b"\xff\xda")  # never in coded pixels; possible in metadata
         if passes * pixels > MAX_JPEG_PASSES:
             raise _UnusableError(
                 f"{image.width} x {image.height} pixels in {passes:,} scans, the limit of their product is "
@@ -262,7 +262,7 @@ def _check_passes(image: JpegImageFile) -> None:
 
 
 def _check_area(shape: tuple[int, int], size: int, aspect: str) -> None:
-    """A strip of 1 x 60,000 pixels is a small file, but the square round it takes 10 GB."""
+    """Limits the square: a strip of 1 x 60,000 pixels is a small file, and the square around it takes 10 GB."""
     short, long = sorted(shape)
     area = long * long if aspect == "pad" else size * (size * long // max(short, 1))
     if area > MAX_PIXELS:
@@ -273,7 +273,7 @@ def _check_area(shape: tuple[int, int], size: int, aspect: str) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF wants it shown; as it is stored if that cannot be read."""
+    """The image with its EXIF orientation applied; as stored if that cannot be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # broken metadata raises as many types as broken pixels
@@ -339,7 +339,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _pad(image: Image.Image, size: int, colour: tuple[int, int, int], *, exact: bool) -> np.ndarray:
-    """What resizing the square gives, without building it: rows are added when they are short already."""
+    """Resizes the padded square without building it: the padding is added after the rows are short."""
     width, height = image.size
     side = max(width, height)
     pixels_YXC = _centred(np.asarray(image), (height, side), colour)
@@ -359,7 +359,7 @@ def _centred(pixels_YXC: np.ndarray, shape: tuple[int, int], colour: tuple[int, 
 
 
 def _resized(pixels_YXC: np.ndarray, shape: tuple[int, int], *, exact: bool) -> np.ndarray:
-    """Along one axis; both in one call would go over rows first, and what is clipped between would differ."""
+    """Resizes along one axis; one call for both would do rows first, and clip other values in between."""
     height, width = pixels_YXC.shape[:2]
     if exact or simd is None or not 1 < max(height / shape[0], width / shape[1]) <= _SIMD_SHRINKS:
         resized = Image.fromarray(pixels_YXC).resize(shape[::-1], Image.Resampling.BICUBIC)
@@ -382,7 +382,7 @@ def _crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordError:
-    """Says in a line what Pillow's decoders say in a dozen exception types."""
+    """Describes in a line what Pillow's decoders report in a dozen exception types."""
     name = f"of {len(source):,} bytes" if isinstance(source, bytes) else repr(source)[1:-1]
     where = f"{origin}: " if origin else ""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and isinstance(source, str):

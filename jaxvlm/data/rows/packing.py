@@ -7,6 +7,7 @@ Axis letters:
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from jaxvlm.media import MediaExtent, MediaLayout, Size
 # so that batches stay as mixed as the permutation. On LLaVA's mixture 2048 gives no fuller rows, and 128 gives 0.2 %
 # more padding.
 PLAN_WINDOW = 512
+# Numbers of media units that the search for a row's last two samples distinguishes. With 300 numbers of patches,
+# 32 classes pack 24,000 samples a second (exact: 1,300) into 0.0 to 0.6 % more rows; 16 classes into 1.8 % more.
+UNIT_CLASSES = 32
 
 
 @dataclass(frozen=True)
@@ -215,15 +219,18 @@ class _Pool:
     def add(self, place: int) -> None:
         """Adds a sample to the pool."""
         self.waiting[place] = None
-        bisect.insort(self._sorted[self._units[place]], (self._lengths[place], -place))
+        bisect.insort(self._sorted[self._classes[place]], (self._lengths[place], -place))
 
     def take_row(self, room: int, slots: int) -> list[int]:
         """Removes the oldest sample from the pool, with others that fill `room` positions and `slots` media units."""
         row: list[int] = []
-        place: int | None = next(iter(self.waiting))
-        while place is not None:
-            row.append(self._take(place))
-            room, slots = room - self._lengths[place], slots - self._units[place]
+        taken = [next(iter(self.waiting))]
+        while taken:
+            for place in taken:
+                row.append(self._take(place))
+                room, slots = room - self._lengths[place], slots - self._units[place]
+            if not room:
+                break
             groups = [(count, group) for count, group in self._sorted.items() if group and count <= slots]
             shortest = min([group[0][0] for _, group in groups], default=room + 1)
             more = 3 * shortest <= room  # three more may fit, so up to two may end the row only if they fill it
@@ -235,9 +242,17 @@ class _Pool:
 
     def _take(self, place: int) -> int:
         del self.waiting[place]
-        group = self._sorted[self._units[place]]
+        group = self._sorted[self._classes[place]]
         del group[bisect.bisect_left(group, (self._lengths[place], -place))]
         return place
+
+
+def _classes(units: list[int]) -> list[int]:
+    """The numbers themselves if few are distinct, as image counts; else rounded up to `UNIT_CLASSES` classes."""
+    if len(set(units)) <= UNIT_CLASSES:
+        return units
+    width = -(-max(units) // UNIT_CLASSES)
+    return [-(-n // width) * width for n in units]
 
 
 def _ending(

@@ -314,7 +314,7 @@ def build_pipeline(
 
 
 def index_rows(samples: Samples, *, rows: int, seed: int, process: tuple[int, int] = (0, 1)) -> Pipeline:
-    """Reads and checks every record, and plans the rows.
+    """Reads and checks every record, and schedules the rows.
 
     Args:
       samples: from `open_samples`.

@@ -3,11 +3,11 @@
     {"mine": {"file_name": "mine.parquet", "formatting": "sharegpt",
               "columns": {"messages": "chat", "images": "images"}}}
 
-Rules of that file, which are kept:
-  * A `columns` (or `tags`) block resets every key that it does not list: nothing is left of the defaults.
+Rules of that file:
+  * A `columns` (or `tags`) block resets every key that it does not list to none.
   * Of several places the hub comes first, then a script, the cloud, and the file.
   * A system message among the turns goes before the `system` column.
-What LLaMA-Factory leaves out with a warning, such as roles that do not alternate, is a `RecordError` here.
+Records that LLaMA-Factory skips with a warning, such as roles that do not alternate, are a `RecordError` here.
 
 Source: LLaMA-Factory (arXiv:2403.13372), its data/README.md.
 """
@@ -87,7 +87,7 @@ def load_entry(path: Path, name: str, image_folder: str, *, allow_outside: bool)
 
 
 def _format(entry: Any, problems: list[str]) -> Format:
-    """The format that an entry describes, and all that is wrong with the entry."""
+    """The format that an entry describes; appends all faults of the entry."""
     if not isinstance(entry, dict):
         problems.append(f"an entry is an object, found {short(entry)}")
         return Alpaca()
@@ -151,7 +151,7 @@ def _check_keys(entry: dict[str, Any], problems: list[str]) -> None:
         problems.append(f"num_samples is a number of records, 1 or more, found {short(count)}")
     places = [place for place in _PLACES if place in entry]
     if not places:
-        problems.append("it says nowhere where the data is; give file_name or hf_hub_url")
+        problems.append("it does not name the data; give file_name or hf_hub_url")
     elif places[0] in _NO_PLACE:
         problems.append(f"{places[0]} = {short(entry[places[0]])}: {_NO_PLACE[places[0]]}")
     elif places[0] == "file_name":
@@ -161,7 +161,7 @@ def _check_keys(entry: dict[str, Any], problems: list[str]) -> None:
 def _block(
     entry: dict[str, Any], key: str, defaults: dict[str, str | None], problems: list[str]
 ) -> dict[str, str | None]:
-    """The columns or tags of an entry: the defaults, or nothing but what the block lists."""
+    """The columns or tags of an entry: the defaults, or only those that the block lists."""
     block = entry.get(key)
     if block is None:
         return defaults

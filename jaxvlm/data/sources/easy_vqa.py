@@ -21,7 +21,7 @@ class EasyVqa:
         unknown = [kind for kind in kinds if kind not in _KINDS]
         if split not in ("train", "test") or len(chosen) > 1 or unknown:
             raise UserError(
-                f"data.source = {spec!r} is unknown; give easy_vqa:train or easy_vqa:test, and behind it, if only some "
+                f"data.source = {spec!r} is unknown; give easy_vqa:train or easy_vqa:test, and after it, if only some "
                 f'questions are wanted, their kinds, such as ":{"+".join(_KINDS)}"'
             )
         try:
@@ -42,7 +42,7 @@ class EasyVqa:
         return len(self._images)
 
     def origin(self, index: int) -> str:
-        """Where record `index` stands: "easy_vqa:train[12]"."""
+        """The place of record `index`: "easy_vqa:train[12]"."""
         return f"{self._spec}[{index}]"
 
     def __getitem__(self, index: int) -> Record:

@@ -22,7 +22,7 @@ from jaxvlm.errors import UserError
 
 Problems = list[tuple[str, str]]  # (reason, what is wrong)
 
-UNSUPPORTED = "unsupported"  # stands for a role that is known and cannot be trained on
+UNSUPPORTED = "unsupported"  # of a role that is known and cannot be trained on
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -45,21 +45,21 @@ class Chat:
     images: str | None = None
     chosen: str | None = None
     rejected: str | None = None
-    # LLaMA-Factory takes nothing but question, answer, question, answer. What else LLaVA's files hold is judged later.
+    # LLaMA-Factory requires question, answer, question, answer. Turns of LLaVA's files are checked later.
     strict: bool = True
 
     def columns(self) -> list[str]:
-        """Names of the columns that it reads."""
+        """Names of the columns it reads."""
         return _named(self.messages, self.system, self.images, self.chosen, self.rejected)
 
     def read(self, item: dict[str, Any], problems: Problems) -> tuple[list[Turn], str]:
-        """The turns of an item, and the answer that lost."""
+        """The turns of an item, and the rejected answer."""
         before = len(problems)
         turns = self._messages(item, problems)
         if self.system and not (turns and turns[0].role == "system"):
             turns = _system(item, self.system, problems) + turns
         rejected = ""
-        whole = len(problems) == before  # a turn that was left out would be reported again as a role out of place
+        whole = len(problems) == before  # a turn left out for a fault would be reported again as a role out of place
         if self.chosen and self.rejected:
             if self.strict and whole:
                 _check_roles(turns, "user", problems)
@@ -117,7 +117,7 @@ class Chat:
         return None
 
     def _parts(self, role: str, parts: list[Any], where: str, problems: Problems) -> Turn | None:
-        """OpenAI's other way to write a turn: [{"type": "image"}, {"type": "text", "text": "Who?"}]."""
+        """A turn as OpenAI's list of parts: [{"type": "image"}, {"type": "text", "text": "Who?"}]."""
         texts = []
         for i, part in enumerate(parts):
             name = part.get("type") if isinstance(part, dict) else None
@@ -146,11 +146,11 @@ class Alpaca:
     rejected: str | None = None
 
     def columns(self) -> list[str]:
-        """Names of the columns that it reads."""
+        """Names of the columns it reads."""
         return _named(*dataclasses.astuple(self))
 
     def read(self, item: dict[str, Any], problems: Problems) -> tuple[list[Turn], str]:
-        """The turns of an item, and the answer that lost."""
+        """The turns of an item, and the rejected answer."""
         turns = _system(item, self.system, problems) if self.system else []
         turns += self._history(item, problems)
         question = [_text(item, column, problems) for column in (self.prompt, self.query) if column and column in item]
@@ -268,7 +268,7 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
     """Makes a record of a dictionary.
 
     Raises:
-      RecordError: with everything that is wrong; its reason is that of the first.
+      RecordError: with all faults; its reason is that of the first.
     """
     problems: Problems = []
     if not isinstance(item, dict):
@@ -284,7 +284,7 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
         id = _content_id(turns, rejected, given)
     elif not isinstance(id, (str, int)) or isinstance(id, bool):
         problems.append(("wrong_type", f'"id" is a string, found {kind(id)}'))
-    texts = [str(item.get("id")), *(turn.text for turn in turns), rejected]  # a path of ours may hold halves
+    texts = [str(item.get("id")), *(turn.text for turn in turns), rejected]  # our own paths may contain them
     if any(not text.isascii() and _SURROGATES.search(text) for text in texts):
         problems.append(("invalid_unicode", r"a text holds half of a surrogate pair (\ud800 to \udfff), no character"))
     if problems:
@@ -293,10 +293,10 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
 
 
 def _content_id(turns: list[Turn], rejected: str, images: list[str | bytes]) -> str:
-    """Of a record that has no id: it is the same in another folder and between other records."""
+    """The id of a record without one: independent of its folder and of other records."""
     names = [image if isinstance(image, str) else hashlib.blake2b(image).hexdigest() for image in images]
-    told = json.dumps([[[turn.role, turn.text] for turn in turns], rejected, names])
-    return "content:" + hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    content = json.dumps([[[turn.role, turn.text] for turn in turns], rejected, names])
+    return "content:" + hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def kind(value: Any) -> str:
@@ -385,7 +385,7 @@ def _images(item: dict[str, Any], column: str, problems: Problems) -> list[str |
 
 
 def _find_unread_images(item: dict[str, Any], column: str | None, problems: Problems) -> None:
-    """Images under another key than the format's would be reported as none for so many placeholders."""
+    """Names a key with images that the format does not read; else they would be reported as missing."""
     for key in ("image", "images"):
         if key != column and item.get(key):
             read = f'the key that is read is "{column}"' if column else "columns.images names no key to read"

@@ -1,7 +1,7 @@
 """Items: random access to the dictionaries of a file or a data set; with a format, a source of records.
 
 len(items), items[i]     the dictionary; raises `RecordError`, or `UserError` if the file is gone
-items.origin(i)          where it stands
+items.origin(i)          its place, for messages
 items.fingerprint()      hash of the content
 """
 
@@ -48,12 +48,12 @@ class Concatenated:
         return part[within]
 
     def origin(self, index: int) -> str:
-        """That of the part."""
+        """The place of the item in its part."""
         part, within = self._find(index)
         return part.origin(within)
 
     def fingerprint(self) -> str:
-        """Hash of those of the parts."""
+        """Hash of the parts' fingerprints."""
         return hash_texts(part.fingerprint() for part in self._parts)
 
     def _find(self, index: int) -> tuple[Items, int]:
@@ -62,7 +62,7 @@ class Concatenated:
 
 
 class Chosen:
-    """So many of the items, drawn once and for all, in their order."""
+    """A fixed random choice of `count` items, in their order."""
 
     def __init__(self, items: Items, count: int):
         self._items = items
@@ -76,7 +76,7 @@ class Chosen:
         return self._items[int(self._chosen[index])]
 
     def origin(self, index: int) -> str:
-        """Where the item stands among all."""
+        """The place of the item among all."""
         return self._items.origin(int(self._chosen[index]))
 
     def fingerprint(self) -> str:
@@ -88,7 +88,7 @@ class ItemSource:
     """A source of records (sources.py): items and their format."""
 
     def __init__(self, items: Items, format: Format, rule: ImageRule, image_folder: str = ""):
-        """As fields; `image_folder` is the folder of `rule` if the recipe names it, "" if it follows from the data."""
+        """Stores its arguments; `image_folder` is the recipe's, "" if the folder of `rule` follows from the data."""
         self._items, self._format, self._rule, self._image_folder = items, format, rule, image_folder
 
     def __len__(self) -> int:
@@ -98,20 +98,20 @@ class ItemSource:
         """Makes one record.
 
         Raises:
-          RecordError: with everything that is wrong with it.
+          RecordError: with all its faults.
         """
         return make_record(self._items[index], self.origin(index), self._format, self._rule)
 
     def origin(self, index: int) -> str:
-        """Where record `index` stands."""
+        """The place of record `index`."""
         return self._items.origin(index)
 
     def questions(self, record: Record) -> list[Record]:
-        """A question for each assistant turn, with the turns before it, their answers too, as context."""
+        """A question for each assistant turn, with all turns before it as context."""
         return answer_by_answer(record)
 
     def fingerprint(self) -> str:
-        """Hash of the content and of all that says how it is read, but not of where the data stands."""
+        """Hash of the content and of the settings by which it is read, but not of the data's path."""
         return hash_texts(
             [self._items.fingerprint(), repr(self._format), self._image_folder, str(self._rule.allow_outside)]
         )

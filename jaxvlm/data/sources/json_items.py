@@ -1,4 +1,4 @@
-"""Items of JSON and JSON Lines files by random access: in memory is only where each one stands."""
+"""Items of JSON and JSON Lines files by random access; only their byte offsets are in memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from jaxvlm.data.cache import cached_arrays
 from jaxvlm.data.records import RecordError
 from jaxvlm.errors import UserError
 
-_WINDOW = 2**20  # bytes that are read at a time; larger ones leave the processor's cache and take half as long again
+_WINDOW = 2**20  # bytes of a read; larger windows leave the processor's cache and take 1.5 times as long
 _SPACE = re.compile(r"[ \t\n\r]*")  # what JSON calls whitespace
-_BOM = codecs.BOM_UTF8  # some editors put it in front of UTF-8
-# A number of 5,000 digits breaks its own record when that is read, not the file.
+_BOM = codecs.BOM_UTF8  # some editors write it before UTF-8
+# A number of 5,000 digits fails when its own record is read, not here for the whole file.
 _DECODER = json.JSONDecoder(parse_int=float)
 
 
@@ -45,7 +45,7 @@ class JsonItems:
         return len(self._spans)
 
     def origin(self, index: int) -> str:
-        """Where item `index` stands: "file.json[12]" counts from 0, "file.jsonl:13" is a line, from 1."""
+        """The place of item `index`: "file.json[12]" counts from 0, "file.jsonl:13" is a line, from 1."""
         return f"{self._path}[{index}]" if self._lines is None else f"{self._path}:{self._lines[index]}"
 
     def fingerprint(self) -> str:
@@ -53,11 +53,11 @@ class JsonItems:
         return self._fingerprint
 
     def __getitem__(self, index: int) -> Any:
-        """What stands there.
+        """The item.
 
         Raises:
-          RecordError: it is no JSON, or not UTF-8.
-          UserError: the file cannot be read any more.
+          RecordError: it is not valid JSON, or not UTF-8.
+          UserError: the file can no longer be read.
         """
         origin = self.origin(index)
         start, end = self._spans[index]
@@ -86,10 +86,10 @@ class JsonItems:
 
 
 def read_json(path: Path) -> Any:
-    """What a small JSON file holds.
+    """Reads a small JSON file.
 
     Raises:
-      UserError: it cannot be read, or is no JSON.
+      UserError: it cannot be read, or is not valid JSON.
     """
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
@@ -186,21 +186,21 @@ class _ListScan:
             raise json.JSONDecodeError("Extra data", self._text, self._at)
 
     def _element(self) -> int:
-        """Where the element that begins here ends; the window grows until it holds it."""
+        """The end of the element that begins here; the window grows until it contains the element."""
         while True:
             try:
                 _, end = _DECODER.raw_decode(self._text, self._at)
-                if end + 3 <= len(self._text) or self._ended:  # else, if a number, it may go on, as 1 in 1e+5
+                if end + 3 <= len(self._text) or self._ended:  # else a number may be longer, as 1 in 1e+5
                     return end
             except json.JSONDecodeError as error:
-                # Cut off are strings, and literals and escapes of a few characters.
+                # The window's end can cut strings, and literals and escapes of a few characters.
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - 16
                 if self._ended or not cut:
                     raise
             self._more()
 
     def _next(self) -> str:
-        """Moves on to the next character that is no space and returns it; "" at the end of the file."""
+        """Moves to the next character that is not white space and returns it; "" at the end of the file."""
         while True:
             space = _SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
@@ -209,7 +209,7 @@ class _ListScan:
             self._more()
 
     def _more(self) -> None:
-        """Reads on, as much again as there is, so that an element of any length is read in linear time."""
+        """Reads more: as much again as the window has, so that an element of any length takes linear time."""
         self._drop()
         data = self._file.read(max(_WINDOW, len(self._text)))
         self._ended = not data
@@ -225,7 +225,7 @@ class _ListScan:
             ) from error
 
     def _drop(self) -> None:
-        """Forgets the window up to here, except where its elements stand in the file."""
+        """Drops the window up to here; keeps the byte offsets of its elements."""
         if self._text.isascii():
             self._spans.extend(self._bytes + place for place in self._found)
             self._bytes += self._at

@@ -1,17 +1,17 @@
 """Sources of records: what a recipe's `data.source` can name.
 
-A source is a random-access sequence that makes a record when it is asked for, so it is small in memory, cheap to send
-to worker processes, and a record that breaks a rule raises alone:
+A source is a random-access sequence that makes each record on demand. It is small in memory and cheap to send to
+worker processes, and an invalid record raises only when it is read:
 
   len(source)        number of records
   source[i]          `Record`; raises `RecordError`
-  source.origin(i)   where record i stands: "file.json[12]", "file.jsonl:13" (a line), "easy_vqa:train[12]"
+  source.origin(i)   the place of record i: "file.json[12]", "file.jsonl:13" (a line), "easy_vqa:train[12]"
   source.questions(record)
-                     what evaluation asks of a record: records that end in the one answer to compare with
+                     the evaluation questions of a record: records that end with the reference answer
   source.fingerprint()
-                     hash of the content, and of all that says how it becomes records
+                     hash of the content, and of the settings by which it becomes records
 
-Most of them are items, random access to dictionaries (items.py, json_items.py, tables.py, tfds_items.py), with a
+Most sources are items, random access to dictionaries (items.py, json_items.py, tables.py, tfds_items.py), with a
 format that makes records of these (formats.py).
 """
 
@@ -50,7 +50,7 @@ class Source(Protocol):
 
 
 def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = False) -> Source:
-    """Opens what a recipe's `data.source` names.
+    """Opens the source that a recipe's `data.source` names.
 
     Args:
       spec: one of
@@ -66,7 +66,7 @@ def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = Fals
       allow_outside: whether an image path may lead out of that folder.
 
     Raises:
-      UserError: an unknown spec, a missing or unreadable file or folder, or one that is not what it is named as.
+      UserError: an unknown spec, a missing or unreadable file or folder, or a file of another kind than its name.
     """
     if spec.startswith(("easy_vqa:train", "easy_vqa:test")):
         from jaxvlm.data.sources.easy_vqa import EasyVqa
@@ -112,7 +112,7 @@ def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = Fals
 def id_hash(id: str) -> int:
     """64 bits of a hash of a record's id.
 
-    Below `share * 2**64` the record belongs to the held-out share, which so never moves, whatever else is in the data;
+    Below `share * 2**64` the record belongs to the held-out share, which is independent of the other records;
     records with the same id (several conversations about one image) stay on the same side.
     """
     return int.from_bytes(hashlib.blake2b(id.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")

@@ -24,7 +24,7 @@ class MixedSource:
 
 
 class _ChosenSource(Chosen):
-    """So many records of a source."""
+    """A fixed random choice of a source's records."""
 
     def __init__(self, source: Source, count: int):
         super().__init__(source, count)
@@ -32,11 +32,11 @@ class _ChosenSource(Chosen):
 
 
 class Mix:
-    """The records of all parts, those of the first part first. Small and picklable, as sources are.
+    """The records of all parts in order. Small and picklable, as sources are.
 
     Attributes:
       parts: the sources.
-      starts: int64[parts + 1]; where each begins, and how many records there are.
+      starts: int64[parts + 1]; where each begins, then the number of records.
     """
 
     def __init__(self, parts: list[MixedSource]):
@@ -51,12 +51,12 @@ class Mix:
         return source[at]
 
     def origin(self, index: int) -> str:
-        """Where record `index` stands."""
+        """The place of record `index`."""
         source, at = self.find(index)
         return source.origin(at)
 
     def find(self, index: int) -> tuple[Source, int]:
-        """The source of record `index`, and which of its records that is."""
+        """The source of record `index`, and the record's index there."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.parts[number].source, index - int(self.starts[number])
 
@@ -69,10 +69,10 @@ class Mix:
 
 
 def load_mix(config: DataConfig) -> Mix:
-    """Opens what `data.source` or `data.mix` names.
+    """Opens the sources of `data.source` or `data.mix`.
 
     Raises:
-      UserError: everything that is wrong with the sources, in one message.
+      UserError: all faults of the sources, in one message.
     """
     if bool(config.source) == bool(config.mix):
         found = "neither" if not config.mix else "both"

@@ -1,9 +1,9 @@
-"""Folders of prepared records: ArrayRecord shards with the images inside, and a card that says what they hold.
+"""Folders of prepared records: ArrayRecord shards with the images inside, and a card that describes them.
 
     card.json                            {"version": 1, "shards": [{"name", "records", "bytes", "blake2b"}, ...], ...}
     part-00000-of-00008.array_record     each entry msgpack of {id, turns, images, origin, group, rejected}
 
-Nothing in them can run: msgpack knows numbers, texts, bytes, lists and maps. A folder on an object store (gs://...) is
+They contain no code: msgpack has numbers, texts, bytes, lists and maps. A folder on an object store (gs://...) is
 copied to this machine once, into JAXVLM_CACHE (~/.cache/jaxvlm), and read there.
 """
 
@@ -45,14 +45,14 @@ def shard_name(index: int, count: int) -> str:
 
 
 def write_shard(path: Path, records: Iterable[Record]) -> dict[str, Any]:
-    """Writes a shard; it has its name only when it is whole.
+    """Writes a shard atomically.
 
     Args:
       path: FOLDER/`shard_name(...)`; the folder exists.
-      records: with their images as bytes.
+      records: records with their images as bytes.
 
     Returns:
-      What the card says of the shard: `{"name", "records", "bytes", "blake2b"}`.
+      The card's entry of the shard: `{"name", "records", "bytes", "blake2b"}`.
 
     Raises:
       ValueError: an image is a path.
@@ -71,7 +71,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> dict[str, Any]:
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Writes the card, when all shards are there: `card["shards"]` lists what `write_shard` returned."""
+    """Writes the card, after all shards: `card["shards"]` lists what `write_shard` returned."""
     replace_text(folder / CARD, json.dumps({"version": VERSION, **card}, indent=2) + "\n")
 
 
@@ -79,7 +79,7 @@ def read_card(folder: epath.PathLike) -> dict[str, Any]:
     """The card of a folder.
 
     Raises:
-      UserError: it is missing, unreadable or no card.
+      UserError: it is missing, unreadable or not a card.
     """
     path = f"{os.fspath(folder).rstrip('/')}/{CARD}"
     try:
@@ -90,7 +90,7 @@ def read_card(folder: epath.PathLike) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {_REMEDY}") from error
-    except Exception as error:  # of a disk, or of the network, which each kind of store reports in types of its own
+    except Exception as error:  # of disk or network: each kind of store has its own types
         raise UserError(
             f"{path} cannot be read ({on_a_line(error)}); check the address, which epath must know (gs://, s3://, "
             "az://, hf://), the access to it, and that its package is installed (gcsfs for gs://)"
@@ -119,22 +119,22 @@ class PreparedSource:
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards))
         from grain.sources import ArrayRecordDataSource  # it imports JAX, which reading data can do without
 
-        # With its range behind it, a shard is not opened to be counted again.
+        # With its range after the name, a shard is not opened again to be counted.
         self._records = ArrayRecordDataSource([f"{local / shard['name']}[0:{shard['records']}]" for shard in shards])
 
     def __len__(self) -> int:
         return len(self._records)
 
     def origin(self, index: int) -> str:
-        """Where record `index` stands: "FOLDER/part-00000-of-00008.array_record[12]"."""
+        """The place of record `index`: "FOLDER/part-00000-of-00008.array_record[12]"."""
         shard = bisect.bisect_right(self._ends, index)
         return f"{self._folder}/{self._names[shard]}[{index - (self._ends[shard - 1] if shard else 0)}]"
 
     def __getitem__(self, index: int) -> Record:
-        """A record; its origin is where it stood before it was prepared.
+        """A record; its origin is its place before it was prepared.
 
         Raises:
-          RecordError: the shard is damaged there.
+          RecordError: the shard is corrupt there.
         """
         try:
             return _unpack(self._records[index])
@@ -159,7 +159,7 @@ class PreparedSource:
         return answer_by_answer(record)
 
     def fingerprint(self) -> str:
-        """Hash of the shards' content, which the card holds."""
+        """Hash of the shards' content, from the card."""
         return self._fingerprint
 
 
@@ -168,7 +168,7 @@ def _listed(settings: dict[str, Any]) -> str:
 
 
 def _write(path: Path, records: Iterable[Record]) -> int:
-    writer = ArrayRecordWriter(str(path), "group_size:1")  # each record for itself, so that any is read alone
+    writer = ArrayRecordWriter(str(path), "group_size:1")  # one record a group, so that each can be read alone
     count = 0
     try:
         for record in records:
@@ -194,7 +194,7 @@ def _pack(record: Record) -> bytes:
 
 
 def _unpack(data: bytes) -> Record:
-    """Raises an exception of some kind if it is none."""
+    """Decodes a record; raises some exception if the bytes are none."""
     fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
     turns = tuple(Turn(role, text) for role, text in fields["turns"])
     record = Record(fields["id"], turns, tuple(fields["images"]), fields["origin"], fields["group"], fields["rejected"])
@@ -216,7 +216,7 @@ def _is_shard(shard: Any) -> bool:
 
 
 def _check(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
-    """Raises `UserError` with every shard that is missing, cut short, or of another number of records than its card."""
+    """Raises `UserError` with every shard that is missing, truncated, or has another record count than on the card."""
     with ThreadPoolExecutor(16) as pool:
         problems = [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard), shards) if problem]
     if problems:
@@ -240,7 +240,7 @@ def _shard_problem(folder: Path, shard: dict[str, Any]) -> str:
 
 
 def _fetch(address: str, shards: Sequence[dict[str, Any]], fingerprint: str) -> Path:
-    """Copies the shards that are not here yet; returns the local folder."""
+    """Downloads the shards that are not cached; returns the local folder."""
     folder = cache_folder() / "prepared" / fingerprint[:32]
     wanted = [shard for shard in shards if not _is_here(folder / shard["name"], shard)]
     try:
@@ -264,7 +264,7 @@ def _is_here(path: Path, shard: dict[str, Any]) -> bool:
 
 
 def _copy(source: epath.Path, target: Path, shard: dict[str, Any], bar: Any) -> None:
-    """Copies one shard; it has its name when it is whole, so several processes may do this at once."""
+    """Downloads one shard atomically, so several processes may do this at once."""
     half = target.with_name(f".{target.name}.{os.getpid()}")
     digest = hashlib.blake2b()
     try:

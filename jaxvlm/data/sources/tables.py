@@ -1,7 +1,7 @@
-"""Items of tables, through Hugging Face `datasets`: its hub, folders of it, Parquet, Arrow and CSV files.
+"""Items of tables, read by Hugging Face `datasets`: from the hub, its folders, Parquet, Arrow and CSV files.
 
-Rows are read as Arrow stores them, so an image stays the bytes or the path that it is in the table. No code of a data
-set is run: `datasets` has no such thing any more.
+Rows are read as Arrow stores them, so an image stays bytes or a path, as in the table. No code of a data set is
+run: `datasets` no longer supports that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxvlm.data.sources.formats import Format, ImageRule, recognise
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
 from jaxvlm.errors import UserError, missing_extra, on_a_line
 
-KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}  # files, and what `datasets` calls them
+KINDS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}  # file suffix -> its name in `datasets`
 
 
 class TableItems:
@@ -26,13 +26,13 @@ class TableItems:
     """
 
     def __init__(self, dataset: Any, name: str, files: Sequence[Path] = ()):
-        """As fields; `files` are those that the table was made of, if they are here."""
+        """Stores its arguments; `files` are the table's own files, if they are local."""
         self._dataset, self._name, self._files = dataset.with_format("arrow"), name, files
         self.columns: list[str] = dataset.column_names
         self._fingerprint = ""
 
     def select(self, format: Format) -> TableItems:
-        """The same with no other columns than the format reads."""
+        """The same table with only the columns that the format reads."""
         columns = [column for column in ("id", *format.columns()) if column in self.columns]
         return TableItems(self._dataset.select_columns(columns), self._name, self._files)
 
@@ -46,11 +46,11 @@ class TableItems:
             raise UserError(f"{self.origin(index)} cannot be read ({error}); is its file gone?") from error
 
     def origin(self, index: int) -> str:
-        """Where row `index` stands: "file.parquet[12]", "hf:NAME[12]"."""
+        """The place of row `index`: "file.parquet[12]", "hf:NAME[12]"."""
         return f"{self._name}[{index}]"
 
     def fingerprint(self) -> str:
-        """Hash of the bytes of its files: those that it was made of, else Arrow's; read once, when first asked for."""
+        """Hash of the bytes of its own files, else of Arrow's; computed at the first call."""
         if not self._fingerprint:
             files = self._files or [Path(file["filename"]) for file in self._dataset.cache_files]
             part = [str(self._dataset.split), str(len(self._dataset))]
@@ -59,7 +59,7 @@ class TableItems:
 
 
 def load_hf(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSource:
-    """Opens "hf:NAME_OR_FOLDER[:SPLIT]"; a folder is one that `save_to_disk` wrote, or one of data files.
+    """Opens "hf:NAME_OR_FOLDER[:SPLIT]"; a folder is from `save_to_disk`, or has data files.
 
     Raises:
       UserError: it cannot be opened, has no such split, or no format that is recognised.
@@ -80,7 +80,7 @@ def load_hf(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSource:
 
 
 def load_hub(spec: str, name: str, *, split: str, subset: str | None = None, folder: str | None = None) -> TableItems:
-    """A data set of the hub, or a folder of it, downloaded if it is not here."""
+    """A data set of the hub, or a folder of it, downloaded if it is not cached."""
     return TableItems(_load(spec, name, split=split, name=subset, data_dir=folder), spec)
 
 
@@ -93,7 +93,7 @@ def load_files(spec: str, files: Sequence[Path], split: str) -> TableItems:
 
 
 def hub_folder(spec: str) -> Path:
-    """Where images lie that a data set of the hub brings as files."""
+    """The folder of image files that come with a data set of the hub."""
     return Path(import_datasets(spec).config.HF_CACHE_HOME)
 
 
@@ -131,7 +131,7 @@ def _load(spec: str, path: str, **options: Any) -> Any:
 
 
 def _failure(spec: str, error: Exception) -> UserError:
-    cause = error.__cause__ or error  # `datasets` says "an error occurred" and hides what in the cause
+    cause = error.__cause__ or error  # `datasets` reports "an error occurred" and has the reason in the cause
     return UserError(
         f"{spec!r} cannot be opened by datasets ({on_a_line(cause)}); check the name, the split, "
         "the files and, for one of the hub, the network and HF_TOKEN"

@@ -20,7 +20,7 @@ class TfdsItems:
     """The examples of a data set of TensorFlow Datasets."""
 
     def __init__(self, source: Any, features: Any, name: str, content: list[str]):
-        """As fields; `content` are texts that tell the data set from any other."""
+        """Stores its arguments; `content` are texts that identify the data set."""
         self._source, self._features, self._name, self._content = source, features, name, content
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class TfdsItems:
             ) from error
 
     def origin(self, index: int) -> str:
-        """Where example `index` stands: "tfds:NAME:train[12]"."""
+        """The place of example `index`: "tfds:NAME:train[12]"."""
         return f"{self._name}[{index}]"
 
     def fingerprint(self) -> str:
@@ -92,7 +92,7 @@ def _skip_decoding(tfds: Any) -> Any:
 
 
 def _content(builder: Any, split: str) -> list[str]:
-    """Texts that tell this part of a data set from any other."""
+    """Texts that identify this part of a data set."""
     info = builder.info.splits[split]
     shards = [f"{Path(part.filename).name}[{part.skip}:{part.skip + part.take}]" for part in info.file_instructions]
     files = sorted({str(part.filename) for part in info.file_instructions})
@@ -101,7 +101,7 @@ def _content(builder: Any, split: str) -> list[str]:
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """An example as JSON would hold it, images as bytes: {"a": [b"x"]} of a sequence becomes [{"a": "x"}]."""
+    """An example in JSON's types, images as bytes: {"a": [b"x"]} of a sequence becomes [{"a": "x"}]."""
     from tensorflow_datasets import features
 
     if isinstance(feature, (dict, features.FeaturesDict)):

@@ -1,4 +1,4 @@
-"""What a recipe says of a LLaVA, beside what all families share."""
+"""Settings of a LLaVA in addition to those that all families share."""
 
 from __future__ import annotations
 

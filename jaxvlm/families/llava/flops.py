@@ -9,7 +9,7 @@ from jaxvlm.models.projector import projector_depth
 
 
 def media_flops(model: LlavaConfig, parts: PartsConfig, work: Work) -> list[Flops]:
-    """Operations of all that comes before the decoder, in one step."""
+    """Operations of one step before the decoder."""
     images = work.rows * work.units
     if not images:
         return []
@@ -30,10 +30,10 @@ def _vision(c: VisionConfig, policy: str, images: float) -> list[Flops]:
     seen = P + c.class_token
     trained, is_full = float(policy != "frozen"), float(policy == "full")
     of_patches, of_blocks = 3 * c.patch_size**2 * E, blocks * vision_block_weights(c)
-    said = f"{blocks} of {c.num_layers} blocks, {seen} positions an image"
-    return [  # nothing lies before the patches
+    scope = f"{blocks} of {c.num_layers} blocks, {seen} positions an image"
+    return [  # nothing comes before the patches
         Flops("vision: patches", 2 * images * P * of_patches, is_full, f"{images:g} images of {P} patches"),
-        Flops("vision: blocks", 2 * images * seen * of_blocks, trained + is_full, said),
+        Flops("vision: blocks", 2 * images * seen * of_blocks, trained + is_full, scope),
         Flops("vision: attention", 4 * images * blocks * E * seen**2, 2 * trained, "all pairs of an image's positions"),
     ]
 

@@ -31,11 +31,11 @@ from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.source import WeightSource, part_source
 
-# Of the original LLaVA code, and whose decoder each has. "llava" is what that code wrote before version 1.2.
+# `model_type` of the original LLaVA code -> its decoder. The code wrote "llava" before version 1.2.
 _ORIGINAL = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
 PROJECTOR = ProjectorConfig("mlp2x_gelu")  # the only one of transformers
 
-# `image_seq_length` only counts placeholders, and in old files stands at its default whatever the encoder is.
+# `image_seq_length` only counts placeholders, and in old files has its default whatever the encoder is.
 _IRRELEVANT = frozenset({"ignore_index", "vocab_size", "image_seq_length"})
 _ORIGINAL_IRRELEVANT_NAMES = """
 freeze_mm_mlp_adapter tune_mm_mlp_adapter freeze_mm_vision_resampler tune_mm_vision_resampler pretrain_mm_mlp_adapter
@@ -43,7 +43,7 @@ mm_projector_lr mm_vision_tower_lr tokenizer_model_max_length tokenizer_padding_
 """
 _ORIGINAL_IRRELEVANT = frozenset(_ORIGINAL_IRRELEVANT_NAMES.split())
 
-# What a field must be, and in brackets why; a field that is not in the file and not in the class passes.
+# Required values of fields, each with the reason; a field absent from file and class passes.
 _REQUIRED: dict[str, tuple[Any, str]] = {
     "projector_hidden_act": ("gelu", "exact GELU"),
     "multimodal_projector_bias": (True, "a projector with biases"),
@@ -51,7 +51,7 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
 _ORIGINAL_REQUIRED: dict[str, tuple[Any, str]] = {
     "use_mm_proj": (True, "a model with a projector"),
     "mm_vision_select_feature": ("patch", "patches without the class token"),
-    "mm_use_im_start_end": (False, "no tokens round an image"),
+    "mm_use_im_start_end": (False, "no tokens around an image"),
     "mm_use_im_patch_token": (False, "no tokens of patches"),
     "mm_resampler_type": (None, "no resampler"),
     "mm_patch_merge_type": ("flat", "one view of each image; LLaVA-NeXT's tiles are another model"),
@@ -61,7 +61,7 @@ _ORIGINAL_REQUIRED: dict[str, tuple[Any, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Llava:
-    """What config.json of a LLaVA in transformers' form says."""
+    """The config.json of a LLaVA in transformers' form."""
 
     vision: VisionConfig
     projector: ProjectorConfig
@@ -71,19 +71,19 @@ class Llava:
 
 @dataclasses.dataclass(frozen=True)
 class OriginalLlava:
-    """What config.json of a LLaVA in the original project's form says; its encoder is another folder."""
+    """The config.json of a LLaVA in the original project's form; its encoder is another folder."""
 
     projector: ProjectorConfig
     language: DecoderConfig
     vision_tower: str  # a name on the hub or a folder
-    vision_embed_dim: int | None  # of the encoder, if the file says so
+    vision_embed_dim: int | None  # of the encoder, if the file has it
     feature_layer: int  # for `read_vision` of that folder
     aspect: str  # as in config.data.media.aspect
     tower_trained: bool  # the encoder was trained too: its weights are in this folder, not in that
 
 
 def is_original(values: Mapping[str, Any]) -> bool:
-    """Whether a config.json of a LLaVA is in the original project's form."""
+    """Whether the config.json of a LLaVA is in the original project's form."""
     marks = "mm_vision_tower" in values or "LlavaLlamaForCausalLM" in (values.get("architectures") or ())
     return marks or values.get("model_type") != "llava"
 
@@ -92,7 +92,7 @@ def read_llava(folder: str | Path) -> Llava:
     """The parts of a folder of `LlavaForConditionalGeneration`.
 
     Raises:
-      UserError: no config.json, another model, or fields that we cannot do; all of them.
+      UserError: no config.json, another model, or unsupported fields, all in one message.
     """
     values = read_config(folder)
     report = Report(str(Path(folder) / CONFIG_FILE))
@@ -118,7 +118,7 @@ def read_llava(folder: str | Path) -> Llava:
         required=_REQUIRED,
         irrelevant=_IRRELEVANT,
     )
-    # A hub file holds a part's own fields only; those that LLaVA's class gives an encoder are then CLIP-L/336's.
+    # A hub file has only a part's own fields; the defaults of LLaVA's class for an encoder are CLIP-L/336's.
     encoder = vision_config(vision or filled["vision_config"], 0, read_pixels(folder), report, "vision_config.")
     decoder = decoder_config(text_kind, text, "text_config.", report)
     if encoder is not None:
@@ -139,10 +139,10 @@ def read_llava(folder: str | Path) -> Llava:
 
 
 def read_original_llava(folder: str | Path) -> OriginalLlava:
-    """The parts of a folder that the original LLaVA code wrote: a decoder's config with "mm_" fields.
+    """The parts of a folder written by the original LLaVA code: a decoder's config with "mm_" fields.
 
     Raises:
-      UserError: no config.json, another model, or fields that we cannot do; all of them.
+      UserError: no config.json, another model, or unsupported fields, all in one message.
     """
     values = read_config(folder)
     report = Report(str(Path(folder) / CONFIG_FILE))
@@ -164,7 +164,7 @@ def read_original_llava(folder: str | Path) -> OriginalLlava:
     for name, (expected, why) in _ORIGINAL_REQUIRED.items():
         if name in values and values[name] != expected:
             report.add(name, values[name], requirement(expected, why))
-    aspect = values.get("image_aspect_ratio") or "square"  # LLaVA leaves it out where it does nothing
+    aspect = values.get("image_aspect_ratio") or "square"  # LLaVA omits it where it has no effect
     if aspect not in ("pad", "square"):
         report.add("image_aspect_ratio", aspect, '"pad" or "square" (one view of each image)')
     tower, layer = values.get("mm_vision_tower"), values.get("mm_vision_select_layer")
@@ -200,10 +200,10 @@ def hf_llava_config(
       tokenizer: of transformers; its BOS, EOS and padding ids are written.
       image_token_id: of "<image>" (`processor.ensure_image_token`).
       dtype: of the weights in the same folder: "float32", "bfloat16" or "float16".
-      max_positions: tokens that servers allow in a row; the function does not depend on it.
+      max_positions: maximum sequence length for servers; the weights do not depend on it.
 
     Raises:
-      UserError: a projector that transformers has not, no row for the image token, and what the parts raise.
+      UserError: a projector that transformers does not have, no row for the image token, or an error of the parts.
     """
     if config.projector != PROJECTOR:
         raise UserError(
@@ -238,7 +238,7 @@ def hf_llava_config(
 
 
 def _negative_layer(layer: Any, num_layers: int, report: Report) -> int:
-    """Counted from the end, as ours is. Hugging Face's 0 is what enters the first block, -1 the last block's output."""
+    """The layer counted from the end. Hugging Face's 0 is the first block's input, -1 the last block's output."""
     if not isinstance(layer, int):
         report.add("vision_feature_layer", layer, "one layer (features of several cannot be joined)")
         return -1
@@ -270,7 +270,7 @@ def _open_original(spec: str, path: Path) -> WeightSource:
     source = part_source(CODEC, spec, path, open_tensors(path), configs, media={"aspect": llava.aspect}, **_SETTINGS)
     if "language" not in source.configs:
         return source
-    # A path in the config is relative to the folder that holds it, if it is there.
+    # A path in the config is relative to its folder, if it exists there.
     inside = path / llava.vision_tower
     tower = find_source(str(inside) if inside.is_dir() else llava.vision_tower)
     found, pieces = {"vision": read_vision(tower, llava.feature_layer)}, source.pieces
@@ -295,7 +295,7 @@ def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
     return processor(text=text, images=opened or None, return_tensors="pt", add_special_tokens=False)
 
 
-# The folder's own chat template is not ours: a run that is made of it answers in the template of LLaVA-1.5.
+# The folder's own chat template is not used: an imported run answers in the template of LLaVA-1.5.
 _SETTINGS: dict[str, str] = {"family": "llava", "template": "vicuna_v1"}
 
 CODEC = Codec(

@@ -27,7 +27,7 @@ class ImageSlots(MediaLayout):
         Args:
           image_size: pixels along each side.
           features: P, of an image.
-          pad_colour: RGB around an image that is no square.
+          pad_colour: RGB around an image that is not square.
           aspect: "pad" or "square".
         """
         self.image_size, self.aspect, self.pad_colour = image_size, aspect, pad_colour
@@ -36,7 +36,7 @@ class ImageSlots(MediaLayout):
 
     @classmethod
     def of(cls, vision: VisionConfig, aspect: str) -> ImageSlots:
-        """The slots that an encoder takes."""
+        """The slots of a vision encoder."""
         return cls(vision.image_size, vision.features_per_image, vision.pad_colour, aspect)
 
     def settings(self) -> dict[str, Any]:
@@ -44,9 +44,9 @@ class ImageSlots(MediaLayout):
         return {"size": self.image_size, "aspect": self.aspect, "pad_colour": list(self.pad_colour)}
 
     def measure(self, size: Size) -> MediaExtent:
-        """P positions and one slot, unless the square of a long strip would not fit into memory."""
+        """P positions and one slot; raises if the square of a long strip would not fit into memory."""
         short, long = sorted(size[:2])
-        # A strip of 1 x 60,000 pixels is a small file, but the square round it takes 10 GB.
+        # A strip of 1 x 60,000 pixels is a small file, but the square around it takes 10 GB.
         area = long * long if self.aspect == "pad" else self.image_size * (self.image_size * long // max(short, 1))
         if area > MAX_PIXELS:
             raise MediaError(
@@ -98,7 +98,7 @@ class ImageSlots(MediaLayout):
         return kept.getvalue()
 
     def problems(self, shift: int) -> list[str]:
-        """An unknown aspect, and a shift that leaves no pixel of an image."""
+        """Reports an unknown aspect, and a shift as large as the image."""
         found = []
         if self.aspect not in ASPECTS:
             found.append(f"data.media.aspect = {self.aspect!r}, expected {' or '.join(ASPECTS)}")

@@ -21,7 +21,7 @@ from jaxvlm.models.vlm import VLM
 
 
 class Llava(VLM):
-    """Every image is encoded for itself; its P features stand where its placeholder was."""
+    """Every image is encoded for itself; its P features replace its placeholder."""
 
     def __init__(self, config: LlavaConfig, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.compute_dtype)

@@ -1,7 +1,7 @@
 """The small files of an exported LLaVA folder: tokenizer, chat template, image processor, stop tokens.
 
-With them `AutoProcessor` of transformers makes of a conversation what `data/text/conversation.py` and
-`data/media/images.py` make of it. The chat templates say in Jinja what `TEMPLATES` says. Two things they cannot do:
+With them transformers' `AutoProcessor` gives the ids and pixels of `data/text/conversation.py` and
+`data/media/images.py`. The chat templates are `TEMPLATES` in Jinja. Two differences remain:
 transformers tokenizes a prompt in one pass, and it takes "<image>" and the spelling of control tokens in any text for
 the tokens themselves.
 
@@ -30,10 +30,10 @@ _BICUBIC = 3  # Pillow's number
 
 
 def ensure_image_token(tokenizer: Any) -> tuple[Any, int, list[str]]:
-    """A tokenizer of which "<image>" is one special token, as `LlavaProcessor` needs.
+    """Returns a tokenizer with "<image>" as one special token, as `LlavaProcessor` needs.
 
-    Whether the model has a row for its id is the caller's to check (`hf.hf_llava_config` does): Vicuna's 32,000
-    rows have none left for it, Qwen's tokenizers have fewer tokens than the model has rows.
+    The caller checks that the model has a row for its id (`hf.hf_llava_config` does): Vicuna's 32,000
+    rows have no free one, Qwen's tokenizers have fewer tokens than the model has rows.
 
     Args:
       tokenizer: of transformers; it is not changed.
@@ -56,16 +56,16 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
     """Writes the tokenizer's files, the chat template, preprocessor_, processor_ and generation_config.json.
 
     The image processor is CLIP's for aspect "square" and LLaVA's for "pad", with the encoder's own mean and standard
-    deviation: SigLIP's processor would squeeze an image into a square, which no training of ours does.
+    deviation: SigLIP's processor would squeeze an image into a square, which our training does not.
 
     Args:
-      folder: is made if need be; files of these names are overwritten.
+      folder: created if absent; files of these names are overwritten.
       tokenizer: a fast tokenizer of transformers with "<image>" (`ensure_image_token`); it is not changed.
       vision: of the model.
       data: `template`, `system` and `aspect` of the stage whose result is exported.
 
     Returns:
-      What transformers will do otherwise than we do, in sentences; none as a rule.
+      Notes on what transformers does differently; usually none.
 
     Raises:
       UserError: no such template, or the tokenizer lacks "<image>" or a control token of the template.
@@ -78,7 +78,7 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
     folder.mkdir(parents=True, exist_ok=True)
 
     tokenizer, notes = copy.deepcopy(tokenizer), []
-    tokenizer.padding_side = "left"  # of prompts that are answered together
+    tokenizer.padding_side = "left"  # for batches of prompts
     if data.template == OWN_TEMPLATE:
         notes.append(
             f'the chat template is the tokenizer\'s own: write "{IMAGE}" and a newline before the question yourself'
@@ -98,7 +98,7 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
             "image_token": IMAGE,
             "patch_size": vision.patch_size,
             "vision_feature_select_strategy": "default" if vision.class_token else "full",
-            "num_additional_image_tokens": int(vision.class_token),  # the class token, which "default" takes off again
+            "num_additional_image_tokens": int(vision.class_token),  # the class token, which "default" removes
         },
     )
     pad = tokenizer.pad_token_id

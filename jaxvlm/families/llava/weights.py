@@ -30,7 +30,7 @@ MEMORY = Spelling(  # the module of transformers 5
     head="lm_head.",
 )
 
-# All spellings that were ever written, of each part by itself, with a tensor that shows it; the longest come first.
+# All known spellings of each part, longest first, with a tensor that identifies the part.
 KNOWN: Known = {
     "vision": (
         ("model.vision_tower.vision_tower.vision_model.", "vision_tower.vision_tower.vision_model.")
@@ -72,7 +72,7 @@ def is_of_transformers(spelling: Spelling) -> bool:
 
 
 def adapter_names(config: LlavaConfig) -> AdapterNames:
-    """The modules of `LlavaForConditionalGeneration`, of older ones, of the original LLaVA and of a part alone."""
+    """Module names of adapters: `LlavaForConditionalGeneration` now and before, the original LLaVA, a part alone."""
     return AdapterNames(
         MEMORY,
         functools.partial(llava_rules, config),

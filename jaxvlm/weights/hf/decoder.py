@@ -31,7 +31,7 @@ class Decoder:
 
     config: type  # transformers' config class
     model: str  # transformers' model class
-    written: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields that an export needs besides
+    written: dict[str, Any] = dataclasses.field(default_factory=dict)  # additional fields of an export
 
 
 DECODERS = {
@@ -62,7 +62,7 @@ _ROPE_FIELDS = {
     "original_max_positions": "original_max_position_embeddings",
 }
 
-# What a field must be, and in brackets why; a field that is not in the file and not in the class passes.
+# Required values of fields, each with the reason; a field absent from file and class passes.
 _REQUIRED: dict[str, tuple[Any, str]] = {
     "hidden_act": ("silu", "the gate of the MLP"),
     "attention_bias": (False, "biases at queries, keys and values only, as Qwen2 has them"),
@@ -109,7 +109,7 @@ HEAD = (Rule("weight", "head/w", "V D -> V D"),)
 
 
 def decoder_rules(config: DecoderConfig, spelling: Spelling) -> tuple[Rule, ...]:
-    """The table of the decoder, with our paths of the whole model; without what the files do not have."""
+    """The decoder's rules with paths of the whole model, for the parts that the files have."""
     rules: tuple[Rule, ...] = ()
     if spelling.language is not None:
         rules += prefixed(RULES, spelling.language, "language/")
@@ -122,7 +122,7 @@ def read_language(folder: str | Path) -> DecoderConfig:
     """The decoder of a folder of LLaMA, Mistral, Qwen2 or Qwen3 (SmolLM2 and Vicuna are LLaMAs).
 
     Raises:
-      UserError: no config.json, another model, or fields that we cannot do; all of them.
+      UserError: no config.json, another model, or unsupported fields, all in one message.
     """
     values = read_config(folder)
     report = Report(str(Path(folder) / CONFIG_FILE))
@@ -149,7 +149,7 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
         return None
     rope = {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"}
     mapped = {*_FIELDS.values(), "layer_types"} | rope
-    # Qwen2 and Qwen3 write a window and do not use it: the class has then put None in its place.
+    # Qwen2 and Qwen3 write a window that they do not use; the class has replaced it by None.
     check_fields(cls, values, filled, prefix, report, mapped=mapped, required=_REQUIRED, irrelevant=frozenset())
     kinds = sorted(set(filled.get("layer_types") or ["full_attention"]))
     if kinds != ["full_attention"]:
@@ -170,7 +170,7 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
 
 
 def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, RopeScaling | None]:
-    """Reads `rope_parameters`, into which the class has put the older `rope_theta` and `rope_scaling` too."""
+    """Reads `rope_parameters`; the class also puts the older `rope_theta` and `rope_scaling` there."""
     kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     numbers = {"default": (), "llama3": tuple(_ROPE_FIELDS.values())}.get(kind)
@@ -181,7 +181,7 @@ def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, 
         report.add(f"{prefix}partial_rotary_factor", rope["partial_rotary_factor"], "1.0 (all of a head is rotated)")
     for name in sorted(set(rope) - known - set(numbers)):
         if rope[name] is not None:
-            report.log(f"{prefix}rope_parameters.{name} = {json.dumps(rope[name])}, a field that we do not know")
+            report.log(f"{prefix}rope_parameters.{name} = {json.dumps(rope[name])}, an unknown field")
     missing = [name for name in (*numbers, "rope_theta") if rope.get(name) is None]
     if missing:
         report.log(f"{prefix}rope_parameters lacks {', '.join(missing)}")
@@ -200,7 +200,7 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
       config: of a decoder.
       tokenizer: of transformers; its BOS, EOS and padding ids are written.
       dtype: of the weights in the same folder: "float32", "bfloat16" or "float16".
-      max_positions: tokens that servers allow in a row; the function does not depend on it.
+      max_positions: maximum sequence length for servers; the weights do not depend on it.
 
     Raises:
       UserError: the architecture has other biases or norms, positions have several axes, or transformers refuses the
@@ -209,8 +209,8 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     check_architecture(config)
     if config.rope_axes:
         raise UserError(
-            f"config.model.language.rope_axes = {config.rope_axes}: a decoder of transformers that comes alone has one "
-            "position for each token"
+            f"config.model.language.rope_axes = {config.rope_axes}: a decoder of transformers without an encoder has "
+            "one position for each token"
         )
     decoder = DECODERS[config.architecture]
     scaling = config.rope_scaling
@@ -228,7 +228,7 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # Transformers 4 does not know `rope_parameters` and would take 10,000 without a word.
+    # Transformers 4 does not know `rope_parameters` and would silently use 10,000.
     old = {"rope_theta": config.rope_theta, "rope_scaling": None if scaling is None else rope}
     return made | old | decoder.written
 
@@ -237,7 +237,7 @@ def open_gguf(spec: str, path: Path) -> WeightSource:
     """Opens a GGUF file.
 
     Raises:
-      UserError: it is no GGUF file, or holds something that is not a decoder of ours.
+      UserError: it is not a GGUF file, or not of a supported decoder.
     """
     file = GGUFSource(path)
     return part_source(CODEC, spec, path, file, {"language": gguf_decoder_config(file)})

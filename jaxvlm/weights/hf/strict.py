@@ -1,8 +1,8 @@
 """config.json of Hugging Face folders, read strictly.
 
-The config class of transformers fills in what a file leaves out; then every field is one that we have, one that must
-have a certain value, one on which no feature or logit depends, or at the class's default. Any other is an error, so
-that a checkpoint never becomes another model in silence. All problems of a file come in one message.
+The config class of transformers fills in absent fields. Then every field must be one that we map, one with its required
+value, one without influence on features and logits, or at the class's default. Any other is an error, so that a
+checkpoint never silently becomes another model. All problems of a file are in one message.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jaxvlm.errors import UserError
 
 CONFIG_FILE = "config.json"
 
-# On these neither features nor logits depend: bookkeeping of transformers 4 and 5, token ids, dropout and
-# initialisation, and the length of rows, since rotary positions go on for ever (windows are checked otherwise).
+# Without influence on features and logits: bookkeeping of transformers 4 and 5, token ids, dropout and
+# initialisation, and the length of rows, since rotary positions have no end (windows are checked elsewhere).
 _IRRELEVANT_NAMES = """
 _name_or_path name_or_path _commit_hash _attn_implementation_autoset attn_implementation architectures auto_map dtype
 torch_dtype transformers_version transformers.js_config model_type is_llama_config unsloth_fixed use_cache return_dict
@@ -50,7 +50,7 @@ class Report:
         self._problems: list[str] = []
 
     def add(self, name: str, value: Any, expected: str) -> None:
-        """`value` as in JSON."""
+        """Adds a problem: a field with an unsupported value, `value` as in JSON."""
         self._problems.append(f"{name} = {json.dumps(value, default=str)}, supported: {expected}")
 
     def log(self, problem: str) -> None:
@@ -59,7 +59,7 @@ class Report:
 
     def error(self) -> UserError:
         """All problems in one message."""
-        return UserError(f"{self.where} is not a model that we have: " + "; ".join(self._problems))
+        return UserError(f"{self.where} is not a supported model: " + "; ".join(self._problems))
 
     def check(self) -> None:
         """Raises `UserError` if there are problems."""
@@ -67,7 +67,7 @@ class Report:
             raise self.error()
 
     def finish(self, config: Any) -> Any:
-        """`config`, which is not None if there are no problems; else raises `UserError`."""
+        """Returns `config`, which is not None without problems; else raises `UserError`."""
         self.check()
         assert config is not None  # else there was something to report
         return config
@@ -85,7 +85,7 @@ def unknown(kind: Any, known: Iterable[str], where: str) -> UserError:
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """The dict in a JSON file; raises `UserError`, which ends with the advice, if there is none."""
+    """The dict in a JSON file; raises `UserError` with the advice at its end if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -100,7 +100,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
 def fill(cls: type, values: Mapping[str, Any], prefix: str, report: Report) -> dict[str, Any] | None:
     """The values with the class's defaults; None, and a problem, if it refuses them."""
     try:
-        # A copy, since the class writes into the dicts that it gets.
+        # A copy, since the class changes its arguments.
         given = {name: value for name, value in copy.deepcopy(dict(values)).items() if name != "model_type"}
         return cls(**given).to_dict()
     except Exception as error:  # its checks raise a dozen unrelated types
@@ -124,13 +124,13 @@ def check_fields(
 
     Args:
       cls: the config class.
-      values: what the file says, where a class may have dropped a field.
-      filled: what the class made of it.
+      values: the file's own fields, since a class may have dropped one.
+      filled: the fields after the class has filled in defaults.
       prefix: of the fields' names, for messages.
       report: for the problems.
       mapped: fields that the caller reads.
-      required: what a field must be, and why.
-      irrelevant: fields of this kind of part that change nothing, beside those of all.
+      required: required values of fields, and the reasons.
+      irrelevant: fields without influence for this kind of part, in addition to the common ones.
     """
     defaults = cls().to_dict()
     for name, value in {**values, **filled}.items():
@@ -141,16 +141,16 @@ def check_fields(
             if value != expected:
                 report.add(prefix + name, value, requirement(expected, why))
         elif value is not None and not (name in defaults and value == defaults[name]):
-            report.log(f"{prefix}{name} = {json.dumps(value, default=str)}, a field that we do not know")
+            report.log(f"{prefix}{name} = {json.dumps(value, default=str)}, an unknown field")
 
 
 def requirement(expected: Any, why: str) -> str:
-    """What a field must be, for messages."""
+    """A required value, for messages."""
     return json.dumps(expected) + (f" ({why})" if why else "")
 
 
 def make(cls: type, **values: Any) -> dict[str, Any]:
-    """The config's dict, without what says nothing: fields at None, and labels of classifiers."""
+    """The config's dict without fields at None and labels of classifiers."""
     try:
         made = cls(**values).to_dict()
     except Exception as error:  # its checks raise a dozen unrelated types

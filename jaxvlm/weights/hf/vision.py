@@ -29,10 +29,10 @@ class Encoder:
 
     config: type  # transformers' config class
     model: str  # transformers' model class
-    whole: str  # `model_type` with a text encoder beside it, which is not used
+    whole: str  # `model_type` of a pair with a text encoder, which is not used
     whole_config: type
     choices: Mapping[str, bool]  # fields of `VisionConfig`
-    pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation where a folder has none
+    pixels: tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation if a folder has none
 
 
 ENCODERS = {
@@ -56,7 +56,7 @@ ENCODERS = {
 _WHOLE = {encoder.whole: kind for kind, encoder in ENCODERS.items()}
 MODEL_TYPES = (*ENCODERS, *_WHOLE)
 
-_FEATURE_LAYER = -2  # LLaVA's choice, for encoders that come without a decoder
+_FEATURE_LAYER = -2  # LLaVA's choice, for encoders without a decoder
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 # Ours on the left, Hugging Face's on the right.
@@ -72,7 +72,7 @@ _FIELDS = {
 
 _IRRELEVANT = frozenset({"projection_dim", "vocab_size", "tie_word_embeddings"})  # of the pooled output, of text
 
-# What a field must be, and in brackets why; a field that is not in the file and not in the class passes.
+# Required values of fields, each with the reason; a field absent from file and class passes.
 _REQUIRED: dict[str, tuple[Any, str]] = {
     "num_channels": (3, "RGB"),
     "vision_use_head": (True, "SigLIP with its pooling head"),
@@ -81,7 +81,7 @@ _REQUIRED: dict[str, tuple[Any, str]] = {
     "pruned_heads": ({}, ""),
 }
 
-# Buffers that old versions of transformers saved, and the text encoders, which no model of ours has.
+# Buffers that old versions of transformers saved, and the text encoders, which we do not use.
 IGNORED = (
     r".*\.position_ids",
     r"(text_model|text_projection|visual_projection)\..*",
@@ -93,7 +93,7 @@ KNOWN: Known = {"vision": (("vision_model.", ""), "embeddings.patch_embedding.we
 _BLOCK = "encoder.layers.{i}."
 
 # Letters: D embed, F mlp, N heads, H head_dim, Y X C a patch's rows, columns and channels, P positions.
-# `sizes` of the engine: Y, X and C; no shape of ours shows them.
+# `sizes` of the engine: Y, X and C, which our shapes do not show.
 RULES = (
     Rule("embeddings.class_embedding", "class_token"),
     Rule("embeddings.patch_embedding.weight", "patch/w", "D C Y X -> (Y X C) D"),
@@ -135,7 +135,7 @@ RULES = (
 
 
 def vision_rules(spelling: Spelling) -> tuple[Rule, ...]:
-    """The table of the encoder, with our paths of the whole model; empty if the files do not have it."""
+    """The encoder's rules with paths of the whole model; empty if the files do not have it."""
     return () if spelling.vision is None else prefixed(RULES, spelling.vision, "vision/")
 
 
@@ -145,17 +145,17 @@ def vision_sizes(config: VisionConfig) -> dict[str, int]:
 
 
 def read_vision(folder: str | Path, feature_layer: int = _FEATURE_LAYER) -> VisionConfig:
-    """The encoder of a folder of CLIP or SigLIP, with its text encoder or without.
+    """The encoder of a CLIP or SigLIP folder, with or without its text encoder.
 
     Mean and standard deviation of the pixels come from the folder's preprocessor_config.json, or are the family's own
-    where there is none. How images are resized is the recipe's choice (config.data.media.aspect), not the file's.
+    if there is none. How images are resized is the recipe's choice (config.data.media.aspect), not the file's.
 
     Args:
       folder: with config.json.
-      feature_layer: whose output is the feature, which such a file does not say: -1 the last block, -2 the one before.
+      feature_layer: whose output is the feature, which the file does not state: -1 the last block, -2 the one before.
 
     Raises:
-      UserError: no config.json, another model, or fields that we cannot do; all of them.
+      UserError: no config.json, another model, or unsupported fields, all in one message.
     """
     values = read_config(folder)
     report = Report(str(Path(folder) / CONFIG_FILE))
@@ -252,7 +252,7 @@ def read_pixels(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...
 def hf_vision_config(config: VisionConfig, *, dtype: str) -> dict[str, Any]:
     """config.json of a `CLIPVisionModel` or `SiglipVisionModel`.
 
-    The feature layer has no place in it, and the pixels' mean and deviation belong to preprocessor_config.json.
+    It has no field for the feature layer; the pixels' mean and deviation belong to preprocessor_config.json.
 
     Args:
       config: of an encoder.
@@ -265,7 +265,7 @@ def hf_vision_config(config: VisionConfig, *, dtype: str) -> dict[str, Any]:
     if encoder is None:
         known = "; ".join(f"{kind}: {dict(x.choices)}" for kind, x in ENCODERS.items())
         found = {name: getattr(config, name) for name in next(iter(ENCODERS.values())).choices}
-        raise UserError(f"config.model.vision with {found} is no encoder of transformers, which has {known}")
+        raise UserError(f"config.model.vision with {found} is not an encoder of transformers, which has {known}")
     activation = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[config.activation]
     return make(
         encoder.config,
