@@ -491,8 +491,8 @@ def follow(source, fates, tokenizer, check, out):
     assert len(reasons) == len(lost) and set(reasons) <= set(fates)
     assert (code == 2) == bool(lost)
     for item in lost:
-        said = item["problem"].removeprefix(item["origin"])
-        assert said.isprintable(), item  # one line, without control characters
+        problem = item["problem"].removeprefix(item["origin"])
+        assert problem.isprintable(), item  # one line, without control characters
     for origin, fate in fates.items():
         found = reasons.get(origin)
         if fate in (WHOLE, LATE):

@@ -125,7 +125,7 @@ def test_rows_too_short_for_any_image():
     st.integers(2, 60).flatmap(
         lambda T: st.tuples(
             st.just(T),
-            st.sampled_from([0, 1, 2, 4, 300]),  # the last: more distinct numbers than classes, as of patches
+            st.sampled_from([0, 1, 2, 4, 300]),  # the last allows more distinct numbers than classes, as for patches
             st.lists(st.tuples(st.integers(1, T), st.integers(0, 4) | st.integers(0, 300)), max_size=80),
             st.booleans(),
             st.integers(1, 20),

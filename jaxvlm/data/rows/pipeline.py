@@ -1,4 +1,4 @@
-"""Turns records into batches: an index of all records, a plan of rows for each epoch, and random access to rows.
+"""Turns records into batches: an index of all records, a schedule of rows per epoch, and random access to rows.
 
 The epochs form one endless sequence of rows. Row r of it is a function of the data, the recipe and the seed. So the
 position is one number, any worker can build any row, and a host builds only its share of a batch.

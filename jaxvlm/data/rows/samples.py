@@ -256,9 +256,8 @@ def _shuffles(record: Record) -> bool:
     users = [turn.text for turn in record.turns if turn.role == "user"]
     placeholders = [text.count(IMAGE) for text in users]
     alone = users[0].replace(IMAGE, "")
-    sound = (
-        bool(alone.strip()) and IMAGE not in alone
-    )  # without its image it is still a question, without a second placeholder
+    # Without its image, the first question must still be a question, and contain no second placeholder.
+    sound = bool(alone.strip()) and IMAGE not in alone
     return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and sound
 
 

@@ -69,13 +69,7 @@ class ChatScript:
         _, start, stop, _, _ = draft.spans[0]
         written = "".join(draft.chunks[0])[start:stop]
         if asked == bare and not written.lstrip().startswith("answer"):
-            raise UserError(
-                str(
-                    self._error(
-                        probe, "it writes a header before the answer that a prompt for the answer does not end with"
-                    )
-                )
-            )
+            raise UserError(str(self._error(probe, "it writes a header before the answer that is not in the prompt")))
         return [mark for mark in self._all_marks if written.endswith(mark)]
 
     def write(self, draft: Draft, record: Record) -> None:
