@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
     c.evaluation.batch_size = 32  # questions answered at once
 
     c.seed = 42
+    c.date = ""  # "2026-11-27", for chat templates that write the date; "": the day on which the run starts
     c.steps = placeholder(int)  # at most this many steps in each stage, for a quick try
     c.profile = ()  # (first, last) steps of each stage to trace into WORKDIR/profile; (): none
     return c
@@ -116,6 +117,7 @@ def stage() -> ConfigDict:
     c.data.heldout = 0.0  # share of the records (by a hash of their id) that is not trained on but evaluated
     c.data.template = "vicuna_v1"  # plain, vicuna_v1, llama2, chatml, or tokenizer: its own chat template
     c.data.system = placeholder(str)  # None: the template's own system message; "": no message
+    c.data.control_tokens = ()  # control tokens that are meant where data spells them, as ("<|box_start|>",)
     c.data.tokens = 2048  # T, of a row
     c.data.media = ConfigDict()  # what images become in a row: the family's own options
     c.data.media.units = 1  # of a row; a unit of LLaVA is an image slot

@@ -7,6 +7,7 @@ A recipe is a Python file with one `get_config() -> ConfigDict`. Every key has i
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import types
 import typing
 from collections.abc import Mapping
@@ -159,6 +160,7 @@ class DataConfig:
     augment: AugmentConfig
     on_bad: str
     workers: int
+    control_tokens: tuple[str, ...] = ()  # runs before this option have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +310,7 @@ class Config:
     seed: int
     steps: int | None
     profile: tuple[int, ...]
+    date: str = ""  # fixed at a run's start; runs before this option have none
 
 
 def build_config(
@@ -343,6 +346,13 @@ _LEAST = {
 }  # of a stage
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return bool(datetime.date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
 def check_values(config: Config) -> None:
     """Validates the options of a run and its stages; each component validates its own.
 
@@ -355,6 +365,8 @@ def check_values(config: Config) -> None:
     profile = config.profile
     if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
         problems.append(f"config.profile = {profile}, expected (first, last) step, such as (10, 12), or () for none")
+    if config.date and not _is_date(config.date):
+        problems.append(f'config.date = "{config.date}", expected a date such as "2026-11-27", or ""')
     for key in ("max_new_tokens", "batch_size"):
         if getattr(config.evaluation, key) < 1:
             problems.append(f"config.evaluation.{key} = {getattr(config.evaluation, key)}, expected 1 or more")

@@ -65,7 +65,7 @@ def set_up(config: Config, stages: Sequence[str], *, test: bool) -> list[Setup]:
     return [setup for setup in made if setup is not None]
 
 
-def open_data(setups: Sequence[Setup], tokenizer: Any) -> dict[str, Samples]:
+def open_data(setups: Sequence[Setup], tokenizer: Any, date: str) -> dict[str, Samples]:
     """Opens the records of each stage and their renderer.
 
     Raises:
@@ -75,7 +75,7 @@ def open_data(setups: Sequence[Setup], tokenizer: Any) -> dict[str, Samples]:
     opened = {
         s.name: problems.collect(
             f"config.stage.{s.name}",
-            functools.partial(open_samples, s.stage.data, tokenizer, s.media, s.mix, pairs=s.pairs),
+            functools.partial(open_samples, s.stage.data, tokenizer, s.media, s.mix, pairs=s.pairs, date=date),
         )
         for s in setups
     }

@@ -9,6 +9,7 @@ heartbeats/I.json the state of process I         nonfinite/STAGE-STEP, profile/S
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,12 @@ class RunFolder:
     def save_config(self, config: Config) -> None:
         """Writes the resolved recipe."""
         replace_text(self.config_file, json.dumps(to_dict(config), indent=1) + "\n")
+
+    def date_of(self, config: Config) -> str:
+        """The date of a run of the recipe here: the recipe's, else that of the run's start, else today's."""
+        if config.date:
+            return config.date
+        return self.load_config().date if self.has_begun else datetime.date.today().isoformat()
 
     def load_config(self) -> Config:
         """The resolved recipe of the run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
       StartAgain: the run was preempted; its state is saved.
     """
     began = time.perf_counter()
+    config = dataclasses.replace(config, date=processes.from_first(lambda: folder.date_of(config)))
     processes.check_same(all_keys(config) | {"--stage": stages, "--workdir": str(folder), "--resume": how})
     try:
         processes.from_first(lambda: folder.check(config, stages, how))
@@ -57,7 +59,7 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
         with Watch(folder.heartbeat(processes.index())) as watch, Preemption() as preemption:
             processes.from_first(lambda: _save_tokenizer(folder, config))
             tokenizer = saved_tokenizer(folder.tokenizer, config)
-            samples = open_data(setups, tokenizer)
+            samples = open_data(setups, tokenizer, config.date)
             log(*(f"stage {name} is finished already" for name in stages if name not in left))
             for setup in setups:
                 stage_run = StageRun(folder, config, setup, samples.pop(setup.name), tokenizer)
@@ -114,6 +116,7 @@ class StageRun:
         self.origins = find_origins(folder, config, setup.name)  # before the data is indexed, which may take minutes
         rows = setup.stage.global_batch_size
         self.pipeline = index_rows(samples, rows=rows, seed=config.seed, process=setup.share)
+        log(*(f"stage {self.name}: {line}" for line in self.pipeline.notes))
         processes.check_same({f"the data of stage {self.name}": self.pipeline.fingerprint})
         self.steps = min(-(-self.pipeline.num_rows(self.stage.epochs) // rows), config.steps or sys.maxsize)
         self.layout = state_layout(setup.model, self.stage, self.steps, setup.mesh, setup.rules)
@@ -138,7 +141,9 @@ class StageRun:
         services = Services(checkpoints, writer, watch, nonfinite, preemption, profile)
         watch.begin_stage()
         try:
-            evaluate = make_evaluate(self.config.evaluation, stage, self.layout, pipeline, self.tokenizer)
+            evaluate = make_evaluate(
+                self.config.evaluation, stage, self.layout, pipeline, self.tokenizer, self.config.date
+            )
             with processes.abort_together():
                 train(self.layout, stage, self.steps, state, batches, evaluate, services)
         finally:
@@ -167,7 +172,7 @@ class StageRun:
 
 
 def make_evaluate(
-    test: EvaluationConfig, stage: StageConfig, layout: Layout, pipeline: Pipeline, tokenizer: Any
+    test: EvaluationConfig, stage: StageConfig, layout: Layout, pipeline: Pipeline, tokenizer: Any, date: str
 ) -> Callable[[State], dict[str, float]]:
     """The function that evaluates a state on the held-out records: the objective, and exact match of answers."""
     eval_step = compile_eval_step(layout)
@@ -179,7 +184,7 @@ def make_evaluate(
         batches = (to_devices(batch, layout.mesh, layout.rules) for batch in rows)
         found = evaluate_batches(eval_step, state, batches)
         params = merge(state.trained, state.frozen)
-        engine = Engine(layout.model, params, tokenizer, stage.data, layout.mesh, layout.rules)
+        engine = Engine(layout.model, params, tokenizer, stage.data, layout.mesh, layout.rules, date)
         answers = engine.answer(questions, max_new_tokens=test.max_new_tokens, batch_size=test.batch_size)
         found["exact_match"] = score(questions, answers)["exact_match"]
         return {f"heldout_{name}": value for name, value in found.items()}

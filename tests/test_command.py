@@ -56,7 +56,7 @@ def fill(argv):
 def test_a_full_disk_is_one_line(capsys):
     assert run(fill, []) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: [Errno 28] No space left on device; make room") and said.count("\n") == 1
+    assert said.startswith("error: [Errno 28] No space left on device; free some space") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(("main", "error"), [(fail, UserError), (allocate, jax.errors.JaxRuntimeError)])
@@ -68,9 +68,14 @@ def test_debug_shows_the_traceback(main, error):
 def test_a_path_that_is_a_file_is_one_line(capsys, tmp_path):
     (tmp_path / "a").write_text("")
     assert run(lambda argv: list((tmp_path / "a").iterdir()), []) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/a: Not a directory; choose another path, or make way there\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path}/a: Not a directory; choose another path, or remove what is there\n"
+    )
     assert run(lambda argv: (tmp_path / "a").mkdir(exist_ok=True), []) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}/a: File exists; choose another path, or make way there\n"
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path}/a: File exists; choose another path, or remove what is there\n"
+    )
 
 
 def test_other_failures_keep_their_traceback():

@@ -15,12 +15,12 @@ from jaxvlm.training.quiet import is_not_of_orbax
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_a_permission_is_named_as_one(code):
     said = str(explained(OSError(code, "Permission denied", "/data/run")))
-    assert said.startswith("/data/run: Permission denied; give this user the right") and "room" not in said
+    assert said.startswith("/data/run: Permission denied; give this user permission") and "room" not in said
 
 
 def test_a_full_disk_asks_for_room():
     said = str(explained(OSError(errno.ENOSPC, "No space left on device", "/data/run")))
-    assert "/data/run" in said and "make room" in said
+    assert "/data/run" in said and "free some space" in said
 
 
 def _failed(module, message):

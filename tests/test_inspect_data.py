@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_written(command, tmp_path, name):
     for out, words in (
         (data, f"error: {data}.* cannot be written .*; check --out"),
         (data / "out", "cannot be written .*Not a directory"),
-        ("gs://bucket/out", "gs://bucket/out is no folder of this machine; give one, and copy it there"),
+        ("gs://bucket/out", "gs://bucket/out is not a local folder; give one, and copy it when"),
     ):
         code, printed, _ = command(data, name, "--config", RECIPE, "--out", out)
         assert code == 2 and re.search(words, printed) and "Traceback" not in printed

@@ -15,7 +15,7 @@ REMEDY = (
     "it is needed, explain it where it is defined and add it to the list in tests/test_options.py"
 )
 RECIPE = """\
-: profile seed stages steps
+: date profile seed stages steps
 evaluation: batch_size image_folder max_new_tokens source
 init: language model projector resize_vocab vision
 mesh: data fsdp tensor
@@ -27,7 +27,8 @@ model.vision: activation class_token embed_dim feature_layer image_mean image_si
   num_heads num_layers patch_bias patch_size pool pre_norm
 stage.NAME: checkpoint_every compiler_options epochs eval_every eval_records frozen_dtype global_batch_size
   keep_checkpoints log_every micro_batches nonfinite_limit objective on_nonfinite
-stage.NAME.data: allow_outside answers heldout image_folder mix on_bad pack source system template tokens workers
+stage.NAME.data: allow_outside answers control_tokens heldout image_folder mix on_bad pack source system template
+  tokens workers
 stage.NAME.data.augment: flip shift shuffle_turns
 stage.NAME.data.media: aspect units
 stage.NAME.optimizer: b1 b2 clip_norm epsilon groups learning_rate no_weight_decay schedule warmup weight_decay

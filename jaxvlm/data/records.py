@@ -15,6 +15,7 @@ class Turn:
 
     role: str  # "system", "user" or "assistant"
     text: str
+    weight: float = 1.0  # of an answer in the loss; 0: not supervised
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Record:
     origin: str  # its place for messages, such as "file.json[12]"
     group: str = ""  # what evaluation groups by
     rejected: str = ""  # of a pair the rejected answer; the last turn is the chosen one
+    notes: tuple[str, ...] = ()  # what was not read of it, such as 'key "score"', for `inspect_data check`
 
 
 def sides(record: Record) -> tuple[Record, Record]:

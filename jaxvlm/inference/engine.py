@@ -55,16 +55,17 @@ class Engine:
     data: DataConfig
     mesh: Mesh
     rules: Rules
+    date: str = ""  # for chat templates that write it; "": today's
 
     @classmethod
     def of(cls, run: Run) -> Self:
         """The engine of an opened run."""
-        return cls(run.model, run.params, run.tokenizer, run.stage.data, run.mesh, run.rules)
+        return cls(run.model, run.params, run.tokenizer, run.stage.data, run.mesh, run.rules, run.config.date)
 
     @functools.cached_property
     def renderer(self) -> Renderer:
         """Renders prompts and decodes answers."""
-        return _renderer(self.tokenizer, self.data.template, self.data.system)
+        return _renderer(self.tokenizer, self.data.template, self.data.system, self.data.control_tokens, self.date)
 
     @functools.cached_property
     def layout(self) -> MediaLayout:
@@ -177,8 +178,11 @@ def _logits(model: Model, place: Placement, params: dict, batch: Batch) -> Array
 
 
 @functools.lru_cache(4)  # preparing one takes a second for a large vocabulary; a run's stages have one each
-def _renderer(tokenizer: Any, template: str, system: str | None) -> Renderer:
-    return Renderer(tokenizer, template, image_token_id=image_token_id(tokenizer), system=system)
+def _renderer(
+    tokenizer: Any, template: str, system: str | None, control_tokens: tuple[str, ...], date: str
+) -> Renderer:
+    given: dict[str, Any] = {"system": system, "control_tokens": control_tokens, "date": date}
+    return Renderer(tokenizer, template, image_token_id=image_token_id(tokenizer), **given)
 
 
 def _check_counts(max_new_tokens: int, batch_size: int) -> None:

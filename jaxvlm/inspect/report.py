@@ -80,6 +80,9 @@ class Report:
     errors: dict[int, RecordError]
     truncated: np.ndarray  # int64[n]; records whose text would be cut
     unasked: int  # records that begin with an answer, which is left out
+    unanswered: int  # records that end with a question, which is left out
+    notes: dict[str, int]  # what is not read of records, or becomes something else than expected -> number of records
+    warnings: tuple[str, ...]  # of the renderer, about all records
     lossless: RowSize | None  # the smallest rows that would lose nothing; None without a record that fits any
     rows: tuple[RowSize, ...]  # the recipe's first
     duplicates: tuple[Duplicates, ...]
@@ -124,6 +127,9 @@ def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int
         errors=errors,
         truncated=np.flatnonzero(~bad & (measured.length > config.tokens)),
         unasked=int(np.count_nonzero(index.dropped_answer & ~bad)),
+        unanswered=int(np.count_nonzero(index.dropped_question & ~bad)),
+        notes=index.notes,
+        warnings=samples.renderer.warnings,
         lossless=_try(measured, *lossless, config.pack) if lossless else None,
         rows=tuple(tried),
         duplicates=(
@@ -282,6 +288,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "rejected": dict(reasons.most_common()),
         "truncated": len(report.truncated),
         "unasked": report.unasked,
+        "unanswered": report.unanswered,
+        "notes": report.notes,
+        "warnings": report.warnings,
         "sources": [dataclasses.asdict(source) for source in report.sources],
         "lossless": dataclasses.asdict(report.lossless) if report.lossless else None,
         "rows": [dataclasses.asdict(rows) for rows in report.rows],
@@ -295,7 +304,7 @@ def to_json(report: Report) -> dict[str, Any]:
 def table(report: Report, samples: Samples) -> str:
     """The report as text."""
     blocks = [_source_lines(report), _histogram(report), _rows_lines(report), _plan_lines(report)]
-    blocks += [_duplicate_lines(report, samples), _problem_lines(report)]
+    blocks += [_duplicate_lines(report, samples), _note_lines(report), _problem_lines(report)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -396,6 +405,14 @@ def _duplicate_lines(report: Report, samples: Samples) -> list[str]:
     return lines
 
 
+def _note_lines(report: Report) -> list[str]:
+    lines = [f"warning: {warning}" for warning in report.warnings]
+    if report.notes:
+        lines.append("not read, or not as written (records):")
+        lines.extend(f"  {count:>9,}  {note}" for note, count in report.notes.items())
+    return lines
+
+
 def _problem_lines(report: Report) -> list[str]:
     lines = []
     if report.errors:
@@ -407,7 +424,9 @@ def _problem_lines(report: Report) -> list[str]:
         lines.append(f"{len(report.truncated):,} records are longer than a row: their last text would be cut")
     if report.unasked:
         lines.append(f"{report.unasked:,} records begin with an answer, which would be left out: nothing asks for it")
-    return lines if report.loses or report.unasked else ["every record would be seen whole"]
+    if report.unanswered:
+        lines.append(f"{report.unanswered:,} records end with a question, which would be left out: it has no answer")
+    return lines or ([] if report.loses else ["every record would be seen whole"])
 
 
 def _worst(errors: Any) -> Iterator[RecordError]:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, StageConfig
 from jaxvlm.data.recipe_tokenizer import build_tokenizer, saved_tokenizer
-from jaxvlm.data.rows.index import load_index, measure_index
-from jaxvlm.data.rows.pipeline import Pipeline, batch_spec, open_samples, summary
+from jaxvlm.data.rows.index import load_index, measure_index, summary
+from jaxvlm.data.rows.pipeline import Pipeline, batch_spec, open_samples
 from jaxvlm.data.rows.prepare import prepare
 from jaxvlm.data.rows.samples import Samples
 from jaxvlm.data.sources.mix import Mix
@@ -46,7 +46,8 @@ def _writing(path: Path) -> Iterator[None]:
 def _open(config: Config, stage: StageConfig) -> tuple[Samples, Any]:
     """The records of a stage, and the tokenizer."""
     tokenizer, layout = build_tokenizer(config), media_layout(config.model, stage.data)
-    return open_samples(stage.data, tokenizer, layout, pairs=find_objective(stage.objective).pairs), tokenizer
+    pairs = find_objective(stage.objective).pairs
+    return open_samples(stage.data, tokenizer, layout, pairs=pairs, date=config.date), tokenizer
 
 
 def check_stage_data(config: Config, stage: StageConfig, out: Path) -> Findings:

@@ -131,12 +131,13 @@ def test_chatml():
     )
 
 
-def test_chatml_of_bytes_does_not_merge_the_newlines_of_prompt_and_answer():
+def test_chatml_keeps_newlines_at_the_start_of_an_answer():
+    """As in transformers, the tokenizer may merge the first with the template's own."""
     tokenizer = byte_tokenizer()
     renderer = Renderer(tokenizer, "chatml", image_token_id=0, system="")
     sample = renderer.render(record("\n\na", "\n\nA A"))
     assert read(tokenizer, sample) == (
-        "<|im_start|> u s e r ĊĊ Ċ a <|im_end|> Ċ <|im_start|> a s s i s t a n t Ċ *A *ĠA *<|im_end|> Ċ"
+        "<|im_start|> u s e r ĊĊ Ċ a <|im_end|> Ċ <|im_start|> a s s i s t a n t *ĊĊ *Ċ *A *ĠA *<|im_end|> Ċ"
     )
     assert renderer.stop_ids == tuple(tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|end|>"]))
 
@@ -371,7 +372,10 @@ def test_own_template_reads_as():
 @pytest.mark.parametrize(
     "template, finding",
     [
-        ("{% for m in messages %}{{ m.content if loop.last else 'x' }}{% endfor %}", r"message 1 .* changes the text"),
+        (
+            "{% for m in messages %}{{ m.content if loop.last else 'x' }}{% endfor %}",
+            "does not write messages of the user",
+        ),
         ("{% for m in messages %}{{ '<|im_start|>' + m.role + m.content }}{% endfor %}", "header before the answer"),
         ("{{ raise_exception('never') }}", "message 0: never"),
         (None, "needs a tokenizer with a chat template"),

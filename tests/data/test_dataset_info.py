@@ -167,7 +167,10 @@ def test_num_samples_draws_the_same_ones_each_time(tmp_path):
             {"file_name": "d.json", "columns": {"prompt": "p", "response": "r", "tools": "t", "videos": "v"}},
             ["tools cannot be trained on", "videos cannot"],
         ),
-        ({"file_name": "d.json", "columns": {"prompt": "p", "response": "r", "kto_tag": "k"}}, ["kto_tag cannot be"]),
+        (
+            {"file_name": "d.json", "columns": {"prompt": "p", "response": "r", "kto_tag": "k"}},
+            ["columns.kto_tag", "marked as desired or not cannot be"],
+        ),
         ({"formatin": "alpaca", "ranking": 3, "script_url": "x"}, ["formatin", "ranking", "script_url"]),
     ],
 )

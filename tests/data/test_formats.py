@@ -92,7 +92,12 @@ def test_pairs_keep_both_answers():
             ['"messages"[1] has "tool_calls"'],
         ),
         (OPENAI, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "wrong_type", ["image_url"]),
-        (LLAVA, {"conversations": [SEE, SAY], "images": ["a.png"]}, "images_unread", ['under "images"', 'is "image"']),
+        (
+            LLAVA,
+            {"conversations": [SEE, SAY], "images": ["a.png"], "image": "b.png"},
+            "several_image_keys",
+            ['"image" and "images"'],
+        ),
         (
             SHAREGPT,
             {"conversations": [SEE, SAY], "images": ["a.png"]},
@@ -141,13 +146,12 @@ def test_images(images, expected):
     [
         ("http://host/a.png", "image_url"),
         ("gs://bucket/a.png", "image_url"),
-        ("data:image/png;base64,AAAA", "image_url"),
+        ("data:image/png;base64,AAAA", "image_base64"),
         ("../a.png", "image_outside"),
         ("b/../../a.png", "image_outside"),
         ("/database/a.png", "image_outside"),
         ("/data/../etc/passwd", "image_outside"),
         ("a\0.png", "image_path"),
-        ("", "wrong_type"),
         (3, "wrong_type"),
         ({"bytes": None, "path": None}, "wrong_type"),
         (["a.png", None], "wrong_type"),
@@ -178,8 +182,10 @@ def test_a_relative_image_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "columns, expected",
     [
-        (["messages", "images", "source"], dataclasses.replace(OPENAI, images="images")),
-        (["conversations", "image", "id"], dataclasses.replace(SHAREGPT, images="image")),
+        (["messages", "images", "source"], dataclasses.replace(OPENAI, images="images", strict=False)),
+        (["conversations", "image", "id"], dataclasses.replace(LLAVA, images="image")),
+        (["conversations", "imgs", "system_prompt"], dataclasses.replace(LLAVA, images="imgs", system="system_prompt")),
+        (["question", "answer", "image", "image_url"], Alpaca("question", None, "answer", images="image")),
         (["instruction", "output", "system"], Alpaca(query=None, system="system")),
         (["instruction", "input", "output"], Alpaca()),
     ],

@@ -78,8 +78,8 @@ def test_the_code_of_a_data_set_is_not_run(tmp_path):
 
 
 def test_no_format_is_recognised(tmp_path):
-    datasets.Dataset.from_list([{"question": "Q", "answer": "A"}]).save_to_disk(tmp_path / "d")
-    with pytest.raises(UserError, match=r"its columns \(answer, question\).*dataset_info\.json:NAME"):
+    datasets.Dataset.from_list([{"problem": "Q", "solution": "A"}]).save_to_disk(tmp_path / "d")
+    with pytest.raises(UserError, match=r"its columns \(problem, solution\).*dataset_info\.json:NAME"):
         load_source(f"hf:{tmp_path}/d")
 
 

@@ -97,12 +97,12 @@ PICTURES = {
     "no\nfolder\x1b[31m/\u202e.png": "image_missing",
     "good.png/a.png": "image_missing",
     "http://localhost/a.png": "image_url",
-    "data:image/png;base64,AAAA": "image_url",
+    "data:image/png;base64,AAAA": "image_base64",
     "../good.png": "image_outside",
     "/etc/passwd": "image_outside",
     "a\0.png": "image_path",
     "\ud800.png": "invalid_unicode",
-    "": "wrong_type",
+    "": "image_count",
 }
 
 
@@ -269,7 +269,8 @@ def wrong_roles(w):
             return item, "roles"
         case 2:
             turns.pop()
-            return item, "last_turn"
+            left = w.place.startswith("llava") and any(turn[w.role] == "gpt" for turn in turns)
+            return item, WHOLE if left else "last_turn"  # the question without an answer is left out
     turns.clear()
     return item, "no_turns"
 

@@ -129,7 +129,7 @@ def test_transparency_lies_over_white():
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
-@pytest.mark.parametrize("deep, grey", [(0, 0), (256, 1), (32896, 128), (40000, 156), (65535, 255)])
+@pytest.mark.parametrize("deep, grey", [(0, 0), (256, 64), (4095, 255), (32896, 128), (40000, 156), (65535, 255)])
 def test_deep_grey_is_scaled_not_clipped(deep, grey, format):
     image = Image.fromarray(np.full((5, 9), deep, np.uint16))
     assert flat(encoded(image, format)) == (grey,) * 3

@@ -36,7 +36,7 @@ def test_json(tmp_path, bom, ascii):
     source = pickle.loads(pickle.dumps(load_source(str(path), allow_outside=True)))
     assert len(source) == 3
     images = (str(tmp_path / "a.png"), "/b.png")
-    assert source[0] == Record("größe", TURNS, images, f"{path}[0]")
+    assert source[0] == Record("größe", TURNS, images, f"{path}[0]", notes=('key "model"',))
     assert source[1] == Record("7", (Turn("user", "Hi"), Turn("assistant", "Ho")), (), f"{path}[1]")
     assert source[2].turns == TURNS
 
@@ -85,7 +85,7 @@ def test_a_record_without_id_is_called_after_its_content(tmp_path):
         (b'{"id": "a", "conversations": [{"from": "gpt"}]}', "missing_key", ['[0] lacks "value"']),
         (b'{"id": "a", "conversations": [{"from": "bot", "value": ""}]}', "unknown_role", ['"bot"', "human, gpt"]),
         (b'{"id": "a", "conversations": [{"from": "gpt", "value": null}]}', "wrong_type", ["null"]),
-        (b'{"id": "a", "conversations": [], "image": [""]}', "wrong_type", ['"image" is a path']),
+        (b'{"id": "a", "conversations": [], "image": [3, ""]}', "wrong_type", ['"image" is a path']),
         (b'{"id": "a", "conversations": [], "image": 3}', "wrong_type", ["found 3"]),
         (b'{"id": "\\ud800", "conversations": []}', "invalid_unicode", ["surrogate"]),
         (

@@ -141,7 +141,7 @@ def test_without_a_whole_one_the_stage_starts_anew(three, capsys):
     wanted = small_state(1, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), PartitionSpec())
     checkpoints = Checkpoints(three)
     assert checkpoints.restore_newest(abstract(wanted)) is None
-    assert "there is none before it: the stage starts again" in capsys.readouterr().err
+    assert "there is none before it: the stage starts from its beginning" in capsys.readouterr().err
     checkpoints.save(wanted, {}, 9, wait=True)
     assert checkpoints.steps() == [1]
     checkpoints.close()
@@ -178,7 +178,7 @@ def test_a_save_that_fails_is_said_and_the_next_one_is_tried(tmp_path, monkeypat
         errors = capsys.readouterr().err
         assert "ERROR: the checkpoint of step 4 could NOT be saved" in errors and "No space left" in errors
         assert len(tries) == 1 and [path.name for path in (tmp_path / "c").iterdir()] == ["2"]
-        with pytest.raises(UserError, match="step 4 could not be saved .* go on from step 2 with --resume"):
+        with pytest.raises(UserError, match="step 4 could not be saved .* continue from step 2 with --resume"):
             checkpoints.save(state, {}, 9, wait=True)
         assert len(tries) == 4
     checkpoints.save(state, {}, 9, wait=True)

@@ -350,21 +350,21 @@ def test_half_precision_becomes_float32(written):
     [
         ("peft_type", "ADALORA", 'peft_type = "ADALORA", expected "LORA"'),
         ("bias", "all", 'bias = "all", expected "none"'),
-        ("use_dora", True, "use_dora = true is nothing that ours can do"),
-        ("lora_bias", True, "lora_bias = true is nothing"),
+        ("use_dora", True, "use_dora = true is not supported"),
+        ("lora_bias", True, "lora_bias = true is not supported"),
         ("fan_in_fan_out", True, "fan_in_fan_out = true, expected false"),
         ("init_lora_weights", "pissa_niter_4", 'init_lora_weights = "pissa_niter_4", expected a start that leaves'),
-        ("layer_replication", [[0, 2]], "layer_replication = [[0, 2]] is nothing"),
-        ("target_parameters", ["weight"], 'target_parameters = ["weight"] is nothing'),
-        ("trainable_token_indices", [5], "trainable_token_indices = [5] is nothing"),
-        ("of_the_future", {"a": 1}, 'of_the_future = {"a": 1} is nothing'),
+        ("layer_replication", [[0, 2]], "layer_replication = [[0, 2]] is not supported"),
+        ("target_parameters", ["weight"], 'target_parameters = ["weight"] is not supported'),
+        ("trainable_token_indices", [5], "trainable_token_indices = [5] is not supported"),
+        ("of_the_future", {"a": 1}, 'of_the_future = {"a": 1} is not supported'),
         ("r", 0, "r = 0, expected 1 or more"),
         ("lora_alpha", "8", 'lora_alpha = "8", expected a number'),
         ("lora_dropout", 1.0, "lora_dropout = 1.0, expected 0 <= lora_dropout < 1"),
         ("use_rslora", "yes", 'use_rslora = "yes", expected true or false'),
         ("rank_pattern", {"q_proj": "4"}, 'rank_pattern = {"q_proj": "4"}, expected regexes and ranks'),
         ("alpha_pattern", {"(": 4}, 'alpha_pattern = {"(": 4}, expected regexes and numbers'),
-        ("modules_to_save", ["lm_head"], "modules_to_save has 'lm_head', of which there is no tensor"),
+        ("modules_to_save", ["lm_head"], "modules_to_save has 'lm_head', which has no tensor"),
         ("modules_to_save", "lm_head", 'modules_to_save = "lm_head", expected null or a list of names'),
     ],
 )
@@ -475,11 +475,11 @@ def test_files_that_are_no_adapter(written):
     with pytest.raises(UserError, match="1 problems: a is no weight of adapters or projector"):
         read_adapter(folder, CONFIG)
     torch.save({name: torch.from_numpy(x) for name, x in saved(folder).items()}, folder / "non_lora_trainables.bin")
-    with pytest.raises(UserError, match="stand in .*adapter_model.safetensors and in .*non_lora_trainables.bin"):
+    with pytest.raises(UserError, match="are in both .*adapter_model.safetensors and .*non_lora_trainables.bin"):
         read_adapter(folder, CONFIG)
     (folder / "non_lora_trainables.bin").unlink()
     weights.write_bytes(weights.read_bytes()[:-4])
-    with pytest.raises(UserError, match="adapter_model.safetensors .* is cut off or corrupt"):
+    with pytest.raises(UserError, match="adapter_model.safetensors .* is truncated or corrupt"):
         read_adapter(folder, CONFIG)
     weights.unlink()
     with pytest.raises(
@@ -516,7 +516,7 @@ def test_adapters_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="adapters cannot be written, 5 problems") as error:
         write_adapter(tmp_path, from_paths(params), CONFIG, adapters, base_model="", projector=False)
     for part in (
-        "vision/patch is no projection of a block",
+        "vision/patch is not a projection of a block",
         "vision/blocks/mlp/up/lora/a (4, 40, 4) is missing",
         "language/blocks/attention/q/lora/b is (3, 4, 6, 10), expected (3, 5, 6, 10)",
         "projector/fc1/lora/a has no adapter in the config",

@@ -186,7 +186,7 @@ def test_a_tensor_that_is_not_in_its_shard(tmp_path):
     index = json.loads(path.read_text())
     file = index["weight_map"].pop("x1")
     path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | {"y": file, "z": file}}))
-    with pytest.raises(UserError, match=rf"2 tensors are not in the file .*: y \(in {file}\), z \(in {file}\)"):
+    with pytest.raises(UserError, match=rf"2 tensors are not in the files .*: y \(in {file}\), z \(in {file}\)"):
         open_tensors(tmp_path)
     path.write_text(json.dumps({"weight_map": index["weight_map"] | {"x0": file.replace("2-of", "1-of")}}))
     assert set(open_tensors(tmp_path)) == {"x0"}  # its file is not opened: the index does not know of it
@@ -201,7 +201,7 @@ def test_what_a_shard_holds_beyond_the_index_comes_too(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'])
 def test_a_broken_index(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=r"index.json is no index"):
+    with pytest.raises(UserError, match=r"index.json is not an index"):
         open_tensors(tmp_path)
 
 
@@ -229,10 +229,10 @@ def test_a_pickle_that_is_cut_off(tmp_path):
     path = tmp_path / "pytorch_model.bin"
     torch.save({"x": torch.zeros(2000)}, path)
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"pytorch_model.bin is cut off or corrupt"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin is truncated or corrupt"):
         open_tensors(tmp_path)
     path.write_bytes(pickle.dumps({}, 2)[:-1])
-    with pytest.raises(UserError, match=r"pytorch_model.bin is (cut off|refused)"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin is (truncated|refused)"):
         open_tensors(tmp_path)
 
 
@@ -311,7 +311,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-5GB", "5XB", "5 GB more", "0", "0.1B", "iB", "5iB", "1e9"])
 def test_sizes_that_are_none(text):
-    with pytest.raises(UserError, match="is no size; write a number of bytes"):
+    with pytest.raises(UserError, match="is not a size; write a number of bytes"):
         parse_size(text)
 
 

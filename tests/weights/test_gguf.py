@@ -179,7 +179,7 @@ def test_llama3_scaling_is_recognised_and_another_refused(tmp_path):
     assert set(source) == set(tensors)
     assert gguf_decoder_config(source) == config(rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
     other = {"rope_freqs.weight": rope_factors(32.0, 1.0, 2.0, 8192)}
-    with pytest.raises(UserError, match="rope_freqs.weight holds other factors"):
+    with pytest.raises(UserError, match="rope_freqs.weight has other factors"):
         gguf_decoder_config(GGUFSource(write_model(tmp_path / "b.gguf", "llama", tensors, more=other)))
     none = {"rope_freqs.weight": np.ones(H // 2, np.float32)}
     assert gguf_decoder_config(GGUFSource(write_model(tmp_path / "c.gguf", "llama", tensors, more=none))) == config()
@@ -222,7 +222,7 @@ def test_other_architectures_and_tensors_are_named(tmp_path):
 
 
 def test_files_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         GGUFSource(tmp_path / "absent.gguf")
     whole = (tmp_path / "whole.gguf", tmp_path / "cut.gguf", tmp_path / "text.gguf")
     write_model(whole[0], "llama", hf_tensors("llama"))

@@ -357,13 +357,13 @@ REFUSED_DECODERS = {
     'rope_type = "yarn"': QWEN25
     | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
     "partial_rotary_factor = 0.5, supported: 1.0": LLAMA | {"partial_rotary_factor": 0.5},
-    "mrope_section = [16, 24, 24], a field that we do not know": QWEN25
+    "mrope_section = [16, 24, 24], an unknown field": QWEN25
     | {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}},
     "refused by transformers": LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
     "refused by transformers (": LLAMA | {"hidden_size": "many"},
-    'quantization_config = {"bits": 4}, a field that we do not know': LLAMA | {"quantization_config": {"bits": 4}},
-    "attn_logit_softcapping = 50.0, a field that we do not know": LLAMA | {"attn_logit_softcapping": 50.0},
-    "new_switch = false, a field that we do not know": LLAMA | {"new_switch": False},
+    'quantization_config = {"bits": 4}, an unknown field': LLAMA | {"quantization_config": {"bits": 4}},
+    "attn_logit_softcapping = 50.0, an unknown field": LLAMA | {"attn_logit_softcapping": 50.0},
+    "new_switch = false, an unknown field": LLAMA | {"new_switch": False},
 }
 
 
@@ -394,7 +394,7 @@ REFUSED_ENCODERS = {
     "vision_config.num_channels = 4, supported: 3": changed(SIGLIP, "vision_config", num_channels=4),
     "vision_config.vision_use_head = false, supported: true": changed(SIGLIP, "vision_config", vision_use_head=False),
     "vision_config.image_size = [336, 224]": changed(SIGLIP, "vision_config", image_size=[336, 224]),
-    "num_registers = 4, a field that we do not know": changed(SIGLIP, "vision_config", num_registers=4),
+    "num_registers = 4, an unknown field": changed(SIGLIP, "vision_config", num_registers=4),
     "quantization_config": SIGLIP | {"quantization_config": {"bits": 4}},
     "refused by transformers": changed(SIGLIP, "vision_config", hidden_size="many"),
     "siglip2 is NaFlex": {"model_type": "siglip2_vision_model"},
@@ -450,7 +450,7 @@ REFUSED_ORIGINALS = {
     'image_aspect_ratio = "anyres", supported: "pad" or "square"': ORIGINAL | {"image_aspect_ratio": "anyres"},
     "mm_vision_tower = null": ORIGINAL | {"mm_vision_tower": None},
     "mm_vision_select_layer = 3": ORIGINAL | {"mm_vision_select_layer": 3},
-    "mm_new = 1, a field that we do not know": ORIGINAL | {"mm_new": 1},
+    "mm_new = 1, an unknown field": ORIGINAL | {"mm_new": 1},
     "mlp_bias = true": ORIGINAL | {"mlp_bias": True},
     'model_type "llava_mpt" is not supported; known: llava_llama': ORIGINAL | {"model_type": "llava_mpt"},
 }
@@ -533,7 +533,7 @@ def test_llavas_come_back(encoder, decoder, folder):
 
 def test_models_that_transformers_has_not():
     both = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True)
-    with pytest.raises(UserError, match="qkv_bias = True and qk_norm = True is no model of transformers"):
+    with pytest.raises(UserError, match="qkv_bias = True and qk_norm = True is not a model of transformers"):
         decoder.hf_language_config(both, Ids, dtype="float32", max_positions=64)
     odd = dataclasses.replace(TINY, embed_dim=49)
     with pytest.raises(UserError, match="LlamaConfig of transformers refuses the model"):
@@ -561,5 +561,5 @@ def test_a_mistral_keeps_its_class_and_no_window(folder):
 
 
 def test_an_encoder_between_clip_and_siglip_is_none_of_transformers():
-    with pytest.raises(UserError, match="'pre_norm': False.* is no encoder of transformers, which has clip_vision"):
+    with pytest.raises(UserError, match="'pre_norm': False.* is not an encoder of transformers, which has clip_vision"):
         encoders.hf_vision_config(vision("clip_b32", pre_norm=False), dtype="float32")

@@ -78,7 +78,7 @@ def test_a_weight_without_a_row_is_an_error():
     config = pairs.tiny_config()
     tied = dataclasses.replace(config, language=dataclasses.replace(config.language, tie_embeddings=True))
     _, params = random_params(config)
-    with pytest.raises(UserError, match=r"language/head/w \(101, 48\) has no row"):
+    with pytest.raises(UserError, match=r"language/head/w \(101, 48\) has no rule"):
         export_tensors(llava_rules(tied), params, llava_sizes(tied))
 
 

@@ -14,6 +14,7 @@ from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -49,7 +50,8 @@ _DECODERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
     ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImageFile),
 )
-_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, PBM, PGM or PPM"
+_AVIF = (b"ftypavif", b"ftypavis")  # from the fifth byte on; the first four are a length
+_FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PBM, PGM or PPM"
 _DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I"}  # Pillow's grey of 16 bits; "I" is what it makes of a 16-bit PGM
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -131,7 +133,7 @@ def load_image(
 def decode(
     source: str | bytes, origin: str = "", *, check: Callable[[tuple[int, int]], None] = lambda shape: None
 ) -> Image.Image:
-    """The image as displayed, RGB: EXIF orientation applied, transparency over white, 16-bit grey scaled to 8 bits.
+    """The image as displayed, RGB: EXIF orientation applied, transparency over white, grey of more bits scaled to 8.
 
     Args:
       source: path of an image file, or its bytes.
@@ -212,17 +214,30 @@ def _identified(file: IO[bytes]) -> ImageFile.ImageFile:
     start = file.read(12)
     if not start:
         raise _UnusableError("no image: it is empty")
-    for prefixes, decoder in _DECODERS:
-        if start.startswith(prefixes):
-            file.seek(0)
-            image = decoder(file)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise _UnusableError(f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}", "image_too_large")
-            if isinstance(image, TiffImageFile):
-                _check_tile(image)
-            return image
-    raise _UnusableError(f"no image: its first bytes are not those of {_FORMATS}")
+    decoder = _find_decoder(start)
+    if decoder is None:
+        raise _UnusableError(f"no image: its first bytes are not those of {_FORMATS}")
+    file.seek(0)
+    image = decoder(file)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _UnusableError(f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}", "image_too_large")
+    if isinstance(image, TiffImageFile):
+        _check_tile(image)
+    if image.mode == "F":
+        raise _UnusableError("its pixels are floating-point numbers of unknown range; save it with 8 bits a channel")
+    return image
+
+
+def _find_decoder(start: bytes) -> type[ImageFile.ImageFile] | None:
+    if start[4:12] in _AVIF:
+        return AvifImageFile
+    return next((decoder for prefixes, decoder in _DECODERS if start.startswith(prefixes)), None)
+
+
+def starts_like_an_image(start: bytes) -> bool:
+    """Whether bytes (12 are enough) begin as a file of one of the formats that are read."""
+    return _find_decoder(start) is not None
 
 
 def _ends_whole(image: ImageFile.ImageFile) -> bool:
@@ -323,13 +338,21 @@ def _moved(pixels_YXC: np.ndarray, by: int, axis: int) -> np.ndarray:
     return moved
 
 
+def _to_8_bits(grey_YX: np.ndarray) -> np.ndarray:
+    """Grey of up to 16 bits (int64) as uint8, by the bits that it uses: cameras and CT store 12 bits in 16.
+
+    The bits are those that hold the largest value, an even number from 8 on; a picture that uses few of its bits on
+    purpose is brightened, where it would else be black. (Pillow's own conversion clips at 255.)
+    """
+    grey_YX = np.clip(grey_YX, 0, 65535)
+    bits = max(8, int(grey_YX.max(initial=0)).bit_length())
+    most = 2 ** (bits + bits % 2) - 1
+    return ((grey_YX * 255 + most // 2) // most).astype(np.uint8)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 bits a channel")
     if image.mode in _DEEP:
-        # Pillow's own conversion would clip at 255; 65535 / 255 is 257.
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(np.asarray(image).astype(np.int64)))
     elif image.has_transparency_data or image.mode == "La":
         # "La" and "RGBa" (colour multiplied by alpha) convert only to their own kind.
         image = image.convert("LA") if image.mode == "La" else image
@@ -384,6 +407,7 @@ def _crop(image: Image.Image, size: int) -> np.ndarray:
 def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordError:
     """Describes in a line what Pillow's decoders report in a dozen exception types."""
     name = f"of {len(source):,} bytes" if isinstance(source, bytes) else repr(source)[1:-1]
+    name = name if len(name) <= 300 else f"{name[:200]}...{name[-80:]}"
     where = f"{origin}: " if origin else ""
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and isinstance(source, str):
         folder = Path(source).parent

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,9 @@ from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 6  # of the checks and the meaning of the columns; a cached index of another version is not used
+_VERSION = 7  # of the checks and the meaning of the columns; a cached index of another version is not used
 _CHUNK = 1000  # records that a worker process inspects at a time
+_NAMED_PROBLEMS = 10
 PARALLEL = 20_000  # number of records from which worker processes are worth their start-up time
 
 
@@ -42,11 +44,13 @@ class Index:
     sides: np.ndarray  # int32[n]; 2 for a pair
     shuffles: np.ndarray  # bool[n]
     dropped_answer: np.ndarray  # bool[n]
+    dropped_question: np.ndarray  # bool[n]
     id_hash: np.ndarray  # uint64[n]
     text_hash: np.ndarray  # uint64[n]; of the turns
     image_hash: np.ndarray  # uint64[N]; of the first bytes of an image file and its size in bytes
     image_size: np.ndarray  # int32[N, 3]; height, width and frames, as displayed
     errors: dict[int, RecordError]  # record -> the rule that it breaks, independent of the row size
+    notes: dict[str, int]  # what was not read, or becomes something else than expected -> number of records
 
     def __len__(self) -> int:
         return len(self.text)
@@ -207,11 +211,13 @@ def _inspect_chunk(samples: Samples, chunk: Sequence[int]) -> Index:
         images=np.array([len(fact.image_hashes) for fact in facts], np.int32),
         shuffles=column("shuffles", bool),
         dropped_answer=column("dropped_answer", bool),
+        dropped_question=column("dropped_question", bool),
         id_hash=column("id_hash", np.uint64),
         text_hash=column("text_hash", np.uint64),
         image_hash=np.array([number for fact in facts for number in fact.image_hashes], np.uint64),
         image_size=np.array([size for fact in facts for size in fact.sizes], np.int32).reshape(-1, 3),
         errors=errors,
+        notes=dict(Counter(note for fact in facts for note in fact.notes)),
     )
 
 
@@ -219,26 +225,43 @@ def _joined(parts: list[Index]) -> Index:
     parts = parts or [_no_facts()]
     starts = np.cumsum([0, *map(len, parts)])
     errors = {int(start) + at: e for start, part in zip(starts, parts, strict=False) for at, e in part.errors.items()}
-    return Index(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}, errors=errors)
+    notes: Counter[str] = Counter()
+    for part in parts:
+        notes.update(part.notes)
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    return Index(**columns, errors=errors, notes=dict(notes.most_common()))
 
 
 def _no_facts() -> Index:
     columns = {name: np.zeros((0, 3) if name == "image_size" else 0, np.int32) for name in _COLUMNS}
-    columns |= {name: np.zeros(0, bool) for name in ("shuffles", "dropped_answer")}
-    return Index(**columns | {n: np.zeros(0, np.uint64) for n in ("id_hash", "text_hash", "image_hash")}, errors={})
+    columns |= {name: np.zeros(0, bool) for name in ("shuffles", "dropped_answer", "dropped_question")}
+    return Index(
+        **columns | {n: np.zeros(0, np.uint64) for n in ("id_hash", "text_hash", "image_hash")}, errors={}, notes={}
+    )
 
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Index) if field.name != "errors")
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Index) if field.name not in ("errors", "notes"))
 
 
 def _to_arrays(index: Index) -> dict[str, np.ndarray]:
     """Converts an index to arrays for `np.savez`; the errors become the bytes of their JSON."""
     errors = [[at, str(error), error.origin, error.reason] for at, error in index.errors.items()]
-    text = json.dumps(errors).encode()  # ASCII: JSON escapes the surrogates of a path that is not UTF-8
+    text = json.dumps([errors, index.notes]).encode()  # ASCII: JSON escapes the surrogates of a path that is not UTF-8
     return {name: getattr(index, name) for name in _COLUMNS} | {"errors": np.frombuffer(text, np.uint8)}
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> Index:
-    saved = json.loads(arrays["errors"].tobytes())
+    saved, notes = json.loads(arrays["errors"].tobytes())
     errors = {at: RecordError(message, origin, reason) for at, message, origin, reason in saved}
-    return Index(**{name: arrays[name] for name in _COLUMNS}, errors=errors)
+    return Index(**{name: arrays[name] for name in _COLUMNS}, errors=errors, notes=notes)
+
+
+def summary(errors: list[RecordError], total: int, remedy: str) -> str:
+    """One message about all records that break a rule: their number for each reason, and the first ten in full."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(e.reason for e in errors).most_common())
+    lines = [f"{len(errors)} of {total} records break a rule ({reasons}):"]
+    lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
+    if len(errors) > _NAMED_PROBLEMS:
+        lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
+    lines.append(f"Fix them, or continue without them: {remedy} counts them in the ledger.")
+    return "\n".join(lines)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from jaxvlm.batch import Batch, num_bytes
 from jaxvlm.config import DataConfig
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.rows.index import Index, Measured, load_index, measure_index
+from jaxvlm.data.rows.index import Index, Measured, load_index, measure_index, summary
 from jaxvlm.data.rows.ledger import WHOLE, Ledger
 from jaxvlm.data.rows.packing import check_row, misfit
 from jaxvlm.data.rows.samples import Samples
@@ -36,7 +35,6 @@ from jaxvlm.media import MediaLayout
 _CACHE_BYTES = 2**30  # decoded images are kept in memory if all of them fit into this
 _BATCHES_AHEAD = 4  # training batches built in advance, each by one thread
 _ENDLESS = 2**40  # batches; grain requires a length
-_NAMED_PROBLEMS = 10
 
 
 class _BatchSource:
@@ -154,6 +152,7 @@ class Pipeline:
       records: number of records read.
       heldout: number of records in the held-out set.
       layout: the media layout.
+      notes: warnings about the records, and what is not read of them.
       fingerprint: a hash of everything that the plan of rows depends on; equal on all hosts that read the same data.
     """
 
@@ -199,6 +198,7 @@ class Pipeline:
             samples.lengths, measured.units, list(zip(trained, weights, strict=True)), config, seed
         )
         self.spec = batch_spec(config, samples.layout, rows)
+        self.notes = [*samples.renderer.warnings, *(f"{n:,} records: {note}" for note, n in index.notes.items())]
         self.fingerprint = _fingerprint(samples, measured.units, trained, weights, rows, seed)
 
     def num_rows(self, epochs: float) -> int:
@@ -287,7 +287,11 @@ class Pipeline:
             return "rejected", self._errors[index].reason
         if index in broken:
             return "rejected", f"{broken[index]}, found while training"
-        whole = "without the answer before its first question" if self._index.dropped_answer[index] else WHOLE
+        whole = WHOLE
+        if self._index.dropped_answer[index]:
+            whole = "without the answer before its first question"
+        elif self._index.dropped_question[index]:
+            whole = "without the question after its last answer"
         if index in heldout:
             return "heldout", whole
         if row is None:
@@ -347,6 +351,7 @@ def open_samples(
     mix: Mix | None = None,
     *,
     pairs: bool = False,
+    date: str = "",
 ) -> Samples:
     """Opens the sources of a stage, and builds the renderer of its template.
 
@@ -364,6 +369,8 @@ def open_samples(
         image_token_id=image_token_id(tokenizer),
         system=config.system,
         answers="last" if pairs else config.answers,
+        control_tokens=config.control_tokens,
+        date=date,
     )
     mix = load_mix(config) if mix is None else mix
     for part in mix.parts:
@@ -436,14 +443,3 @@ def _fingerprint(
     for array in (samples.lengths, units, *trained):
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def summary(errors: list[RecordError], total: int, remedy: str) -> str:
-    """One message about all records that break a rule: their number for each reason, and the first ten in full."""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(e.reason for e in errors).most_common())
-    lines = [f"{len(errors)} of {total} records break a rule ({reasons}):"]
-    lines.extend(f"  {error}" for error in errors[:_NAMED_PROBLEMS])
-    if len(errors) > _NAMED_PROBLEMS:
-        lines.append(f"  and {len(errors) - _NAMED_PROBLEMS} more")
-    lines.append(f"Fix them, or continue without them: {remedy} counts them in the ledger.")
-    return "\n".join(lines)

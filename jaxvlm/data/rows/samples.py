@@ -20,7 +20,7 @@ from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
 from jaxvlm.data.text.conversation import Renderer, Sample
-from jaxvlm.data.text.turns import drop_leading_answer
+from jaxvlm.data.text.turns import drop_last_question, drop_leading_answer
 from jaxvlm.media import MediaLayout, Size
 
 # Shuffling the rounds puts other words after the image and at the start, which may take a few tokens more. This many
@@ -43,10 +43,12 @@ class Facts:
     sides: int = 1  # 2 for a pair: `text` and `supervised` count both sides, the `to_answer` fields only the first
     shuffles: bool = False  # its rounds make sense in another order
     dropped_answer: bool = False  # an assistant turn before the first question was dropped
+    dropped_question: bool = False  # a user turn after the last answer was dropped
     id_hash: int = 0  # 64 bits, like the hashes below
     text_hash: int = 0
     image_hashes: tuple[int, ...] = ()
     sizes: tuple[Size, ...] = ()  # of its images
+    notes: tuple[str, ...] = ()  # what was not read of it, or becomes something else than its author may expect
 
 
 class Samples:
@@ -73,8 +75,8 @@ class Samples:
         return self.__dict__ | {"_images": {}}
 
     def record(self, index: int) -> Record:
-        """Reads record `index`, without an answer before its first question."""
-        return drop_leading_answer(self.source[index])
+        """Reads record `index`, without an answer before its first question or a question after its last answer."""
+        return drop_last_question(drop_leading_answer(self.source[index]))
 
     def segments(self, record: Record) -> tuple[Record, ...]:
         """The conversations of a record, one for each segment of its row: itself, or the two sides of a pair."""
@@ -87,7 +89,8 @@ class Samples:
           RecordError: it breaks a rule that does not depend on the row size.
         """
         original = self.source[index]
-        record = drop_leading_answer(original)
+        asked = drop_leading_answer(original)
+        record = drop_last_question(asked)
         sizes = tuple(read_size(image, record.origin) for image in record.images)
         samples = [self.renderer.render(segment) for segment in self.segments(record)]
         of_samples = [1 + np.flatnonzero(sample.loss_weights[1:]) for sample in samples]
@@ -106,11 +109,13 @@ class Samples:
             supervised=sum(map(len, of_samples)),
             sides=len(samples),
             shuffles=not self.pairs and _shuffles(record),
-            dropped_answer=record is not original,
+            dropped_answer=asked is not original,
+            dropped_question=record is not asked,
             id_hash=id_hash(record.id),
             text_hash=_hash(text.encode()),
             image_hashes=tuple(_image_hash(image) for image in record.images),
             sizes=sizes,
+            notes=tuple({*record.notes, *self.renderer.notes(record), *(n for s in samples for n in s.notes)}),
         )
 
     def fingerprint(self) -> str:

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.data.sources import tables
-from jaxvlm.data.sources.formats import UNSUPPORTED, Alpaca, Chat, Format, ImageRule, short
+from jaxvlm.data.sources.formats import UNSUPPORTED, Alpaca, Chat
+from jaxvlm.data.sources.image_refs import ImageRule
 from jaxvlm.data.sources.items import Chosen, Concatenated, Items, ItemSource
 from jaxvlm.data.sources.json_items import JsonItems, read_json
+from jaxvlm.data.sources.values import short
 from jaxvlm.errors import UserError, nearest
 
 _PLACES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
@@ -38,7 +40,12 @@ _KEYS = (*_STRINGS, "ranking", "num_samples", "columns", "tags")
 _COMMON = {"system": None, "images": None, "chosen": None, "rejected": None}
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": None}
 _COLUMNS: dict[str, str | None] = {**_ALPACA, "messages": "conversations", **_COMMON}
-_NOT_TRAINED = ("tools", "videos", "audios", "kto_tag")  # columns
+_NOT_TRAINED = {  # columns
+    "tools": "calls of tools",
+    "videos": "videos",
+    "audios": "audio",
+    "kto_tag": "answers that are marked as desired or not",
+}
 _TAGS: dict[str, str | None] = {
     "role_tag": "from",
     "content_tag": "value",
@@ -86,7 +93,7 @@ def load_entry(path: Path, name: str, image_folder: str, *, allow_outside: bool)
     return ItemSource(items, format, rule, image_folder)
 
 
-def _format(entry: Any, problems: list[str]) -> Format:
+def _format(entry: Any, problems: list[str]) -> Chat | Alpaca:
     """The format that an entry describes; appends all faults of the entry."""
     if not isinstance(entry, dict):
         problems.append(f"an entry is an object, found {short(entry)}")
@@ -97,7 +104,8 @@ def _format(entry: Any, problems: list[str]) -> Format:
     for column in _NOT_TRAINED:
         if columns[column] is not None:
             problems.append(
-                f"columns.{column} = {short(columns[column])}: {column} cannot be trained on; take it out of columns"
+                f"columns.{column} = {short(columns[column])}: {_NOT_TRAINED[column]} cannot be trained on; name data "
+                "without it (taken out of columns, its records would still be refused)"
             )
     ranking = bool(entry.get("ranking"))
     formatting = entry.get("formatting", "alpaca")

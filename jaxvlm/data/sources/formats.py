@@ -1,30 +1,60 @@
 """Formats: how a dictionary of a data set becomes a `Record`.
 
-  Chat    turns in a list: LLaVA's files, and LLaMA-Factory's sharegpt and openai
+  Chat    turns in a list: LLaVA's files, OpenAI's messages, and LLaMA-Factory's sharegpt and openai
   Alpaca  a question and an answer in columns, with earlier rounds in another
+  AnyChat one of these for each dictionary, by its keys
 
-Source: the formats of LLaMA-Factory, its data/README.md; LLaVA's docs/Finetune_Custom_Data.md.
+Source: the formats of LLaMA-Factory, its data/README.md; LLaVA's docs/Finetune_Custom_Data.md; OpenAI's fine-tuning
+files; the loss switches of ms-swift ("loss"), axolotl ("train", "weight") and OpenAI ("weight").
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterable
-from pathlib import Path
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.sources.image_refs import (
+    IMAGE_KEYS,
+    SURROGATES,
+    ImageRule,
+    find_image_key,
+    image_columns,
+    is_empty,
+    part_image,
+    read_images,
+)
+from jaxvlm.data.sources.values import Problems, kind, short
 from jaxvlm.errors import UserError
 
-Problems = list[tuple[str, str]]  # (reason, what is wrong)
-
 UNSUPPORTED = "unsupported"  # of a role that is known and cannot be trained on
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
-_SURROGATES = re.compile("[\ud800-\udfff]")
+ANY = "any"  # in place of the name of an image column: one of `IMAGE_KEYS`
+SYSTEM_KEYS = ("system", "system_prompt")
+# Keys whose content cannot be trained on, and what it is. A record that has one is refused: without it, it would teach
+# something else.
+_UNTRAINABLE = (
+    dict.fromkeys(("video", "videos", "video_path"), "videos")
+    | dict.fromkeys(("audio", "audios"), "audio")
+    | dict.fromkeys(("tools", "functions"), "calls of tools")
+    | {"objects": "objects that placeholders of the text refer to", "kto_tag": "marks of desired answers (KTO)"}
+)
+_LOSS_KEYS = ("loss", "train", "weight", "loss_weight")  # of a turn: whether, or how much, it counts in the loss
+_PART_KEYS = {"image": IMAGE, "image_url": IMAGE, "input_image": IMAGE}
+
+
+@dataclasses.dataclass
+class Content:
+    """What a format reads from an item: its turns, the rejected answer of a pair, and images inside of turns."""
+
+    turns: list[Turn]
+    rejected: str = ""
+    images: list[str | bytes] = dataclasses.field(default_factory=list)
+    unread: list[str] = dataclasses.field(default_factory=list)  # keys of turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,43 +75,43 @@ class Chat:
     images: str | None = None
     chosen: str | None = None
     rejected: str | None = None
-    # LLaMA-Factory requires question, answer, question, answer. Turns of LLaVA's files are checked later.
+    # LLaMA-Factory requires question, answer, question, answer. Turns of other files are checked later.
     strict: bool = True
 
     def columns(self) -> list[str]:
         """Names of the columns it reads."""
         return _named(self.messages, self.system, self.images, self.chosen, self.rejected)
 
-    def read(self, item: dict[str, Any], problems: Problems) -> tuple[list[Turn], str]:
-        """The turns of an item, and the rejected answer."""
-        before = len(problems)
-        turns = self._messages(item, problems)
+    def read(self, item: dict[str, Any], problems: Problems) -> Content:
+        """The turns of an item."""
+        before, content = len(problems), Content([])
+        self._read_messages(item, content, problems)
+        turns = content.turns
         if self.system and not (turns and turns[0].role == "system"):
-            turns = _system(item, self.system, problems) + turns
-        rejected = ""
+            turns[:0] = _system(item, self.system, problems)
         whole = len(problems) == before  # a turn left out for a fault would be reported again as a role out of place
         if self.chosen and self.rejected:
             if self.strict and whole:
                 _check_roles(turns, "user", problems)
-            turns += self._answer(item, self.chosen, problems)
-            rejected = "".join(turn.text for turn in self._answer(item, self.rejected, problems))
+            turns += self._answer(item, self.chosen, content, problems)
+            content.rejected = "".join(turn.text for turn in self._answer(item, self.rejected, content, problems))
         elif self.strict and whole:
             _check_roles(turns, "assistant", problems)
-        return turns, rejected
+        return content
 
-    def _messages(self, item: dict[str, Any], problems: Problems) -> list[Turn]:
+    def _read_messages(self, item: dict[str, Any], content: Content, problems: Problems) -> None:
         messages = _column(item, self.messages, problems)
         if messages is _MISSING:
-            return []
+            return
         if not isinstance(messages, list):
             problems.append(("wrong_type", f'"{self.messages}" is a list of turns, found {kind(messages)}'))
-            return []
-        found = [self._turn(turn, f'"{self.messages}"[{i}]', problems) for i, turn in enumerate(messages)]
-        return [turn for turn in found if turn is not None]
+            return
+        found = [self._turn(turn, f'"{self.messages}"[{i}]', content, problems) for i, turn in enumerate(messages)]
+        content.turns += [turn for turn in found if turn is not None]
 
-    def _answer(self, item: dict[str, Any], column: str, problems: Problems) -> list[Turn]:
+    def _answer(self, item: dict[str, Any], column: str, content: Content, problems: Problems) -> list[Turn]:
         turn = _column(item, column, problems)
-        found = None if turn is _MISSING else self._turn(turn, f'"{column}"', problems)
+        found = None if turn is _MISSING else self._turn(turn, f'"{column}"', content, problems)
         if found is None:
             return []
         if found.role != "assistant":
@@ -90,46 +120,64 @@ class Chat:
             problems.append(("empty_turn", f'"{column}" is empty'))
         return [found]
 
-    def _turn(self, turn: Any, where: str, problems: Problems) -> Turn | None:
+    def _turn(self, turn: Any, where: str, content: Content, problems: Problems) -> Turn | None:
+        role_key, text_key = self._keys_of(turn)
         if not isinstance(turn, dict):
-            expected = f'an object of "{self.role}" and "{self.content}"'
+            expected = f'an object of "{role_key}" and "{text_key}"'
             problems.append(("wrong_type", f"{where} is {expected}, found {kind(turn)}"))
             return None
-        missing = [f'"{key}"' for key in (self.role, self.content) if key not in turn]
+        missing = [f'"{key}"' for key in (role_key, text_key) if key not in turn]
         if missing:
             problems.append(("missing_key", f"{where} lacks {' and '.join(missing)}"))
             return None
-        name, text = turn[self.role], turn[self.content]
+        name, text = turn[role_key], turn[text_key]
         role = dict(self.roles).get(name) if isinstance(name, str) else None
+        read = {role_key, text_key, *_LOSS_KEYS}
+        content.unread += [f"key {short(key)} of a turn" for key in turn if key not in read and not is_empty(turn[key])]
         if role is None:
             *names, last = [name for name, role in self.roles if role != UNSUPPORTED]
             expected = f"{', '.join(names)} or {last}"
-            problems.append(("unknown_role", f'{where} "{self.role}" is {short(name)}, expected {expected}'))
+            problems.append(("unknown_role", f'{where} "{role_key}" is {short(name)}, expected {expected}'))
         elif role == UNSUPPORTED or turn.get("tool_calls"):
-            called = f'"{self.role}" is {short(name)}' if role == UNSUPPORTED else 'has "tool_calls"'
+            called = f'"{role_key}" is {short(name)}' if role == UNSUPPORTED else 'has "tool_calls"'
             problems.append(("unsupported", f"{where} {called}: calls of tools cannot be trained on"))
         elif isinstance(text, list):
-            return self._parts(role, text, where, problems)
+            return self._parts(role, text, where, _weight(turn, role, where, problems), content, problems)
         elif not isinstance(text, str):
-            problems.append(("wrong_type", f'{where} "{self.content}" is a string, found {kind(text)}'))
+            problems.append(("wrong_type", f'{where} "{text_key}" is a string, found {kind(text)}'))
         else:
-            return Turn(role, text)
+            return Turn(role, text, _weight(turn, role, where, problems))
         return None
 
-    def _parts(self, role: str, parts: list[Any], where: str, problems: Problems) -> Turn | None:
+    def _keys_of(self, turn: Any) -> tuple[str, str]:
+        """The keys of role and text: the format's own; where they may vary also "role" and "content"."""
+        if not self.strict and isinstance(turn, dict) and self.role not in turn and "role" in turn:
+            return "role", "content" if "content" in turn else self.content
+        return self.role, self.content
+
+    def _parts(
+        self, role: str, parts: list[Any], where: str, weight: float, content: Content, problems: Problems
+    ) -> Turn | None:
         """A turn as OpenAI's list of parts: [{"type": "image"}, {"type": "text", "text": "Who?"}]."""
         texts = []
         for i, part in enumerate(parts):
-            name = part.get("type") if isinstance(part, dict) else None
-            if name == "image":
+            name, place = part.get("type") if isinstance(part, dict) else None, f'{where} "{self.content}"[{i}]'
+            if name in _PART_KEYS and role == "user":
                 texts.append(IMAGE)
+                image = part_image(part)
+                if image is None and name != "image":
+                    problems.append(("wrong_type", f'{place} is of "type" "{name}" and has none'))
+                content.images += [] if image is None else [image]
+            elif name in _PART_KEYS:
+                problems.append(("unsupported", f"{place} is an image of the {role}: only a user's can be trained on"))
             elif name == "text" and isinstance(part.get("text"), str):
                 texts.append(part["text"])
+            elif name in ("video", "video_url", "audio", "input_audio"):
+                problems.append(("unsupported", f'{place} is of "type" "{name}", which cannot be trained on'))
             else:
-                place = f'{where} "{self.content}"[{i}]'
                 expected = 'an object of "type" "text", with "text", or of "type" "image"'
                 problems.append(("wrong_type", f"{place} is {expected}, found {kind(part)}"))
-        return Turn(role, "".join(texts)) if len(texts) == len(parts) else None
+        return Turn(role, "".join(texts), weight) if len(texts) == len(parts) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +197,8 @@ class Alpaca:
         """Names of the columns it reads."""
         return _named(*dataclasses.astuple(self))
 
-    def read(self, item: dict[str, Any], problems: Problems) -> tuple[list[Turn], str]:
-        """The turns of an item, and the rejected answer."""
+    def read(self, item: dict[str, Any], problems: Problems) -> Content:
+        """The turns of an item."""
         turns = _system(item, self.system, problems) if self.system else []
         turns += self._history(item, problems)
         question = [_text(item, column, problems) for column in (self.prompt, self.query) if column and column in item]
@@ -172,7 +220,7 @@ class Alpaca:
                 problems.append(("empty_turn", f'"{column}" is empty'))
             texts.append(text)
         turns.append(Turn("assistant", texts[0]))
-        return turns, texts[1] if self.chosen else ""
+        return Content(turns, texts[1] if self.chosen else "")
 
     def _history(self, item: dict[str, Any], problems: Problems) -> list[Turn]:
         rounds = item.get(self.history) if self.history else None
@@ -187,9 +235,20 @@ class Alpaca:
         return [Turn(role, text) for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
-Format = Chat | Alpaca
+@dataclasses.dataclass(frozen=True)
+class AnyChat:
+    """The format of each dictionary by its own keys, for files whose records are not all alike."""
 
-LLAVA = Chat(roles=(("human", "user"), ("gpt", "assistant"), ("system", "system")), images="image", strict=False)
+    def of(self, item: Mapping[str, Any]) -> Chat | Alpaca:
+        """The format of an item; LLaVA's if its keys fit none."""
+        return _format_of(frozenset(key for key in item if isinstance(key, str))) or LLAVA
+
+
+Format = Chat | Alpaca | AnyChat
+
+_EITHER = (("human", "user"), ("gpt", "assistant"), ("system", "system"), ("user", "user"), ("assistant", "assistant"))
+_TOOLS = (("observation", UNSUPPORTED), ("function_call", UNSUPPORTED))
+LLAVA = Chat(roles=_EITHER + _TOOLS, images=ANY, strict=False)
 SHAREGPT = Chat()
 OPENAI = Chat(
     messages="messages",
@@ -199,69 +258,49 @@ OPENAI = Chat(
         ("user", "user"),
         ("assistant", "assistant"),
         ("system", "system"),
+        ("developer", "system"),
         ("tool", UNSUPPORTED),
         ("function", UNSUPPORTED),
     ),
 )
 
 
-def recognise(columns: Iterable[str], where: str, remedy: str) -> Format:
+@functools.lru_cache(1024)
+def _format_of(keys: frozenset[str]) -> Chat | Alpaca | None:
+    """The format of a table or a dictionary with these keys; None: there is none."""
+    system = next((key for key in SYSTEM_KEYS if key in keys), None)
+    if "messages" in keys:
+        return dataclasses.replace(OPENAI, system=system, images=ANY, strict=False)
+    if "conversations" in keys:
+        return dataclasses.replace(LLAVA, system=system)
+    if {"instruction", "output"} <= keys:
+        return Alpaca(query="input" if "input" in keys else None, system=system, images=ANY)
+    for question, answer in (("question", "answer"), ("query", "response")):
+        if {question, answer} <= keys:
+            return Alpaca(question, None, answer, system=system, images=ANY)
+    return None
+
+
+def recognise(columns: Iterable[str], where: str, remedy: str) -> Chat | Alpaca:
     """The format of a table from the names of its columns.
 
     Raises:
       UserError: it is none that is known; `where` names the table, `remedy` what to do.
     """
     found = set(columns)
-    images = [column for column in ("images", "image") if column in found]
-    if len(images) < 2:
-        image = images[0] if images else None
-        system = "system" if "system" in found else None
-        if "messages" in found:
-            return dataclasses.replace(OPENAI, images=image, system=system)
-        if "conversations" in found:
-            return dataclasses.replace(SHAREGPT, images=image, system=system)
-        if {"instruction", "output"} <= found:
-            return Alpaca(query="input" if "input" in found else None, images=image, system=system)
-    raise UserError(
-        f"{where}: its columns ({', '.join(sorted(found)) or 'none'}) are of no format that is recognised: "
-        f"messages, or conversations, or instruction and output, and image or images, not both; {remedy}"
-    )
+    format = _format_of(frozenset(found))
+    if format is None:
+        raise UserError(
+            f"{where}: its columns ({', '.join(sorted(found)) or 'none'}) are of no format that is recognised: "
+            f"messages, or conversations, or instruction and output, or question and answer; {remedy}"
+        )
+    return dataclasses.replace(format, images=image_columns(found, where, remedy))
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageRule:
-    """What image paths are relative to, and whether they may lead out of it."""
-
-    folder: Path
-    allow_outside: bool = False
-
-    def resolve(self, image: str, problems: Problems) -> str:
-        """The path of an image; never looks at the disk, so symbolic links may lead anywhere."""
-        if _URL.match(image):
-            problems.append(
-                (
-                    "image_url",
-                    f"image {short(image)} is a URL, and no URL is fetched while training; download the image and "
-                    "give its path",
-                )
-            )
-        elif _SURROGATES.search(image):
-            problems.append(("invalid_unicode", f"image {short(image)} holds half of a surrogate pair, no character"))
-        elif "\0" in image:
-            problems.append(("image_path", f"image {short(image)} holds a NUL character, which no path can"))
-        elif not self.allow_outside and not self._is_inside(image):
-            problems.append(
-                (
-                    "image_outside",
-                    f"image {short(image)} leads out of the image folder {self.folder}; move the image there, set "
-                    "data.image_folder to a folder that holds all images, or set data.allow_outside = True",
-                )
-            )
-        return str(self.folder / image)  # an absolute path stays as it is
-
-    def _is_inside(self, image: str) -> bool:
-        folder = os.path.abspath(self.folder)
-        return os.path.abspath(os.path.join(folder, image)).startswith(folder.rstrip(os.sep) + os.sep)
+def columns_to_read(format: Chat | Alpaca, columns: Iterable[str]) -> list[str]:
+    """The columns of a table that are read: the format's, and those for which a record may be refused."""
+    wanted = {"id", *format.columns(), *_UNTRAINABLE, "label", *IMAGE_KEYS}
+    return [column for column in columns if column in wanted]
 
 
 def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Record:
@@ -274,22 +313,75 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
     if not isinstance(item, dict):
         problems.append(("wrong_type", f"a record is an object, found {kind(item)}"))
         raise _rejection(origin, problems)
-    turns, rejected = format.read(item, problems)
-    given = _images(item, format.images, problems) if format.images else []
-    if not given and any(IMAGE in turn.text for turn in turns if turn.role == "user"):
-        _find_unread_images(item, format.images, problems)
+    format = format.of(item) if isinstance(format, AnyChat) else format
+    content = format.read(item, problems)
+    key = find_image_key(item, problems) if format.images == ANY else format.images
+    given = content.images + (read_images(item, key, problems) if key else [])
+    shows = any(IMAGE in turn.text for turn in content.turns if turn.role == "user")
+    _check_unread(item, format, shows and not given, problems)
+    turns = _with_image_in_front(content.turns, given)
     images = [rule.resolve(image, problems) if isinstance(image, str) else image for image in given]
     id = item.get("id")
     if id is None:
-        id = _content_id(turns, rejected, given)
+        id = _content_id(turns, content.rejected, given)
     elif not isinstance(id, (str, int)) or isinstance(id, bool):
         problems.append(("wrong_type", f'"id" is a string, found {kind(id)}'))
-    texts = [str(item.get("id")), *(turn.text for turn in turns), rejected]  # our own paths may contain them
-    if any(not text.isascii() and _SURROGATES.search(text) for text in texts):
+    texts = [str(item.get("id")), *(turn.text for turn in turns), content.rejected]  # our own paths may contain them
+    if any(not text.isascii() and SURROGATES.search(text) for text in texts):
         problems.append(("invalid_unicode", r"a text holds half of a surrogate pair (\ud800 to \udfff), no character"))
     if problems:
         raise _rejection(origin, problems)
-    return Record(str(id), tuple(turns), tuple(images), origin, rejected=rejected)
+    read = {"id", key, *format.columns(), *_UNTRAINABLE, "label"}
+    unread = [f"key {short(name)}" for name in item if name not in read and not is_empty(item[name])]
+    notes = tuple(sorted({*unread, *content.unread}))
+    return Record(str(id), tuple(turns), tuple(images), origin, rejected=content.rejected, notes=notes)
+
+
+def _check_unread(item: Mapping[str, Any], format: Chat | Alpaca, lacks_images: bool, problems: Problems) -> None:
+    """Refuses a record whose unread keys change its meaning."""
+    for name, what in _UNTRAINABLE.items():
+        if name not in format.columns() and not is_empty(item.get(name)):
+            problems.append(("unsupported", f'"{name}" is {short(item[name])}: {what} cannot be trained on'))
+    if isinstance(item.get("label"), bool) and "label" not in format.columns():
+        problems.append(
+            ("unsupported", '"label" is true or false: answers that are marked as desired or not cannot be trained on')
+        )
+    if format.images != ANY and lacks_images:
+        for name in IMAGE_KEYS:
+            if name not in format.columns() and not is_empty(item.get(name)):
+                column = format.images
+                read = f'the key that is read is "{column}"' if column else "columns.images names no key to read"
+                problems.append(("images_unread", f'its images, under "{name}", are not read: {read}'))
+
+
+def _with_image_in_front(turns: list[Turn], images: list[str | bytes]) -> list[Turn]:
+    """The turns; if they have one image and no placeholder, with the placeholder before the first question."""
+    users = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    if len(images) != 1 or not users or any(IMAGE in turns[i].text for i in users):
+        return turns
+    first = dataclasses.replace(turns[users[0]], text=f"{IMAGE}\n{turns[users[0]].text}")
+    return [*turns[: users[0]], first, *turns[users[0] + 1 :]]
+
+
+def _weight(turn: Mapping[str, Any], role: str, where: str, problems: Problems) -> float:
+    """How much a turn counts in the loss, by the switches of the trainers that wrote the file."""
+    given = {key: turn[key] for key in _LOSS_KEYS if turn.get(key) is not None}
+    for key, value in given.items():
+        if isinstance(value, str) or not isinstance(value, (bool, int, float)) or not 0 <= value < math.inf:
+            problems.append(
+                ("wrong_type", f'{where} "{key}" is true, false or a number from 0 on, found {kind(value)}')
+            )
+            return 1.0
+    weights = {float(value) for value in given.values()}
+    if len(weights) > 1:
+        found = ", ".join(f'"{key}" {short(value)}' for key, value in given.items())
+        problems.append(("loss_switches", f"{where} has loss switches that disagree: {found}; keep one"))
+    weight = weights.pop() if weights else 1.0
+    if role != "assistant" and given and weight:
+        if any(value is True for value in given.values()):
+            problems.append(("loss_switches", f"{where} is of the {role} and to be trained on; only answers can be"))
+        weight = 1.0
+    return weight if role == "assistant" else 1.0
 
 
 def _content_id(turns: list[Turn], rejected: str, images: list[str | bytes]) -> str:
@@ -299,35 +391,11 @@ def _content_id(turns: list[Turn], rejected: str, images: list[str | bytes]) -> 
     return "content:" + hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def kind(value: Any) -> str:
-    """The type of a value and the value, for messages: 'a string ("x")'."""
-    names: dict[type, str] = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        type(None): "null",
-        bool: "true or false",
-        bytes: "bytes",
-    }
-    return f"{names.get(type(value), 'a number')} ({short(value)})"
-
-
-def short(value: Any) -> str:
-    """A value as JSON, cut to 60 characters."""
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes"
-    try:
-        text = json.dumps(value, default=repr)
-    except (TypeError, ValueError, RecursionError):  # keys that are no strings, a number of 5,000 digits, deep nesting
-        text = "..."
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 _MISSING: Any = object()
 
 
 def _named(*columns: str | None) -> list[str]:
-    return [column for column in columns if column]
+    return [column for column in columns if column and column != ANY]
 
 
 def _column(item: dict[str, Any], column: str, problems: Problems) -> Any:
@@ -369,33 +437,6 @@ def _check_roles(turns: list[Turn], last: str, problems: Problems) -> None:
         problems.append(("no_turns", f"{len(turns)} turns and none of a user"))
     elif turns[-1].role != last:
         problems.append(("last_turn", f"the last turn must be of role {last}, found {turns[-1].role}"))
-
-
-def _images(item: dict[str, Any], column: str, problems: Problems) -> list[str | bytes]:
-    images = item.get(column)
-    if images is None:
-        return []
-    found = [_image(image) for image in (images if isinstance(images, list) else [images])]
-    given = [image for image in found if image is not None]
-    if len(given) < len(found):
-        expected = 'a path, the bytes of an image file, an object of "bytes" and "path", or a list of these'
-        problems.append(("wrong_type", f'"{column}" is {expected}, found {short(images)}'))
-        return []
-    return given
-
-
-def _find_unread_images(item: dict[str, Any], column: str | None, problems: Problems) -> None:
-    """Names a key with images that the format does not read; else they would be reported as missing."""
-    for key in ("image", "images"):
-        if key != column and item.get(key):
-            read = f'the key that is read is "{column}"' if column else "columns.images names no key to read"
-            problems.append(("images_unread", f'its images, under "{key}", are not read: {read}'))
-
-
-def _image(image: Any) -> str | bytes | None:
-    if isinstance(image, dict):  # how `datasets` stores an image
-        image = image.get("path") if image.get("bytes") is None else image["bytes"]
-    return image if isinstance(image, (str, bytes)) and image else None
 
 
 def _rejection(origin: str, problems: Problems) -> RecordError:

@@ -8,6 +8,7 @@ items.fingerprint()      hash of the content
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxvlm.data.records import Record, answer_by_answer
-from jaxvlm.data.sources.formats import Format, ImageRule, make_record
+from jaxvlm.data.sources.formats import Format, make_record
+from jaxvlm.data.sources.image_refs import ImageRule
+from jaxvlm.data.sources.values import short
 
 
 class Items(Protocol):
@@ -100,7 +103,9 @@ class ItemSource:
         Raises:
           RecordError: with all its faults.
         """
-        return make_record(self._items[index], self.origin(index), self._format, self._rule)
+        record = make_record(self._items[index], self.origin(index), self._format, self._rule)
+        columns = tuple(f"column {short(column)}" for column in getattr(self._items, "unread", ()))
+        return dataclasses.replace(record, notes=record.notes + columns) if columns else record
 
     def origin(self, index: int) -> str:
         """The place of record `index`."""

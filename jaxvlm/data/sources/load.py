@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxvlm.data.records import Record
-from jaxvlm.data.sources.formats import LLAVA, ImageRule
+from jaxvlm.data.sources.formats import AnyChat
+from jaxvlm.data.sources.image_refs import ImageRule
 from jaxvlm.data.sources.items import ItemSource
 from jaxvlm.data.sources.json_items import JsonItems
 from jaxvlm.errors import UserError
@@ -106,7 +107,7 @@ def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = Fals
     if path.name == "dataset_info.json":
         raise UserError(f"data.source = {spec!r} describes several data sets; name one, as in {spec}:NAME")
     rule = ImageRule(Path(image_folder) if image_folder else path.parent, allow_outside)
-    return ItemSource(JsonItems(path), LLAVA, rule, image_folder)
+    return ItemSource(JsonItems(path), AnyChat(), rule, image_folder)
 
 
 def id_hash(id: str) -> int:

@@ -184,7 +184,8 @@ def _write(path: Path, records: Iterable[Record]) -> int:
 def _pack(record: Record) -> bytes:
     fields = {
         "id": record.id,
-        "turns": [[turn.role, turn.text] for turn in record.turns],
+        # The weight only where it is another than 1: records without weights keep their bytes.
+        "turns": [[t.role, t.text, *([t.weight] if t.weight != 1 else [])] for t in record.turns],
         "images": list(record.images),
         "origin": record.origin,
         "group": record.group,
@@ -196,7 +197,7 @@ def _pack(record: Record) -> bytes:
 def _unpack(data: bytes) -> Record:
     """Decodes a record; raises some exception if the bytes are none."""
     fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
-    turns = tuple(Turn(role, text) for role, text in fields["turns"])
+    turns = tuple(Turn(role, text, *map(float, weight)) for role, text, *weight in fields["turns"])
     record = Record(fields["id"], turns, tuple(fields["images"]), fields["origin"], fields["group"], fields["rejected"])
     texts = [record.id, record.origin, record.group, record.rejected]
     texts.extend(text for turn in turns for text in (turn.role, turn.text))

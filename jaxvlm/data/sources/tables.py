@@ -11,7 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxvlm.data.sources.formats import Format, ImageRule, recognise
+from jaxvlm.data.sources.formats import Alpaca, Chat, columns_to_read, recognise
+from jaxvlm.data.sources.image_refs import ImageRule
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
 from jaxvlm.errors import UserError, missing_extra, on_a_line
 
@@ -23,18 +24,22 @@ class TableItems:
 
     Attributes:
       columns: their names.
+      unread: names of columns that are not read.
     """
 
     def __init__(self, dataset: Any, name: str, files: Sequence[Path] = ()):
         """Stores its arguments; `files` are the table's own files, if they are local."""
         self._dataset, self._name, self._files = dataset.with_format("arrow"), name, files
         self.columns: list[str] = dataset.column_names
+        self.unread: tuple[str, ...] = ()
         self._fingerprint = ""
 
-    def select(self, format: Format) -> TableItems:
-        """The same table with only the columns that the format reads."""
-        columns = [column for column in ("id", *format.columns()) if column in self.columns]
-        return TableItems(self._dataset.select_columns(columns), self._name, self._files)
+    def select(self, format: Chat | Alpaca) -> TableItems:
+        """The same table with only the columns that are read; the items name the others in `unread`."""
+        columns = columns_to_read(format, self.columns)
+        selected = TableItems(self._dataset.select_columns(columns), self._name, self._files)
+        selected.unread = tuple(column for column in self.columns if column not in columns)
+        return selected
 
     def __len__(self) -> int:
         return len(self._dataset)

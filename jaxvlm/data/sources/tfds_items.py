@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxvlm.data.records import RecordError
-from jaxvlm.data.sources.formats import ImageRule, recognise
+from jaxvlm.data.sources.formats import columns_to_read, recognise
+from jaxvlm.data.sources.image_refs import ImageRule
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
 from jaxvlm.errors import UserError, missing_extra, on_a_line
 
@@ -64,7 +65,7 @@ def load_tfds(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSourc
         builder = tfds.builder(name)
         features = builder.info.features
         format = recognise(features.keys(), spec, "write them as a LLaVA file or as a table")
-        wanted = {"id", *format.columns()} & set(features.keys())
+        wanted = columns_to_read(format, features.keys())
         decoders = {
             column: _skip_decoding(tfds)
             for column, feature in features.items()

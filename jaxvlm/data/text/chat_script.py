@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jinja2
@@ -29,7 +31,16 @@ class ChatScript:
     record itself is rendered turn by turn.
     """
 
-    def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str):
+    def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str, date: str = ""):
+        """Prepares the template; `probe` has to follow.
+
+        Args:
+          system: system message of records that have none; None: none is passed to the template.
+          tokenizer: with a chat template.
+          marks: spelling of each control token -> its mark.
+          image_mark: stands for an image.
+          date: "2026-11-27", given to templates that ask for the time; "": they get the time of the render.
+        """
         if not tokenizer.chat_template:
             raise UserError(
                 f'template "{OWN_TEMPLATE}" needs a tokenizer with a chat template and {tokenizer.name_or_path!r} has '
@@ -39,9 +50,7 @@ class ChatScript:
         self._tokenizer = tokenizer
         self._marks, self._all_marks = marks, tuple(marks.values())
         self._image_mark = image_mark
-        # Longest first: otherwise a shorter token could match the beginning of a longer one.
-        longest_first = sorted(marks, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._control = any_of(marks)
         try:
             tokenizer.get_chat_template()
         except ValueError as error:
@@ -49,40 +58,100 @@ class ChatScript:
                 f"tokenizer {tokenizer.name_or_path!r} has chat templates {', '.join(sorted(tokenizer.chat_template))} "
                 'and none is named "default"; keep only one of them in its files, as chat_template.jinja'
             ) from error
-        self._forms: dict[tuple[str, ...], list[str]] = {}  # roles -> the text that each turn adds, for `str.format`
+        # Roles and images of a conversation -> the text that each turn adds, for `str.format`; None: it has no form.
+        self._forms: dict[tuple, list[str] | None] = {}
+        self._as_parts: frozenset[str] = frozenset()  # roles whose content the template takes as a list of parts
+        self._clock = {} if not date else {"strftime_now": datetime.datetime.fromisoformat(date).strftime}
 
     def probe(self) -> list[str]:
         """Returns the mark of the control token that ends an answer, or no mark if the template ends it with text.
 
         Raises:
-          UserError: the template cannot render a question and an answer, or its output cannot be split into turns.
+          UserError: the template cannot render a question and an answer, drops one of them or the system message that
+            was given, or its output cannot be split into turns.
         """
+        self._as_parts = self._find_parts()
+        if "user" in self._as_parts:
+            self._mark_images()
         turns = (Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "more"))
         probe = Record(id="probe", turns=turns, images=(), origin="a probe of two rounds")
         draft = Draft()
         try:
             self.write(draft, probe)
-            question = [{"role": "user", "content": "question"}]
+            question = [self._message("user", ["question"])]
             asked, bare = (self._rendered(question, "", probe, add_generation_prompt=ask) for ask in (True, False))
         except RecordError as error:
             raise UserError(str(error)) from error
-        _, start, stop, _, _ = draft.spans[0]
+        _, start, stop, *_ = draft.spans[0]
         written = "".join(draft.chunks[0])[start:stop]
         if asked == bare and not written.lstrip().startswith("answer"):
             raise UserError(str(self._error(probe, "it writes a header before the answer that is not in the prompt")))
         return [mark for mark in self._all_marks if written.endswith(mark)]
 
+    def _find_parts(self) -> frozenset[str]:
+        """The roles whose content the template takes only as a list of parts, as those of many VLMs do.
+
+        Raises:
+          UserError: it does not write the content of some role in either form.
+        """
+        choices: tuple[frozenset[str], ...] = (
+            frozenset(),
+            frozenset({"system", "user", "assistant"}),
+            frozenset({"user"}),
+        )
+        lost = {as_parts: self._lost(as_parts, ("user", "assistant")) for as_parts in choices}
+        found = next((as_parts for as_parts in choices if lost[as_parts] == []), None)
+        if found is None:
+            if roles := next((roles for roles in lost.values() if roles), None):
+                raise self._error_of_roles(roles)
+            return choices[0]  # it renders none of these; the probe of two rounds finds out why
+        if self._system and self._lost(found, ("system", "user", "assistant")):
+            found = found ^ {"system"}
+            if lost_system := self._lost(found, ("system", "user", "assistant")):
+                raise self._error_of_roles(lost_system)
+        return found
+
+    def _lost(self, as_parts: frozenset[str], roles: Sequence[str]) -> list[str] | None:
+        """The roles of which a probe's text does not come through; None if the template refuses the probe."""
+        texts = {role: f"probe of the {role}" for role in roles}
+        self._as_parts = as_parts
+        try:
+            text = self._render([self._message(role, [texts[role]]) for role in roles])
+        except (jinja2.TemplateError, TypeError):  # a string where the template wants parts, or the reverse
+            return None
+        return [role for role in roles if texts[role] not in text]
+
+    def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._clock
+        )
+
+    def _error_of_roles(self, roles: Sequence[str]) -> UserError:
+        name = self._tokenizer.name_or_path
+        what = " and ".join("the system message" if role == "system" else f"messages of the {role}" for role in roles)
+        return UserError(
+            f"the chat template of tokenizer {name!r} does not write {what}; choose another template "
+            "(config.data.template)" + ("" if roles != ["system"] else ", or no system message (config.data.system)")
+        )
+
+    def _mark_images(self) -> None:
+        """Lets the template's own "<image>", which it writes for an image part, stand for the image."""
+        self._marks = {**self._marks, IMAGE: self._image_mark}
+        self._control = any_of(self._marks)
+
     def write(self, draft: Draft, record: Record) -> None:
         """Writes a record that has passed `turns.check_turns`.
 
         Raises:
-          RecordError: the chat template refuses the record, or changes the text of earlier turns.
+          RecordError: the chat template refuses the record, drops a text of it, or changes the text of earlier turns.
         """
-        contents = [self._content(turn) for turn in record.turns]
+        contents = [self._pieces(turn) for turn in record.turns]
         texts = self._filled_in(record, contents)
         if texts is None:
-            texts = [self._marked(text) for text in self._by_steps(record, [*map(self._escaped, contents)])]
-        answers = [text for turn, text in zip(record.turns, contents, strict=True) if turn.role == "assistant"]
+            steps = self._by_steps(record, [[p and self._escaped(p) for p in pieces] for pieces in contents])
+            texts = [self._marked(text) for text in steps]
+            self._check_comes_through(draft, record, contents, "".join(texts))
+        answers = [turn for turn in record.turns if turn.role == "assistant"]
         for index, text in enumerate(texts):
             if index % 2 == 0:
                 draft.text(text)
@@ -90,40 +159,73 @@ class ChatScript:
             supervised = text.rstrip()
             if not supervised.endswith(self._all_marks):
                 supervised = text  # this template ends a turn with white space
-            before, answer, after = supervised.partition(answers[index // 2])
-            if answer:
-                draft.answer(before, answer, after)
+            answer = answers[index // 2]
+            before, own, after = supervised.partition(answer.text)
+            if own:
+                draft.answer(before, own, after, answer.weight)
             else:  # this template changes the text of answers
-                draft.answer("", supervised, "")
+                draft.answer("", supervised, "", answer.weight)
             draft.text(text[len(supervised) :])
 
-    def _content(self, turn: Turn) -> str:
-        """The text of a turn as it is passed to the template."""
-        if turn.role == "user":
-            return place_images(turn.text).replace(IMAGE, self._image_mark)
-        # Many templates strip answers too: a newline before the answer could merge with one at its start.
-        return turn.text.strip() if turn.role == "assistant" else turn.text
+    def _pieces(self, turn: Turn) -> list[str | None]:
+        """The texts of a turn, and None for each image between them if the template takes parts."""
+        if turn.role != "user":
+            return [turn.text]
+        text = place_images(turn.text)
+        if "user" not in self._as_parts:
+            return [text.replace(IMAGE, self._image_mark)]
+        pieces: list[str | None] = []
+        for number, piece in enumerate(text.split(IMAGE)):
+            if number:
+                pieces.append(None)
+                piece = piece.removeprefix("\n")  # the template writes its own
+            pieces += [piece] if piece else []
+        return pieces
 
-    def _filled_in(self, record: Record, contents: Sequence[str]) -> list[str] | None:
+    def _filled_in(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[str] | None:
         """The text that each turn adds, from the form of its roles; None if the template writes something else."""
-        messages = self._messages(record, [*map(self._escaped, contents)])
+        messages = self._messages(record, [[p and self._escaped(p) for p in pieces] for pieces in contents])
         try:
-            texts = [form.format(*contents) for form in self._forms_for(record)]
+            forms = self._forms_for(record, contents)
             whole = self._rendered(messages, "", record, add_generation_prompt=messages[-1]["role"] == "user")
         except RecordError:
             return None  # rendering turn by turn then reports the turn that the template refuses
+        if forms is None:
+            return None
+        flat = [piece for pieces in contents for piece in pieces if piece is not None]
+        texts = [form.format(*flat) for form in forms]
         return texts if "".join(texts) == self._marked(whole) else None
 
-    def _forms_for(self, record: Record) -> list[str]:
-        roles = tuple(turn.role for turn in record.turns)
-        if roles not in self._forms:
-            slots = [f"{_SLOT}{index}{_SLOT_END}" for index in range(len(roles))]
-            texts = map(self._marked, self._by_steps(record, slots))
+    def _forms_for(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[str] | None:
+        images = tuple(tuple(piece is None for piece in pieces) for pieces in contents)
+        key = (tuple(turn.role for turn in record.turns), images)
+        if key not in self._forms:
+            numbers = itertools.count()
+            slots = [[p and f"{_SLOT}{next(numbers)}{_SLOT_END}" for p in pieces] for pieces in contents]
+            texts = [self._marked(text) for text in self._by_steps(record, slots)]
             escaped = (text.replace("{", "{{").replace("}", "}}") for text in texts)
-            self._forms[roles] = [text.replace(_SLOT, "{").replace(_SLOT_END, "}") for text in escaped]
-        return self._forms[roles]
+            whole = "".join(texts)
+            complete = all(piece is None or whole.count(piece) == 1 for pieces in slots for piece in pieces)
+            forms = [text.replace(_SLOT, "{").replace(_SLOT_END, "}") for text in escaped]
+            self._forms[key] = forms if complete else None
+        return self._forms[key]
 
-    def _by_steps(self, record: Record, contents: Sequence[str]) -> list[str]:
+    def _check_comes_through(
+        self, draft: Draft, record: Record, contents: Sequence[Sequence[str | None]], text: str
+    ) -> None:
+        """Raises `RecordError` if the template drops text of the record; notes answers that it changes.
+
+        It may change white space. Templates of reasoning models drop the reasoning from answers.
+        """
+        squeezed = "".join(text.split())
+        for number, (turn, pieces) in enumerate(zip(record.turns, contents, strict=True)):
+            if all(piece is None or "".join(piece.split()) in squeezed for piece in pieces):
+                continue
+            if turn.role != "assistant":
+                raise self._error(record, f"message {number} ({turn.role}) does not come through unchanged")
+            draft.notes.add("answer that the chat template changes")
+
+    def _by_steps(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[str]:
         """The text that each turn adds; the header before an answer belongs to the user turn before it."""
         messages, texts, done = self._messages(record, contents), [], ""
         for count in range(1, len(messages) + 1):
@@ -134,11 +236,17 @@ class ChatScript:
                 done = text
         return texts
 
-    def _messages(self, record: Record, contents: Sequence[str]) -> list[dict[str, str]]:
-        messages = [{"role": turn.role, "content": text} for turn, text in zip(record.turns, contents, strict=True)]
+    def _messages(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[dict[str, Any]]:
+        messages = [self._message(turn.role, pieces) for turn, pieces in zip(record.turns, contents, strict=True)]
         if self._system is not None and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self._escaped(self._system)})
+            messages.insert(0, self._message("system", [self._escaped(self._system)]))
         return messages
+
+    def _message(self, role: str, pieces: Sequence[str | None]) -> dict[str, Any]:
+        if role not in self._as_parts:
+            return {"role": role, "content": "".join(piece or "" for piece in pieces)}
+        parts = [{"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in pieces]
+        return {"role": role, "content": parts}
 
     def _escaped(self, text: str) -> str:
         """Inserts `_BREAK` after each character of every control token that `text` spells out.
@@ -153,9 +261,7 @@ class ChatScript:
 
     def _rendered(self, messages: list[dict], done: str, record: Record, *, add_generation_prompt: bool) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
+            text = self._render(messages, add_generation_prompt=add_generation_prompt)
         except (jinja2.TemplateError, TypeError) as error:
             raise self._error(record, f"message {len(messages) - 1}: {error}") from error
         if not text.startswith(done):
@@ -172,3 +278,9 @@ class ChatScript:
             origin=record.origin,
             reason="chat_template",
         )
+
+
+def any_of(spellings: Iterable[str]) -> re.Pattern:
+    """Matches any of the spellings; longest first, so that no shorter one matches the beginning of a longer one."""
+    longest_first = sorted(spellings, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")

@@ -19,6 +19,7 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -27,8 +28,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding
 
-from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.text.chat_script import ChatScript
+from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.text.chat_script import ChatScript, any_of
 from jaxvlm.data.text.marks import control_spellings, marked_backend
 from jaxvlm.data.text.templates import ANSWERS, OWN_TEMPLATE, Draft, Template, TemplateScript, find_template
 from jaxvlm.data.text.turns import check_turns
@@ -44,6 +45,7 @@ class Sample:
     )  # int32[L]; with BOS if the tokenizer adds one; each image is one placeholder, the renderer's `image_token_id`
     loss_weights: np.ndarray  # float32[L]; 1 where the token itself is supervised: the position before predicts it
     is_image: np.ndarray  # bool[L]; image placeholders; their id alone can be ambiguous (it may be <unk>)
+    notes: frozenset[str] = frozenset()  # what the template did that the record's author may not expect
 
 
 class Renderer:
@@ -54,6 +56,7 @@ class Renderer:
 
     Attributes:
       stop_ids: ids that end an answer.
+      warnings: what is wrong with all records of this template, such as that no end of an answer is supervised.
 
     Source: with `TEMPLATES`, each text between images is tokenized separately, as LLaVA does (hence "▁" before the
     newline after an image). With the tokenizer's own template all text is tokenized in one pass, as transformers does.
@@ -67,6 +70,8 @@ class Renderer:
         image_token_id: int,
         system: str | None = None,
         answers: str = "all",
+        control_tokens: tuple[str, ...] = (),
+        date: str = "",
     ):
         """Makes the copy of the tokenizer, which takes 0.5 s for a vocabulary of 32,000 and 3 s for 150,000.
 
@@ -77,13 +82,16 @@ class Renderer:
           system: system message of records that have none. None: the template's own; "": none at all (the
             tokenizer's own template then gets an empty message).
           answers: which answers of a conversation are supervised: "all", or only the "last".
+          control_tokens: spellings of control tokens that are those tokens in the text of records, too.
+          date: "2026-11-27", for chat templates that write it; "": they write that of the render.
 
         Raises:
           UserError: there is no such template or choice of answers; the tokenizer is not a fast one, or lacks a
-            control token of the template or a chat template; or the chat template cannot be split into prompts and
-            answers (Qwen3's rewrites earlier answers when a question follows).
+            control token of the template or of `control_tokens`, or a chat template; or the chat template drops texts,
+            or cannot be split into prompts and answers (Qwen3's rewrites earlier answers when a question follows).
         """
-        self._arguments = (tokenizer, template, image_token_id, system, answers)
+        given: dict[str, Any] = {"system": system, "answers": answers, "control_tokens": control_tokens, "date": date}
+        self._again = functools.partial(Renderer, tokenizer, template, image_token_id=image_token_id, **given)
         if answers not in ANSWERS:
             raise UserError(f"data.answers = {answers!r}, expected {' or '.join(ANSWERS)}")
         self._last_only = answers == "last"
@@ -98,10 +106,12 @@ class Renderer:
         self._captions = isinstance(template, Template) and template.captions
 
         written = tokenizer.backend_tokenizer.to_str()
-        inputs = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers]
+        inputs = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers, control_tokens]
+        if "strftime_now" in str(tokenizer.chat_template):
+            inputs.append(date)
         self._fingerprint = hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
         state = json.loads(written)
-        spellings = control_spellings(tokenizer, template, state)
+        spellings = control_spellings(tokenizer, template, state) | _allowed(tokenizer, control_tokens)
         control_ids = {*spellings.values(), image_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
         control_ids -= {None, tokenizer.unk_token_id}
         # The image's id may be beyond the vocabulary; in the copy it is then the id of another token.
@@ -116,23 +126,47 @@ class Renderer:
         for spelling, mark in marks.items():
             self._real_id[self._mark_id(mark)] = spellings[spelling]
 
+        self._allowed = {spelling: marks[spelling] for spelling in sorted(control_tokens, key=len, reverse=True)}
+        special = {token["content"] for token in state["added_tokens"] if token["special"]}
+        self._spelled_out = any_of(special - {IMAGE, *control_tokens})
+
         self._start: list[int] = []
         self._stop_text = ""
-        stop_marks = self._make_script(template, system, marks)
+        stop_marks = self._make_script(template, system, marks, date)
         stop_ids = [int(self._real_id[self._mark_id(mark)]) for mark in stop_marks]
         if self._stop_text:
             stop_ids.append(self._backend.encode("a" + self._stop_text, add_special_tokens=False).ids[-1])
         if tokenizer.eos_token_id is not None:
             stop_ids.append(tokenizer.eos_token_id)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
+        self.warnings = self._find_warnings()
 
-    def _make_script(self, template: str | Template, system: str | None, marks: dict[str, str]) -> list[str]:
+    def _find_warnings(self) -> tuple[str, ...]:
+        probe = Record("probe", (Turn("user", "question"), Turn("assistant", "answer")), (), "a probe of one round")
+        try:
+            sample = self._encode(probe)
+        except RecordError:  # such as a template that writes an image into each conversation
+            return ()
+        if set(sample.tokens[sample.loss_weights > 0].tolist()) & set(self.stop_ids):
+            return ()
+        ends = ", ".join(repr(self._tokenizer.decode([stop_id])) for stop_id in self.stop_ids) or "none"
+        return (
+            f"no token that ends an answer ({ends}) is supervised, so the model does not learn to stop; write the end "
+            "token after each answer in the chat template, or choose another template (config.data.template)",
+        )
+
+    def notes(self, record: Record) -> set[str]:
+        """What rendering does with a record's text that its author may not expect, for `inspect_data check`."""
+        found = {match for turn in record.turns for match in self._spelled_out.findall(turn.text)}
+        return {f"control token {spelling} as plain text (data.control_tokens may allow it)" for spelling in found}
+
+    def _make_script(self, template: str | Template, system: str | None, marks: dict[str, str], date: str) -> list[str]:
         """Makes `self._script`, which writes conversations. Returns the marks that end an answer."""
         tokenizer = self._tokenizer
         self._script: TemplateScript | ChatScript
         if not isinstance(template, Template):
             # A chat template writes BOS itself if it wants one, so none is added (transformers does the same).
-            self._script = ChatScript(system, tokenizer, marks, self._image_mark)
+            self._script = ChatScript(system, tokenizer, marks, self._image_mark, date)
             return self._script.probe()
         spelled = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | {c: c for c in template.control}
         tokens = {name: marks.get(spelling, "") for name, spelling in spelled.items()}
@@ -148,7 +182,7 @@ class Renderer:
 
     def __reduce__(self):
         # Rebuilt, not copied: the backend loses `encode_special_tokens` when it is pickled.
-        return _rebuild_renderer, self._arguments
+        return self._again, ()
 
     def fingerprint(self) -> str:
         """A hash of everything that `render` depends on: tokenizer, template, system message, choice of answers."""
@@ -193,11 +227,11 @@ class Renderer:
 
     def _encode(self, record: Record) -> Sample:
         draft = Draft()
-        self._script.write(draft, record)
+        self._script.write(draft, self._with_allowed(record))
         ids = list(self._start)
-        supervised: list[tuple[int, int]] = []  # token ranges
-        spans = iter(draft.spans[-1 if self._last_only else 0 :] + [(len(draft.chunks), 0, 0, 0, 0)])
-        chunk, start, stop, own_start, own_stop = next(spans)
+        supervised: list[tuple[int, int, float]] = []  # token ranges, and their weight
+        spans = iter(draft.spans[-1 if self._last_only else 0 :] + [(len(draft.chunks), 0, 0, 0, 0, 0.0)])
+        chunk, start, stop, own_start, own_stop, weight = next(spans)
         for index, parts in enumerate(draft.chunks):
             if index:
                 ids.append(self._image_mark_id)
@@ -211,13 +245,13 @@ class Renderer:
                         reason="nothing_supervised",
                     )
                 begin, end = _token_range(encoding, start, stop)
-                supervised.append((len(ids) + begin, len(ids) + end))
-                chunk, start, stop, own_start, own_stop = next(spans)
+                supervised.append((len(ids) + begin, len(ids) + end, weight))
+                chunk, start, stop, own_start, own_stop, weight = next(spans)
             ids += encoding.ids
         raw = np.array(ids, np.int32)
         loss_weights = np.zeros(len(raw), np.float32)
-        for begin, end in supervised:
-            loss_weights[begin:end] = 1
+        for begin, end, weight in supervised:
+            loss_weights[begin:end] = weight
         if self._is_control[raw].any():
             raw, loss_weights = self._spell_out(raw, loss_weights)
         is_image = raw == self._image_mark_id
@@ -228,7 +262,15 @@ class Renderer:
                 origin=record.origin,
                 reason="chat_template",
             )
-        return Sample(tokens=self._real_id[raw], loss_weights=loss_weights, is_image=is_image)
+        notes = frozenset(draft.notes)
+        return Sample(tokens=self._real_id[raw], loss_weights=loss_weights, is_image=is_image, notes=notes)
+
+    def _with_allowed(self, record: Record) -> Record:
+        """The record with the marks of allowed control tokens in place of their spellings."""
+        turns = record.turns
+        for spelling, mark in self._allowed.items():
+            turns = tuple(dataclasses.replace(turn, text=turn.text.replace(spelling, mark)) for turn in turns)
+        return dataclasses.replace(record, turns=turns) if turns is not record.turns else record
 
     def _spell_out(self, raw: np.ndarray, loss_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Replaces control ids by the ids of their characters.
@@ -249,10 +291,16 @@ class Renderer:
         )
 
 
-def _rebuild_renderer(
-    tokenizer: Any, template: str | Template, image_token_id: int, system: str | None, answers: str
-) -> Renderer:
-    return Renderer(tokenizer, template, image_token_id=image_token_id, system=system, answers=answers)
+def _allowed(tokenizer: Any, control_tokens: tuple[str, ...]) -> dict[str, int]:
+    """Spelling -> id of the control tokens that records may contain."""
+    ids = {spelling: tokenizer.backend_tokenizer.token_to_id(spelling) for spelling in control_tokens}
+    wrong = [spelling for spelling, token in ids.items() if token is None or not spelling or spelling == IMAGE]
+    if wrong:
+        raise UserError(
+            f"data.control_tokens has {', '.join(map(repr, wrong))}: give tokens that {tokenizer.name_or_path!r} has, "
+            f"except {IMAGE}"
+        )
+    return ids
 
 
 def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:

@@ -100,10 +100,9 @@ def _user(template: Template) -> list[str]:
 
 
 def _assistant(template: Template) -> list[str]:
-    answer = "text | trim" if template.strip_answers else "text"
     before = _expression(template.ask + template.before_answer)
     after = _expression(template.after_answer)
-    return [f"{{%- set state.text = state.text ~ {before} ~ ({answer}) ~ {after} -%}}"]
+    return [f"{{%- set state.text = state.text ~ {before} ~ text ~ {after} -%}}"]
 
 
 def _system(template: Template, system: str | None) -> str:

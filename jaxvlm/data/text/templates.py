@@ -26,7 +26,6 @@ class Template:
     after_answer: str  # supervised: the end of the model's turn
     end: str = ""  # after the last answer
     control: tuple[str, ...] = ()  # spellings in the fields above that are a single id each, like {bos} and {eos}
-    strip_answers: bool = False  # for answers after a newline: a second newline could merge with it
     captions: bool = False  # a conversation has one round, and only its images and its answer are used
 
 
@@ -67,7 +66,6 @@ TEMPLATES: dict[str, Template] = {
         after_answer="<|im_end|>",
         end="\n",
         control=("<|im_start|>", "<|im_end|>"),
-        strip_answers=True,
     ),
 }
 OWN_TEMPLATE = "tokenizer"  # name of the chat template in the tokenizer's files
@@ -98,14 +96,17 @@ class Draft:
     """A conversation while it is being written: its text, split at images, and which characters are supervised.
 
     Attributes:
+      notes: what a template does with the record that its author may not expect.
       chunks: the pieces of text before, between and after the images.
-      spans: for each answer, in order, (chunk, start, stop, own start, own stop): its chunk, the range of its
-        supervised characters, and the range of those that come from the record. Ranges count characters of the chunk.
+      spans: for each answer, in order, (chunk, start, stop, own start, own stop, weight): its chunk, the range of its
+        supervised characters, the range of those that come from the record, and their weight in the loss. Ranges count
+        characters of the chunk.
     """
 
     def __init__(self) -> None:
         self.chunks: list[list[str]] = [[]]
-        self.spans: list[tuple[int, int, int, int, int]] = []
+        self.spans: list[tuple[int, int, int, int, int, float]] = []
+        self.notes: set[str] = set()
         self._length = 0  # of the last chunk, in characters
 
     def text(self, text: str) -> None:
@@ -113,11 +114,11 @@ class Draft:
         self._length += len(text)
         self.chunks[-1].append(text)
 
-    def answer(self, before: str, answer: str, after: str) -> None:
+    def answer(self, before: str, answer: str, after: str, weight: float = 1.0) -> None:
         """Adds an answer and the text before and after it, all of it supervised."""
         start, own = self._length, self._length + len(before)
         self.text(f"{before}{answer}{after}")
-        self.spans.append((len(self.chunks) - 1, start, self._length, own, own + len(answer)))
+        self.spans.append((len(self.chunks) - 1, start, self._length, own, own + len(answer), weight))
 
     def image(self) -> None:
         """Adds an image."""
@@ -171,8 +172,7 @@ class TemplateScript:
                         draft.image()
                     draft.text(text)
             else:
-                answer = turn.text.strip() if template.strip_answers else turn.text
-                draft.answer(self._before_answer, answer, self.after_answer)
+                draft.answer(self._before_answer, turn.text, self.after_answer, turn.weight)
         if turns[-1].role == "assistant":
             draft.text(self._end)
 

@@ -25,6 +25,15 @@ def drop_leading_answer(record: Record) -> Record:
     return dataclasses.replace(record, turns=turns[:skip] + turns[skip + 1 :])
 
 
+def drop_last_question(record: Record) -> Record:
+    """Returns the record without a user turn after its last answer, and its images; the same object if it has none."""
+    turns = record.turns
+    if len(turns) < 2 or turns[-1].role != "user" or turns[-2].role != "assistant":
+        return record
+    images = len(record.images) - turns[-1].text.count(IMAGE)
+    return dataclasses.replace(record, turns=turns[:-1], images=record.images[: max(0, images)])
+
+
 def check_turns(record: Record, *, last: str = "assistant", captions: bool = False) -> None:
     """Checks that a record can be rendered.
 
