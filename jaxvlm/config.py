@@ -418,6 +418,9 @@ def _convert(kind: Any, value: Any, where: str, problems: list[str], classes: Ma
     return value
 
 
+_RENAMED = {"images": "media.units", "aspect": "media.aspect"}  # options of a stage's data in older recipes
+
+
 def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str], classes: Mapping[type, type]) -> Any:
     if not isinstance(value, Mapping):
         problems.append(
@@ -427,7 +430,8 @@ def _convert_dataclass(kind: Any, value: Any, where: str, problems: list[str], c
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
-            near = nearest(name, hints)
+            near = _RENAMED.get(name, "") if where.endswith(".data") else ""
+            near = near or nearest(name, hints)
             hint = f"did you mean {where}.{near}?" if near else f"known: {', '.join(hints)}"
             problems.append(f"unknown key {where}.{name} ({hint})")
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}

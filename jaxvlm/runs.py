@@ -87,7 +87,8 @@ class RunFolder:
         """The date of a run of the recipe here: the recipe's, else that of the run's start, else today's."""
         if config.date:
             return config.date
-        return self.load_config().date if self.has_begun else datetime.date.today().isoformat()
+        begun = self.has_begun and self.config_file.is_file()
+        return self.load_config().date if begun else datetime.date.today().isoformat()
 
     def load_config(self) -> Config:
         """The resolved recipe of the run.

@@ -253,3 +253,17 @@ def test_augmentation_is_a_function_of_the_seed():
     again = [augment(pixels, random.Random(f"1/{i}"), flip=True, shift=2) for i in range(20)]
     assert all((a == b).all() for a, b in zip(made, again, strict=True))
     assert len({image.tobytes() for image in made}) > 10
+
+
+def test_twelve_bits_in_sixteen_are_not_black():
+    """Cameras and CT store 10 to 14 bits in 16; Pillow's own conversion clips, and the upper byte alone is black."""
+    levels = np.linspace(0, 4095, 45).round().astype(np.uint16).reshape(5, 9)
+    deep = (levels.astype(np.int64) * 65535 // 4095).astype(np.uint16)
+    pixels = load_image(encoded(Image.fromarray(levels), "TIFF"), 9, "pad")
+    whole = load_image(encoded(Image.fromarray(deep), "TIFF"), 9, "pad")
+    assert int(pixels.max()) == 255 and abs(pixels.astype(int) - whole).max() <= 1
+
+
+def test_float_pixels_are_refused_by_the_header():
+    with pytest.raises(RecordError, match="floating-point"):
+        check_header(encoded(Image.new("F", (9, 5), 0.5), "TIFF"), 16, "pad", "d.json[3]")

@@ -307,8 +307,9 @@ def test_sentencepiece(tmp_path):
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "▁ab", "▁a", "<0xC3>", "<0xA9>", "</s>"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab aé"
     path = write_tokenizer(tmp_path / "b.gguf", "llama", tokens, types, add_space_prefix=False, **more)
-    with pytest.raises(UserError, match="add_space_prefix"):
-        gguf_tokenizer(path)
+    bare = gguf_tokenizer(path)
+    assert bare.convert_ids_to_tokens(bare("ab a").input_ids) == ["<s>", "ab", "▁a"]
+    assert bare.decode(bare("ab a").input_ids, skip_special_tokens=True) == "ab a"
 
 
 def test_tokenizers_that_are_not_known(tmp_path):

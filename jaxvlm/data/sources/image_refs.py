@@ -108,7 +108,8 @@ def read_images(item: Mapping[str, Any], key: str, problems: Problems) -> list[s
     images = item.get(key)
     if is_empty(images):
         return []
-    found = [one_image(image) for image in (images if isinstance(images, list) else [images])]
+    read = _data_url if key.startswith("image_base64") else one_image
+    found = [read(image) for image in (images if isinstance(images, list) else [images])]
     given = [image for image in found if image is not None]
     if len(given) < len(found):
         expected = 'a path, the bytes of an image file, an object of "bytes" and "path", or a list of these'
@@ -120,19 +121,30 @@ def read_images(item: Mapping[str, Any], key: str, problems: Problems) -> list[s
 def one_image(image: Any) -> str | bytes | None:
     """A path, a text or bytes; None if the value is none of these."""
     if isinstance(image, dict):  # how `datasets` stores an image, and OpenAI's files a URL
-        image = next((image[key] for key in ("bytes", "path", "url", "base64") if image.get(key) is not None), None)
+        if image.get("base64"):
+            return _data_url(image["base64"])
+        image = next((image[key] for key in ("bytes", "path", "url") if image.get(key) is not None), None)
     return image if isinstance(image, (str, bytes)) and image else None
 
 
 def part_image(part: Mapping[str, Any]) -> str | bytes | None:
     """The image in a part of a message, in the forms of OpenAI, Anthropic and transformers; None: it has none."""
-    for key in ("image_url", "image", "path", "url", "base64", "bytes"):
+    for key in ("image_url", "image", "path", "url", "bytes"):
         if not is_empty(part.get(key)):
             return one_image(part[key])
+    if not is_empty(part.get("base64")):
+        return _data_url(part["base64"])
     source = part.get("source")
     if isinstance(source, dict):
         return one_image({"base64": source.get("data"), "url": source.get("url")})
     return None
+
+
+def _data_url(data: Any) -> str | None:
+    """A value that its key calls base64, as a data: URL."""
+    if not isinstance(data, str) or not data:
+        return None
+    return data if data.startswith("data:") else f"data:;base64,{data}"
 
 
 def _is_base64(text: str) -> bool:
@@ -149,7 +161,7 @@ def _decoded(text: str, problems: Problems) -> bytes:
     """The bytes of a data: URL or of base64."""
     kind, data, is_base64 = "base64", text, True
     if text.startswith("data:"):
-        kind, matched = "a data: URL", _DATA_URL.fullmatch(text)
+        kind, matched = "base64 or a data: URL", _DATA_URL.fullmatch(text)
         data = matched["data"] if matched else ""
         is_base64 = matched is not None and ";base64" in matched["options"]
     try:

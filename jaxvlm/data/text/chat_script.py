@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from jaxvlm.errors import UserError
 
 # Code points that no record contains, see turns.py.
 _BREAK = "\ufdd1"  # inserted into the spelling of a control token while the chat template is rendered
+_CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
 _SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # enclose a turn's number: a slot for its text in a rendered template
 
 
@@ -39,7 +41,7 @@ class ChatScript:
           tokenizer: with a chat template.
           marks: spelling of each control token -> its mark.
           image_mark: stands for an image.
-          date: "2026-11-27", given to templates that ask for the time; "": they get the time of the render.
+          date: "2026-11-27", written by templates that ask for the time; "": they write the time of the render.
         """
         if not tokenizer.chat_template:
             raise UserError(
@@ -52,7 +54,7 @@ class ChatScript:
         self._image_mark = image_mark
         self._control = any_of(marks)
         try:
-            tokenizer.get_chat_template()
+            chat_template = tokenizer.get_chat_template()
         except ValueError as error:
             raise UserError(
                 f"tokenizer {tokenizer.name_or_path!r} has chat templates {', '.join(sorted(tokenizer.chat_template))} "
@@ -61,7 +63,8 @@ class ChatScript:
         # Roles and images of a conversation -> the text that each turn adds, for `str.format`; None: it has no form.
         self._forms: dict[tuple, list[str] | None] = {}
         self._as_parts: frozenset[str] = frozenset()  # roles whose content the template takes as a list of parts
-        self._clock = {} if not date else {"strftime_now": datetime.datetime.fromisoformat(date).strftime}
+        self._chat_template = _with_date(chat_template, date) if date else chat_template
+        self.reads_clock = bool(date) and "strftime_now(" in self._chat_template
 
     def probe(self) -> list[str]:
         """Returns the mark of the control token that ends an answer, or no mark if the template ends it with text.
@@ -123,7 +126,10 @@ class ChatScript:
 
     def _render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False) -> str:
         return self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._clock
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            chat_template=self._chat_template,
         )
 
     def _error_of_roles(self, roles: Sequence[str]) -> UserError:
@@ -284,3 +290,9 @@ def any_of(spellings: Iterable[str]) -> re.Pattern:
     """Matches any of the spellings; longest first, so that no shorter one matches the beginning of a longer one."""
     longest_first = sorted(spellings, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _with_date(chat_template: str, date: str) -> str:
+    """The template with a date in place of the clock. (transformers passes no functions to a template.)"""
+    day = datetime.date.fromisoformat(date)
+    return _CLOCK.sub(lambda call: json.dumps(day.strftime(call["format"])), chat_template)

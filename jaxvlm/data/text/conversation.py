@@ -140,6 +140,11 @@ class Renderer:
             stop_ids.append(tokenizer.eos_token_id)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
         self.warnings = self._find_warnings()
+        if isinstance(self._script, ChatScript) and self._script.reads_clock:
+            self.warnings += (
+                "the chat template writes the time in a form of its own, so texts differ from day to day; let it call "
+                'strftime_now with a text, such as strftime_now("%d %b %Y")',
+            )
 
     def _find_warnings(self) -> tuple[str, ...]:
         probe = Record("probe", (Turn("user", "question"), Turn("assistant", "answer")), (), "a probe of one round")

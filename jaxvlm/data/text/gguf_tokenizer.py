@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from jaxvlm.data.text.sentencepiece_tokenizer import CONTROL, USER_DEFINED, Pieces, sentencepiece_backend
 from jaxvlm.errors import UserError
 from jaxvlm.gguf_metadata import Metadata, read_metadata
 
-_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -38,7 +38,7 @@ def gguf_tokenizer(source: Metadata | str | Path) -> PreTrainedTokenizerBase:
     return kinds[kind](metadata)
 
 
-def _byte_level_tokenizer(metadata: Metadata) -> PreTrainedTokenizerFast:
+def _byte_level_tokenizer(metadata: Metadata) -> PreTrainedTokenizerBase:
     """Byte-level BPE. The file stores tokens and merges, but only the name of the rule that splits text into words."""
     cut = metadata.value("tokenizer.ggml.pre")
     cutters = {
@@ -60,23 +60,8 @@ def _byte_level_tokenizer(metadata: Metadata) -> PreTrainedTokenizerFast:
     if cut == "qwen2":
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer, backend.decoder = cutters[cut], decoders.ByteLevel()
-    types = metadata.value("tokenizer.ggml.token_type")
-    added = [
-        AddedToken(token, normalized=False, special=kind == _CONTROL)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]
-    backend.add_tokens(added)
-    specials = _special_tokens(metadata, tokens)
-    if metadata.value("tokenizer.ggml.add_bos_token", is_llama3):
-        bos = specials["bos_token"]
-        backend.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", [(bos, vocab[bos])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        chat_template=metadata.value("tokenizer.chat_template", required=False),
-        clean_up_tokenization_spaces=False,
-        **specials,
-    )
+    _add_tokens(backend, tokens, metadata.value("tokenizer.ggml.token_type"))
+    return _finished(metadata, backend, tokens, add_bos=bool(metadata.value("tokenizer.ggml.add_bos_token", is_llama3)))
 
 
 def _split(words: str) -> pre_tokenizers.PreTokenizer:
@@ -92,10 +77,40 @@ def _special_tokens(metadata: Metadata, tokens: list[str]) -> dict[str, str]:
 
 
 def _sentencepiece_tokenizer(metadata: Metadata) -> PreTrainedTokenizerBase:
-    """The SentencePiece tokenizer of Llama 2 and Mistral, as transformers reads it."""
-    if not metadata.value("tokenizer.ggml.add_space_prefix", True):
-        raise UserError(
-            f"{metadata.path}: tokenizer.ggml.add_space_prefix is false, which transformers ignores in a GGUF file; "
-            "point tokenizer.source at the model's Hugging Face folder"
-        )
-    return AutoTokenizer.from_pretrained(str(metadata.path.parent), gguf_file=metadata.path.name)
+    """The tokenizer of Llama 2 and Mistral."""
+    tokens = metadata.value("tokenizer.ggml.tokens")
+    types = metadata.value("tokenizer.ggml.token_type")
+    pieces = Pieces(
+        texts=tokens,
+        scores=metadata.value("tokenizer.ggml.scores"),
+        types=types,
+        dummy_prefix=bool(metadata.value("tokenizer.ggml.add_space_prefix", True)),
+    )
+    made = sentencepiece_backend(pieces)
+    _add_tokens(made, tokens, types)
+    return _finished(metadata, made, tokens, add_bos=bool(metadata.value("tokenizer.ggml.add_bos_token", True)))
+
+
+def _add_tokens(made: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    made.add_tokens(
+        [
+            AddedToken(token, normalized=False, special=kind == CONTROL)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+
+
+def _finished(metadata: Metadata, made: Tokenizer, tokens: list[str], *, add_bos: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer with the file's special tokens and template."""
+    specials = _special_tokens(metadata, tokens)
+    if add_bos:
+        bos = specials["bos_token"]
+        pair = [(bos, made.token_to_id(bos))]
+        made.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A {bos} $B", pair)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        chat_template=metadata.value("tokenizer.chat_template", required=False),
+        clean_up_tokenization_spaces=False,
+        **specials,
+    )

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from jaxvlm.config import TokenizerConfig
 from jaxvlm.data.records import IMAGE, Record, RecordError
 from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
+from jaxvlm.data.text.sentencepiece_tokenizer import convert
 from jaxvlm.data.text.templates import TEMPLATES, Draft, TemplateScript
 from jaxvlm.data.text.turns import check_turns
 from jaxvlm.errors import UserError
@@ -47,7 +48,7 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
             "point it at a folder that a tokenizer's `save_pretrained` wrote"
         )
     try:
-        return AutoTokenizer.from_pretrained(config.source, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(config.source, trust_remote_code=False)
     except Exception as error:  # the hub client, HTTP, JSON and tokenizers raise a dozen unrelated types
         what = "cannot be read as a tokenizer" if folder.is_dir() else "is not a folder, and the hub did not return it"
         reason = str(error).strip().partition("\n")[0]
@@ -55,6 +56,10 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
             f"tokenizer.source = {config.source!r} {what} ({type(error).__name__}: {reason}); "
             "point tokenizer.source at a folder with a tokenizer's files"
         ) from error
+    model = getattr(loaded, "vocab_file", None)
+    if model and Path(model).name == "tokenizer.model" and not Path(model).with_name("tokenizer.json").is_file():
+        return convert(loaded, Path(model))
+    return loaded
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
