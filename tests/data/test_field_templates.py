@@ -73,6 +73,13 @@ def test_a_template_that_drops_a_role(role):
         renderer_of(dropping)
 
 
+def test_a_template_that_ends_the_text_after_the_last_message_is_refused():
+    """As Phi-3.5's: what it writes for one round is no beginning of what it writes for two."""
+    ending = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    with pytest.raises(UserError, match="changes the text before itself"):
+        renderer_of(ending)
+
+
 def test_a_template_that_teaches_no_end_is_named():
     endless = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}" + (
         "{% if add_generation_prompt %}assistant: {% endif %}"
