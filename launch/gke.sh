@@ -8,8 +8,8 @@
 #   launch/gke.sh stop       deletes the workload, if run made it; its pods get SIGTERM and STOP_SECONDS to save
 #   launch/gke.sh delete     deletes the cluster, if create made it
 #
-# Told to stop (exit code 75) or crashed, a run is started again by Kubernetes, at most RESTARTS times; a mistake in
-# recipe or data (exit code 2) ends it. The image is IMAGE with the last commit in /app, which xpk builds and pushes.
+# Kubernetes restarts a run that was preempted (exit code 75) or crashed, at most RESTARTS times; a mistake in recipe or
+# data (exit code 2) ends it. The image is IMAGE with the last commit in /app, which xpk builds and pushes.
 # --xpk-dry-run asks xpk what it would do: it then prints its own commands and the Kubernetes manifest.
 
 # --- settings

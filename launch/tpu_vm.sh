@@ -9,7 +9,7 @@
 #   launch/tpu_vm.sh stop       tells every worker to save and stop, and waits for it
 #   launch/tpu_vm.sh delete     deletes the TPU, if create made it
 #
-# A run is detached: it continues when you leave. Told to stop (exit code 75) or crashed, it is started again, at most
+# A run is detached: it continues when you leave. It is restarted when it is preempted (exit code 75) or crashes, at most
 # RESTARTS times; a mistake in recipe or data (exit code 2) ends it. A spot TPU that Google takes back is gone: delete,
 # create, install and run it again, and the run continues from its workdir in the bucket.
 

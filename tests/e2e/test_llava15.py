@@ -229,7 +229,8 @@ def test_a_stage_after_lora_starts_from_merged_weights(world, lora, tmp_path):
     image = world / "0.png"
     before = logits_of_run(open_run(lora), [image], QUESTION)
     after = logits_of_run(open_run(tmp_path / "on"), [image], QUESTION)  # one step at rate 0
-    np.testing.assert_allclose(after, before, atol=2e-5)
+    # The merged weight rounds once where the adapter adds twice: 2.3e-5 at a logit of 3.5 on one CPU, less on others.
+    np.testing.assert_allclose(after, before, atol=3e-5)
 
 
 def test_sources_are_checked_before_the_data(world, tmp_path, capsys):

@@ -40,9 +40,8 @@ from jaxvlm.errors import UserError
 class Sample:
     """One rendered conversation of `L` tokens, before its images are expanded to their features."""
 
-    tokens: (
-        np.ndarray
-    )  # int32[L]; with BOS if the tokenizer adds one; each image is one placeholder, the renderer's `image_token_id`
+    # int32[L]; with BOS if the tokenizer adds one; each image is one placeholder, the renderer's `image_token_id`.
+    tokens: np.ndarray
     loss_weights: np.ndarray  # float32[L]; 1 where the token itself is supervised: the position before predicts it
     is_image: np.ndarray  # bool[L]; image placeholders; their id alone can be ambiguous (it may be <unk>)
     notes: frozenset[str] = frozenset()  # what the template did that the record's author may not expect
@@ -110,7 +109,15 @@ class Renderer:
         if "strftime_now" in str(tokenizer.chat_template):
             inputs.append(date)
         self._fingerprint = hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
-        state = json.loads(written)
+        marks = self._mark_control_tokens(json.loads(written), template, image_token_id, control_tokens)
+        self.stop_ids = self._find_stop_ids(template, system, marks, date)
+        self.warnings = self._find_warnings()
+
+    def _mark_control_tokens(
+        self, state: dict[str, Any], template: str | Template, image_token_id: int, control_tokens: tuple[str, ...]
+    ) -> dict[str, str]:
+        """Makes the copy of the tokenizer from `state`, its backend's JSON. Returns spelling -> mark."""
+        tokenizer = self._tokenizer
         spellings = control_spellings(tokenizer, template, state) | _allowed(tokenizer, control_tokens)
         control_ids = {*spellings.values(), image_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
         control_ids -= {None, tokenizer.unk_token_id}
@@ -129,24 +136,32 @@ class Renderer:
         self._allowed = {spelling: marks[spelling] for spelling in sorted(control_tokens, key=len, reverse=True)}
         special = {token["content"] for token in state["added_tokens"] if token["special"]}
         self._spelled_out = any_of(special - {IMAGE, *control_tokens})
+        return marks
 
+    def _find_stop_ids(
+        self, template: str | Template, system: str | None, marks: dict[str, str], date: str
+    ) -> tuple[int, ...]:
+        """Makes `self._script`. Returns the ids that end an answer."""
         self._start: list[int] = []
         self._stop_text = ""
         stop_marks = self._make_script(template, system, marks, date)
         stop_ids = [int(self._real_id[self._mark_id(mark)]) for mark in stop_marks]
         if self._stop_text:
             stop_ids.append(self._backend.encode("a" + self._stop_text, add_special_tokens=False).ids[-1])
-        if tokenizer.eos_token_id is not None:
-            stop_ids.append(tokenizer.eos_token_id)
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
-        self.warnings = self._find_warnings()
+        if self._tokenizer.eos_token_id is not None:
+            stop_ids.append(self._tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(stop_ids))
+
+    def _find_warnings(self) -> tuple[str, ...]:
+        warnings = self._warnings_of_ends()
         if isinstance(self._script, ChatScript) and self._script.reads_clock:
-            self.warnings += (
+            warnings += (
                 "the chat template writes the time in a form of its own, so texts differ from day to day; let it call "
                 'strftime_now with a text, such as strftime_now("%d %b %Y")',
             )
+        return warnings
 
-    def _find_warnings(self) -> tuple[str, ...]:
+    def _warnings_of_ends(self) -> tuple[str, ...]:
         probe = Record("probe", (Turn("user", "question"), Turn("assistant", "answer")), (), "a probe of one round")
         try:
             sample = self._encode(probe)
@@ -179,9 +194,8 @@ class Renderer:
         if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
             self._start = [self._mark_id(marks[tokenizer.bos_token])]
         stop_marks = [mark for mark in marks.values() if mark in self._script.after_answer]
-        if (
-            not stop_marks
-        ):  # `plain` ends an answer with a newline: its id is a stop id, and `decode` cuts at one inside a token
+        # `plain` ends an answer with a newline: its id is a stop id, and `decode` cuts at one inside a token.
+        if not stop_marks:
             self._stop_text = template.after_answer
         return stop_marks
 
