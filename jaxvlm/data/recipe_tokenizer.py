@@ -13,7 +13,7 @@ from jaxvlm.config import Config
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.sources.mix import Mix, load_mix
 from jaxvlm.data.text.tokenizer import load_tokenizer, training_texts
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, listed
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -24,17 +24,43 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """
     trains = config.tokenizer.source == "train"
     tokenizer = load_tokenizer(config.tokenizer, _texts(config) if trains else None)
-    if len(tokenizer) > config.model.language.vocab_size:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model has room for {config.model.language.vocab_size}; "
-            f"set config.model.language.vocab_size to {len(tokenizer)} or more"
-        )
+    check_vocab(tokenizer, config.model.language.vocab_size)
     return tokenizer
 
 
+def check_vocab(tokenizer: PreTrainedTokenizerBase, rows: int, where: str = "") -> None:
+    """Checks that every token has a row in the embedding; JAX would take the last row for those beyond.
+
+    Args:
+      rows: of the embedding.
+      where: the folder that has both, if they do not come from a recipe.
+
+    Raises:
+      UserError: tokens without a row.
+    """
+    vocab = tokenizer.get_vocab()
+    needed = 1 + max(vocab.values())
+    if needed <= rows:
+        return
+    beyond = sorted((token for token, id in vocab.items() if id >= rows), key=vocab.__getitem__)
+    message = f"the tokenizer has {needed} tokens, the model has room for {rows}"
+    if where:
+        raise UserError(
+            f"{where}: {message}: {listed([repr(token) for token in beyond])} have no row in the embedding; add rows "
+            "to it (resize_token_embeddings of transformers), or take these tokens out of the tokenizer"
+        )
+    raise UserError(f"{message}; set config.model.language.vocab_size to {needed} or more")
+
+
 def saved_tokenizer(folder: Path, config: Config) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer that a run saved in `folder` (`RunFolder.tokenizer`)."""
-    return load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder)))
+    """Loads the tokenizer that a run saved in `folder` (`RunFolder.tokenizer`).
+
+    Raises:
+      UserError: as `build_tokenizer`.
+    """
+    tokenizer = load_tokenizer(dataclasses.replace(config.tokenizer, source=str(folder)))
+    check_vocab(tokenizer, config.model.language.vocab_size, str(folder))
+    return tokenizer
 
 
 def _texts(config: Config) -> Iterator[str]:

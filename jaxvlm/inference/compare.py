@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 
 from jaxvlm.data.records import IMAGE, Record, Turn
@@ -33,7 +36,7 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
     """float32[T, V], the same for a Hugging Face folder, from transformers in torch with the folder's own processor.
 
     Raises:
-      UserError: torch is not installed, or transformers cannot load the folder.
+      UserError: torch is not installed, transformers cannot load the folder, or its chat template drops the question.
     """
     reference = folder_codec(folder).reference
     if reference is None:
@@ -47,9 +50,25 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
         processor = reference.processor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {folder}: {error}") from error
-    text = f"{IMAGE}\n" * len(images) + prompt
-    prompt_text = processor.apply_chat_template(
-        [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-    )
+    text = _prompt_text(processor, folder, len(images), prompt)
     with torch.no_grad():
-        return model(**reference.inputs(processor, prompt_text, images)).logits[0].float().numpy()
+        return model(**reference.inputs(processor, text, images)).logits[0].float().numpy()
+
+
+def _prompt_text(processor: Any, folder: Path, images: int, prompt: str) -> str:
+    """A question as the folder's chat template writes it: from parts, or from one text if it takes no parts.
+
+    Raises:
+      UserError: it drops the question or an image either way.
+    """
+    parts = [*[{"type": "image"}] * images, {"type": "text", "text": prompt}]
+    for content in (f"{IMAGE}\n" * images + prompt, parts):
+        messages = [{"role": "user", "content": content}]
+        with contextlib.suppress(ValueError, TypeError, jinja2.TemplateError):  # no template, or it takes the other
+            text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            if prompt.strip() in text and text.count(IMAGE) == images:
+                return text
+    raise UserError(
+        f"the chat template of {folder} does not write a question with {images} images, neither as one text nor as a "
+        "list of parts; give the folder a template that does (chat_template.jinja)"
+    )

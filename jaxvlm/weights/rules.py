@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights.tensors import TensorSource, TensorSpec, as_source, listed
+from jaxvlm.weights.tensors import TensorSource, TensorSpec, as_source, listed, overflows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +256,13 @@ class _Leaf:
     def _copy_pieces(self, source: TensorSource, name: str, pieces: list[_Piece]) -> int:
         view = self._view(source[name])
         for index, into in pieces:
-            _copy(into, view[index])
+            with np.errstate(over="ignore"):
+                _copy(into, view[index])
+            if into.dtype == np.float16 and overflows(view[index], into):
+                raise UserError(
+                    f"{name} has values beyond float16, which ends at 65,504{_in_file(source, name)}; set frozen_dtype "
+                    'to "bfloat16" or "float32"'
+                )
         return sum(into.nbytes for _, into in pieces)
 
     def _view(self, tensor: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvlm.config import ModelConfig
+from jaxvlm.config import DecoderConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.codec import Codec, Piece, WeightSource
+from jaxvlm.weights.compare import equal
 from jaxvlm.weights.rules import Rule, import_tensors
 from jaxvlm.weights.spelling import find_spelling
 from jaxvlm.weights.tensors import DerivedSource, TensorSource, TensorSpec
@@ -39,7 +40,7 @@ def part_source(
       **settings: other fields of `WeightSource`.
 
     Raises:
-      UserError: it has tensors of none of the parts.
+      UserError: it has tensors of none of the parts, or a decoder without its head.
     """
     piece = Piece(tensors, find_spelling(tensors, codec.known), codec)
     found = {part: config for part, config in configs.items() if part in piece.spelling.prefixes()}
@@ -47,7 +48,32 @@ def part_source(
         raise UserError(
             f"{path}: the tensors are none of a {codec.name} model; the first are {', '.join(sorted(tensors)[:3])}"
         )
+    if "language" in found:
+        found["language"] = _with_real_tie(found["language"], piece, path)
     return WeightSource(spec, path, (piece,), found, **settings)
+
+
+def _with_real_tie(config: DecoderConfig, piece: Piece, path: Path) -> DecoderConfig:
+    """A decoder's config with `tie_embeddings` as the tensors have it.
+
+    As in transformers (modeling_utils.py, `tie_weights`), a head in the files that differs from the embedding is used,
+    whatever config.json says.
+
+    Raises:
+      UserError: neither tied by config.json nor a head in the files.
+    """
+    spelling, known = piece.spelling, piece.codec.known
+    if spelling.head is None or spelling.language is None:
+        if config.tie_embeddings:
+            return config
+        raise UserError(
+            f"{path}: lm_head.weight is missing, and config.json has tie_word_embeddings = false; download the model "
+            "again, or set tie_word_embeddings to true if its head is the embedding"
+        )
+    head, embedding = spelling.head + known["head"][1], spelling.language + known["language"][1]
+    if config.tie_embeddings and not equal(piece.tensors, head, embedding):
+        return dataclasses.replace(config, tie_embeddings=False)
+    return config
 
 
 def check_fit(source: WeightSource, config: ModelConfig, parts: tuple[str, ...], *, resize_vocab: bool) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from jaxvlm import errors
@@ -130,8 +131,32 @@ class CastSource(DerivedSource):
     def __init__(self, source: TensorSource, dtype: np.dtype):
         super().__init__(source, {name: TensorSpec(source.spec(name).shape, dtype) for name in source})
 
+        self._overflowed: dict[str, float] = {}
+
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._source[name].astype(self.spec(name).dtype, copy=False)
+        array = self._source[name]
+        with np.errstate(over="ignore"):
+            cast = array.astype(self.spec(name).dtype, copy=False)
+        if overflows(array, cast):
+            self._overflowed[name] = float(np.abs(array.astype(np.float32)).max())
+        return cast
+
+    def check(self) -> None:
+        """Raises `UserError` with all tensors read so far of which a finite value became infinite."""
+        if self._overflowed:
+            dtype = next(iter(self._specs.values())).dtype
+            given = [f"{name} (up to {largest:.3g})" for name, largest in self._overflowed.items()]
+            raise UserError(
+                f"{len(given)} tensors have values beyond {dtype}, which ends at {ml_dtypes.finfo(dtype).max:.5g}: "
+                f"{listed(given)}; take bfloat16 or float32"
+            )
+
+
+def overflows(array: np.ndarray, cast: np.ndarray) -> bool:
+    """Whether a finite value of `array` is infinite in `cast`, its values in another dtype."""
+    if cast.dtype == array.dtype or not np.isinf(cast).any():
+        return False
+    return bool((np.isinf(cast) & np.isfinite(array)).any())
 
 
 def as_source(tensors: Mapping[str, np.ndarray]) -> TensorSource:

@@ -1,0 +1,90 @@
+"""Compares the tensors of two checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxvlm.weights.spelling import Known, find_spelling
+from jaxvlm.weights.tensors import RenamedSource, TensorSource
+
+
+class Comparison(NamedTuple):
+    """What differs between two checkpoints."""
+
+    differences: dict[str, float]  # name -> largest difference of its values; infinite where one cannot be told
+    problems: list[str]  # tensors that only one has, or that have another shape, dtype or values
+
+
+def compare_tensors(a: TensorSource, b: TensorSource, names: tuple[object, object]) -> Comparison:
+    """Compares all tensors of two checkpoints under the same spelling.
+
+    Values are equal if both are the same number. A NaN equals nothing, since no one can rely on it.
+
+    Args:
+      names: of the checkpoints, for the problems.
+    """
+    problems = [f"only {names[0]} has {name}" for name in a if name not in b]
+    problems += [f"only {names[1]} has {name}" for name in b if name not in a]
+    differences: dict[str, float] = {}
+    for name in sorted(set(a) & set(b)):
+        one, two = a.spec(name), b.spec(name)
+        if one.shape != two.shape:
+            problems.append(f"{name}: {one.shape} and {two.shape}")
+            continue
+        if one.dtype != two.dtype:
+            problems.append(f"{name}: {one.dtype} and {two.dtype}")
+        x, y = _comparable(a[name]), _comparable(b[name])
+        differences[name] = _largest_difference(x, y)
+        if nans := [f"{np.isnan(z).sum():,} in {where}" for z, where in zip((x, y), names, strict=True) if _has_nan(z)]:
+            problems.append(f"{name} has NaN: {' and '.join(nans)}")
+    if differing := [value for value in differences.values() if value > 0]:
+        problems.append(f"{len(differing)} tensors differ, by up to {max(differing):g}")
+    return Comparison(differences, problems)
+
+
+def _comparable(tensor: np.ndarray) -> np.ndarray:
+    """Floats that hold every value of a tensor."""
+    return np.asarray(tensor, np.float64 if tensor.dtype.kind in "iu" or tensor.itemsize > 4 else np.float32)
+
+
+def _has_nan(values: np.ndarray) -> bool:
+    return bool(np.isnan(values).any())
+
+
+def _largest_difference(x: np.ndarray, y: np.ndarray) -> float:
+    differing = x != y
+    if not differing.any():
+        return 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        distances = np.abs(x[differing] - y[differing])
+    return float(np.where(np.isnan(distances), np.inf, distances).max())
+
+
+def without_copies(tensors: TensorSource, known: Known, ignored: Sequence[str]) -> TensorSource:
+    """The tensors that a model is made of: without those that import ignores, and without a head that repeats the
+    embedding, which files of tied models may have.
+
+    Args:
+      known: the spellings of the model's parts.
+      ignored: patterns of whole names.
+    """
+    spelling = find_spelling(tensors, known)
+    left_out: set[str] = set()
+    if spelling.language is not None and spelling.head is not None:
+        head, embedding = spelling.head + known["head"][1], spelling.language + known["language"][1]
+        if equal(tensors, head, embedding):
+            left_out.add(head)
+
+    def keep(name: str) -> str | None:
+        return None if name in left_out or any(re.fullmatch(pattern, name) for pattern in ignored) else name
+
+    return RenamedSource(tensors, keep)
+
+
+def equal(tensors: TensorSource, one: str, two: str) -> bool:
+    """Whether two tensors have the same values."""
+    return tensors.spec(one).shape == tensors.spec(two).shape and np.array_equal(tensors[one], tensors[two])
