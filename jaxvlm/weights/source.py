@@ -16,7 +16,7 @@ from jaxvlm.config import DecoderConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.codec import Codec, Piece, WeightSource
-from jaxvlm.weights.compare import equal
+from jaxvlm.weights.compare import same_values
 from jaxvlm.weights.rules import Rule, import_tensors
 from jaxvlm.weights.spelling import find_spelling
 from jaxvlm.weights.tensors import DerivedSource, TensorSource, TensorSpec
@@ -71,7 +71,7 @@ def _with_real_tie(config: DecoderConfig, piece: Piece, path: Path) -> DecoderCo
             "again, or set tie_word_embeddings to true if its head is the embedding"
         )
     head, embedding = spelling.head + known["head"][1], spelling.language + known["language"][1]
-    if config.tie_embeddings and not equal(piece.tensors, head, embedding):
+    if config.tie_embeddings and not same_values(piece.tensors, head, embedding):
         return dataclasses.replace(config, tie_embeddings=False)
     return config
 
