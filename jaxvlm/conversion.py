@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.config import PARTS, Config, LoraConfig, ModelConfig, TokenizerConfig
+from jaxvlm.config import PARTS, Config, ModelConfig, TokenizerConfig
 from jaxvlm.data.recipe_tokenizer import check_vocab
 from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
@@ -30,7 +30,8 @@ from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, merge_adapters, state_layout
 from jaxvlm.trees import from_paths, map_paths, paths
-from jaxvlm.weights.adapters import read_adapter, write_adapter
+from jaxvlm.weights.adapter_fields import check_base
+from jaxvlm.weights.adapters import Adapter, read_adapter, write_adapter
 from jaxvlm.weights.codec import AdapterNames, Codec, Export, WeightSource
 from jaxvlm.weights.compare import compare_tensors, without_copies
 from jaxvlm.weights.hub import find_source
@@ -53,20 +54,25 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     tokenizer = load_tokenizer(TokenizerConfig(str(owners["language"].path), vocab_size=0))  # 0: none is trained
     config = _imported_config(owners, tokenizer, args.template)
     check_vocab(tokenizer, config.model.language.vocab_size, owners["language"].spec)
-    trained: dict[str, Any] = {}
+    adapter = Adapter({}, {}, {})
     if args.adapter:
-        trained, adapters = _read_adapter(find_source(args.adapter), config.model)
+        folder = find_source(args.adapter)
+        log(*(f"note: {note}" for note in check_base(folder, args.sources)))
+        adapter = _read_adapter(folder, config.model)
         parts = config.stage[STAGE].parts
-        lora = dataclasses.replace(parts.lora, **adapters)
-        parts = dataclasses.replace(parts, lora=lora, **dict.fromkeys(adapters, "lora"))
+        lora = dataclasses.replace(parts.lora, **adapter.adapters)
+        parts = dataclasses.replace(parts, lora=lora, **dict.fromkeys(adapter.adapters, "lora"))
         stage = dataclasses.replace(config.stage[STAGE], parts=parts)
         config = dataclasses.replace(config, stage={STAGE: stage})
+        if adapter.added and "projector" not in owners:
+            raise UserError(f"{folder} has adapters of a projector, and no --from has a projector; add the base model")
     with new_folder(args.to, overwrite=False) as folder:
         made = RunFolder(folder)
         made.save_config(config)
         tokenizer.save_pretrained(made.tokenizer)
         spellings = [dataclasses.asdict(piece.spelling) for source in sources for piece in source.pieces]
-        made.origin_file.write_text(json.dumps({"from": args.sources, "spellings": spellings}, indent=1) + "\n")
+        origin = {"from": args.sources, "spellings": spellings, "replaced": adapter.replaced}
+        made.origin_file.write_text(json.dumps(origin, indent=1) + "\n")
 
         mesh, rules = make_mesh(config.mesh), Rules()
         layout = state_layout(stage_model(config, config.stage[STAGE]), config.stage[STAGE], 1, mesh, rules)
@@ -74,7 +80,9 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         for source in sources:
             wanted = {part: layout.state.frozen[part] for part in source.configs}
             params |= load_weights(source, config.model, wanted, keep_dtypes=True)
-        params = from_paths(paths(params) | paths(trained))
+        flat = paths(params) | paths(adapter.params)
+        merged = {path: np.asarray(flat[path], np.float32) + x for path, x in adapter.added.items()}
+        params = from_paths(flat | merged)
         kept = map_paths(_with_dtype_of(params), layout.state.frozen)
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
         state = initial_state(layout, args.seed, params)
@@ -87,7 +95,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
 
 
-def _read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Any], dict[str, LoraConfig]]:
+def _read_adapter(folder: Path, config: ModelConfig) -> Adapter:
     names = _adapter_names(config)
     return read_adapter(folder, config, names, lambda adapters: build_model(config, adapters).abstract)
 
@@ -161,6 +169,11 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
         )
     if args.adapter and not adapters:
         raise UserError(f"{args.run} has no adapters; leave --adapter out")
+    if args.adapter and (replaced := _origin(opened.folder).get("replaced")):
+        raise UserError(
+            f"{', '.join(replaced)} are not those of the base model, and the form of adapters has no place for them; "
+            "pass --merge instead"
+        )
     form = PART_CODECS[args.part] if args.part else codec(opened.config.model.family)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         if args.adapter:
@@ -237,11 +250,15 @@ def _check_written(folder: Path, wanted: TensorSource) -> None:
     open_source(str(folder))
 
 
+def _origin(folder: Path) -> dict[str, Any]:
+    """What `import_run` wrote of a run's sources; empty for a run that was trained."""
+    path = RunFolder(folder).origin_file
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def _source_spelling(folder: Path, form: Codec) -> Spelling | None:
     """The tensor spelling of the one folder a run was imported from, if transformers can load an export in it."""
-    path = RunFolder(folder).origin_file
-    spellings = json.loads(path.read_text())["spellings"] if path.is_file() else []
-    found = [Spelling(**spelling) for spelling in spellings]
+    found = [Spelling(**spelling) for spelling in _origin(folder).get("spellings", ())]
     return found[0] if len(found) == 1 and form.loads(found[0]) else None
 
 

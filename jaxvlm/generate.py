@@ -5,6 +5,7 @@ Examples:
   python -m jaxvlm.generate --run runs/mine --image a.png --image b.png --prompt "What differs?" --temperature 0.7
   python -m jaxvlm.generate --run runs/mine --image a.png
   python -m jaxvlm.generate --run runs/mine --image a.png < questions.txt
+  python -m jaxvlm.generate --run runs/mine --system "Answer in one word." --image a.png --prompt "What is this?"
 
 The images come before the text, in their order, unless the text has <image> where each belongs.
 
@@ -18,6 +19,7 @@ Without --prompt each line of standard input is a turn of one conversation, answ
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of a run")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: a conversation on standard input)")
+    parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the training; '': none)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: always the most likely token")
     parser.add_argument(
         "--top-p",
@@ -62,9 +65,11 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     RunFolder(args.run).load_config()
     for image in args.image:
         check_image(image)
-    opened = open_run(Path(args.run), stage=args.stage, step=args.step)
+    engine = Engine.of(open_run(Path(args.run), stage=args.stage, step=args.step))
+    if args.system is not None:
+        engine = dataclasses.replace(engine, data=dataclasses.replace(engine.data, system=args.system))
 
-    conversation = Conversation(Engine.of(opened), sampling, args.max_new_tokens)
+    conversation = Conversation(engine, sampling, args.max_new_tokens)
     conversation.add_images(args.image)
     if args.prompt is None:
         return {"turns": list(_converse(conversation))}

@@ -20,22 +20,22 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import einops
 import numpy as np
 
 from jaxvlm.config import LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
+from jaxvlm.weights.adapter_fields import CONFIG_FILE, field_problems, looked_up, read_fields
 from jaxvlm.weights.codec import AdapterNames
-from jaxvlm.weights.hf.strict import read_json
 from jaxvlm.weights.reading import open_file
 from jaxvlm.weights.rules import Rule, export_tensors, import_tensors, prefixed
 from jaxvlm.weights.spelling import Spelling, find_spelling
 from jaxvlm.weights.tensors import RenamedSource, as_source, listed
 from jaxvlm.weights.writing import write_tensors
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # the first that exists is read
 PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, next to them
 
@@ -43,15 +43,20 @@ _BASE = "base_model.model."  # PEFT's wrapper module
 
 _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(default\.)?weight")
 
-# Fields about how an adapter was made or by whom. Which modules have one follows from the tensors.
-_WITHOUT_EFFECT = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
-    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "qalora_group_size"),
-    *("megatron_config", "megatron_core", "ensure_weight_tying"),
-}
-# Other initialisations also change the adapted weights, each time the adapter is loaded.
-_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_REPLACED = ("language/embed/w", "language/head/w")  # weights that `modules_to_save` may have besides the projector
+
+
+class Adapter(NamedTuple):
+    """What a folder of PEFT changes of a model."""
+
+    params: dict[str, Any]  # nested dict, float32: weights of adapters, and weights that replace the base model's
+    adapters: dict[str, LoraConfig]  # by part
+    added: dict[str, np.ndarray]  # path of a projector's weight -> float32, to add to the base model's
+
+    @property
+    def replaced(self) -> list[str]:
+        """Paths of the base model's weights that it replaces, without the projector's."""
+        return [path for path in _REPLACED if path in paths(self.params)]
 
 
 def write_adapter(
@@ -167,11 +172,12 @@ def read_adapter(
     config: ModelConfig,
     names: AdapterNames,
     build: Callable[[Mapping[str, LoraConfig]], Mapping[str, Any]],
-) -> tuple[dict[str, Any], dict[str, LoraConfig]]:
+) -> Adapter:
     """Reads adapters written by PEFT, the original LLaVA or `write_adapter`.
 
     Their base may be the model in any spelling of its modules, or a decoder or an encoder alone. The projector is
-    read, too, if the folder has one: among the adapters (`modules_to_save`) or in `non_lora_trainables.bin`.
+    read, too, if the folder has one: among the adapters (`modules_to_save`) or in `non_lora_trainables.bin`; so are
+    embedding and head. Adapters of the projector, which ours cannot have, are to be added to its weights.
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors or adapter_model.bin.
@@ -180,37 +186,45 @@ def read_adapter(
       build: (part -> LoRA settings) -> nested dict of the model's leaves with them, `build_model(...).abstract`.
 
     Returns:
-      Nested dict of float32 NumPy arrays, [layers, ...in..., rank] at `lora/a` and [layers, rank, ...out...] at
-      `lora/b`, for example at `language/blocks/attention/q/lora/a`, and the leaves of `projector` if there is one; and
-      part -> LoRA settings, such that `build_model(config, adapters)` has these leaves. Their `targets` match exactly
-      the adapted projections.
+      The weights, [layers, ...in..., rank] at `lora/a` and [layers, rank, ...out...] at `lora/b`, for example at
+      `language/blocks/attention/q/lora/a`, and LoRA settings such that `build_model(config, adapters)` has these
+      leaves. Their `targets` match exactly the adapted projections.
 
     Raises:
       UserError: absent, truncated or corrupt files. Everything that ours cannot express: fields that change the
         computation, other kinds of adapters, ranks that differ inside a part, stacks of which only some layers have an
         adapter, adapters outside of blocks, weights of other modules. Tensors of wrong shapes.
     """
-    values, rows = _read_fields(folder / CONFIG_FILE), _projections(names)
+    values, rows = read_fields(folder / CONFIG_FILE), _projections(names)
     tensors = {name.removeprefix(_BASE): tensor for name, tensor in _read_tensors(folder).items()}
     found, renamed, others, homeless = _places(tensors, rows, re.compile(names.module))
-    spelling = find_spelling(others, names.known).projector
-    start = spelling.partition("{")[0] if spelling else ""
+    spelling = find_spelling(others, names.known)
+    start = spelling.projector.partition("{")[0] if spelling.projector else ""
+    replaced = [rule for rule in _decoder_rules(names, spelling) if rule.hf in others]
     renamed |= {name: name for name in others if start and name.startswith(start)}
+    renamed |= {rule.hf: rule.hf for rule in replaced}
 
     adapters: dict[str, LoraConfig] = {}
-    problems = _field_problems(values)
+    added: dict[str, np.ndarray] = {}
+    problems = field_problems(values)
     if not problems:
-        adapters, problems = _adapters(values, found, list(rows))
+        added, homeless, problems = _projector_deltas(values, tensors, homeless, names)
+        adapters, faults = _adapters(values, found, list(rows))
+        problems += faults
+        if added and spelling.projector:
+            problems.append(f"{start.rstrip('.')} is there as a whole and has adapters; expected one of both")
         absent = [x for x in values["modules_to_save"] or () if not any(f".{x}." in f".{name}" for name in others)]
         problems += [f"modules_to_save has {module!r}, which has no tensor" for module in absent]
     problems += [f"{module} has an adapter, ours are on the projections of blocks alone" for module in homeless]
-    problems += [] if found else ["no tensor is of an adapter of LoRA (lora_A.weight, lora_B.weight)"]
+    problems += [] if found or added else ["no tensor is of an adapter of LoRA (lora_A.weight, lora_B.weight)"]
     for path, layers in found.items():
         length = getattr(config, path.partition("/")[0]).num_layers
         if lacking := [str(i) for i in range(length) if i not in layers]:
             problems.append(f"{path}: of {length} layers, {', '.join(lacking)} have no adapter; ours have all or none")
         problems += [f"{layers[i]}: the model has {length} layers" for i in sorted(layers) if i >= length]
-    problems += [f"{name} is no weight of adapters or projector" for name in others if name not in renamed]
+    problems += [
+        f"{name} is no weight of adapters, projector, embedding or head" for name in others if name not in renamed
+    ]
     if problems:
         raise UserError(
             f"the adapter in {folder} cannot be used, {len(problems)} problems: {listed(problems, '; ')}; merge it "
@@ -221,14 +235,21 @@ def read_adapter(
         for path in found
         for rule in _adapter_rules(rows[path])
     ]
-    rules += _projector_rules(names, spelling)
-    abstract = from_paths(_chosen(build(adapters), projector=spelling is not None))
+    rules += [*_projector_rules(names, spelling.projector), *replaced]
+    whole = build(adapters)
+    kept = paths(whole)
+    if other := [
+        f"{path} is {x.shape}, expected {kept[path].shape}" for path, x in added.items() if x.shape != kept[path].shape
+    ]:
+        raise UserError(f"the adapter in {folder} is of another model: {listed(other, '; ')}")
+    leaves = _chosen(whole, projector=spelling.projector is not None)
+    abstract = from_paths(leaves | {rule.ours: kept[rule.ours] for rule in replaced})
     source = RenamedSource(as_source(tensors), renamed.get)
     try:
         params = import_tensors(rules, source, abstract, names.sizes, progress=False)
     except UserError as error:
         raise UserError(f"the adapter in {folder} is of another model: {error}") from error
-    return from_paths({path: x.astype(np.float32) for path, x in paths(params).items()}), adapters
+    return Adapter(from_paths({path: x.astype(np.float32) for path, x in paths(params).items()}), adapters, added)
 
 
 def _places(
@@ -269,8 +290,8 @@ def _adapters(
         adapted = [path for path in projections if path in found and path.startswith(f"{part}/")]
         sizes: dict[tuple[int, float], list[str]] = {}
         for module in (module for path in adapted for module in found[path].values()):
-            rank = _looked_up(values["rank_pattern"], module, values["r"])
-            alpha = _looked_up(values["alpha_pattern"], module, values["lora_alpha"])
+            rank = looked_up(values["rank_pattern"], module, values["r"])
+            alpha = looked_up(values["alpha_pattern"], module, values["lora_alpha"])
             sizes.setdefault((rank, alpha), []).append(module)
         if len(sizes) > 1:
             given = "; ".join(f"r={r}, alpha={alpha:g} for {listed(modules)}" for (r, alpha), modules in sizes.items())
@@ -282,69 +303,6 @@ def _adapters(
         targets = "blocks/.*" if names == everything else _one_of(names, "/")
         adapters[part] = LoraConfig(rank, alpha, values["lora_dropout"], targets, bool(values["use_rslora"]))
     return adapters, problems
-
-
-def _looked_up(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, after any dot."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
-
-
-def _read_fields(path: Path) -> dict[str, Any]:
-    """The fields of a file, with PEFT's defaults for absent ones."""
-    values = read_json(path, "give the folder that PEFT's save_pretrained wrote")
-    defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "modules_to_save": None}
-    empty = {name: values.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
-    return defaults | values | empty
-
-
-def _field_problems(values: Mapping[str, Any]) -> list[str]:
-    """Faults of the fields of a config, and fields without a counterpart in ours."""
-
-    def is_number(x: Any) -> bool:
-        return isinstance(x, (int, float)) and not isinstance(x, bool)
-
-    def is_rank(x: Any) -> bool:
-        return is_number(x) and isinstance(x, int) and x >= 1
-
-    def fits_patterns(x: Any, fits: Any) -> bool:
-        return isinstance(x, dict) and all(_is_pattern(key) and fits(value) for key, value in x.items())
-
-    saved = values["modules_to_save"]
-    dropout = values["lora_dropout"]
-    expected = {
-        "peft_type": (values.get("peft_type") == "LORA", '"LORA"'),
-        "bias": (values.get("bias", "none") == "none", '"none"'),
-        "fan_in_fan_out": (not values.get("fan_in_fan_out"), "false"),
-        "init_lora_weights": (
-            values.get("init_lora_weights", True) in _STARTS,
-            "a start that leaves the base model unchanged (path_initial_model_for_weight_conversion converts it)",
-        ),
-        "r": (is_rank(values["r"]), "1 or more"),
-        "lora_alpha": (is_number(values["lora_alpha"]), "a number"),
-        "lora_dropout": (is_number(dropout) and 0 <= dropout < 1, "0 <= lora_dropout < 1"),
-        "use_rslora": (values["use_rslora"] in (True, False, None), "true or false"),
-        "rank_pattern": (fits_patterns(values["rank_pattern"], is_rank), "regexes and ranks"),
-        "alpha_pattern": (fits_patterns(values["alpha_pattern"], is_number), "regexes and numbers"),
-        "modules_to_save": (saved is None or isinstance(saved, list), "null or a list of names"),
-    }
-    problems = [
-        f"{name} = {json.dumps(values.get(name))}, expected {what}"
-        for name, (fits, what) in expected.items()
-        if not fits
-    ]
-    problems += [
-        f"{name} = {json.dumps(value)} is not supported"
-        for name, value in values.items()
-        if value and name not in expected and name not in _WITHOUT_EFFECT
-    ]
-    return problems
-
-
-def _is_pattern(text: Any) -> bool:
-    try:
-        return isinstance(text, str) and re.compile(text) is not None
-    except re.error:
-        return False
 
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -394,6 +352,41 @@ def _adapter_rules(row: Rule) -> tuple[Rule, Rule]:
 
 def _projector_rules(names: AdapterNames, prefix: str | None) -> tuple[Rule, ...]:
     return names.rules(Spelling(projector=prefix))
+
+
+def _decoder_rules(names: AdapterNames, spelling: Spelling) -> list[Rule]:
+    """The rows of embedding and head."""
+    rules = names.rules(Spelling(language=spelling.language, head=spelling.head))
+    return [rule for rule in rules if rule.ours in _REPLACED]
+
+
+def _projector_deltas(
+    values: Mapping[str, Any], tensors: Mapping[str, np.ndarray], modules: Iterable[str], names: AdapterNames
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """What adapters add to the projector's weights, as `Adapter.added`; modules of other places; and faults."""
+    sides = {(m["module"], m["side"]): x for name, x in tensors.items() if (m := _WEIGHT.fullmatch(name))}
+    rows = {
+        rule.hf.removesuffix(".weight"): rule
+        for prefix in names.known["projector"][0]
+        for rule in _projector_rules(names, prefix)
+        if rule.ours.endswith("/w")
+    }
+    added, others, problems = {}, [], []
+    for module in modules:
+        if module not in rows:
+            others.append(module)
+            continue
+        rank = looked_up(values["rank_pattern"], module, values["r"])
+        alpha = looked_up(values["alpha_pattern"], module, values["lora_alpha"])
+        a, b = sides.get((module, "A")), sides.get((module, "B"))
+        if a is None or b is None or a.shape[0] != rank or b.shape[-1] != rank:
+            given = ", ".join(f"lora_{side} {'missing' if x is None else x.shape}" for side, x in (("A", a), ("B", b)))
+            problems.append(f"{module}: {given}, expected both with rank {rank}")
+            continue
+        scale = LoraConfig(rank, alpha, rslora=bool(values["use_rslora"])).scale
+        delta = scale * (b.astype(np.float32) @ a.astype(np.float32))
+        added[rows[module].ours] = einops.rearrange(delta, rows[module].pattern)
+    return added, others, problems
 
 
 def _chosen(abstract: Mapping[str, Any], *, projector: bool) -> dict[str, Any]:

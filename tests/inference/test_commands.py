@@ -9,6 +9,7 @@ from PIL import Image
 
 from jaxvlm import evaluate, generate
 from jaxvlm.command import run
+from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.errors import UserError
 from jaxvlm.evaluation.questions import load_questions
 from jaxvlm.inference.conversation import Conversation
@@ -119,6 +120,22 @@ def test_generate_answers_about_several_images(folder, data, capsys):
     sampled = [*arguments, "--prompt", "what color?", "--temperature", "5", "--seed"]
     drawn = [generate.main([*sampled, seed])["answer"] for seed in ("1", "1", "2")]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_generate_takes_another_system_message(folder, data, monkeypatch):
+    written = []
+    render = Renderer.render_prompt
+
+    def noted(self, record):
+        sample = render(self, record)
+        written.append(self.decode(sample.tokens))
+        return sample
+
+    monkeypatch.setattr(Renderer, "render_prompt", noted)
+    arguments = ["--run", str(folder), "--max-new-tokens", "1", "--prompt", "is it red?"]
+    for system in ("Be kind.", "", "Be brief."):
+        generate.main([*arguments, "--system", system])
+    assert [text.partition("USER:")[0].strip() for text in written] == ["Be kind.", "", "Be brief."]
 
 
 def test_generate_holds_a_conversation(folder, data, monkeypatch, capsys):

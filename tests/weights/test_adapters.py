@@ -53,7 +53,9 @@ def abstract(config, adapters):
 
 
 def read_adapter(folder, config):
-    return peft_folders.read_adapter(folder, config, adapter_names(config), functools.partial(abstract, config))
+    made = peft_folders.read_adapter(folder, config, adapter_names(config), functools.partial(abstract, config))
+    assert not made.added
+    return made.params, made.adapters
 
 
 def write_adapter(folder, params, config, adapters, **options):
@@ -416,7 +418,7 @@ def test_all_problems_come_in_one_message(written):
         **{
             f"{block}.3.self_attn.q_proj.lora_A.weight": ones,
             "base_model.model.lm_head.lora_A.weight": ones,
-            "base_model.model.lm_head.weight": ones,
+            "base_model.model.model.language_model.norm.weight": ones,
             "base_model.model.model.multi_modal_projector.linear_1.lora_B.weight": ones,
             f"{block}.0.self_attn.q_proj.lora_magnitude_vector": ones,
         },
@@ -431,8 +433,8 @@ def test_all_problems_come_in_one_message(written):
         "language/blocks/attention/q: of 3 layers, 1 have no adapter",
         "model.language_model.layers.3.self_attn.q_proj: the model has 3 layers",
         "lm_head has an adapter, ours are on the projections of blocks alone",
-        "model.multi_modal_projector.linear_1 has an adapter",
-        "lm_head.weight is no weight of adapters or projector",
+        "model.multi_modal_projector.linear_1: lora_A missing, lora_B (5, 48), expected both with rank 5",
+        "model.language_model.norm.weight is no weight of adapters, projector, embedding or head",
         "layers.0.self_attn.q_proj.lora_magnitude_vector is no weight",
         "merge_and_unload",
     ):
@@ -472,7 +474,7 @@ def test_files_that_are_no_adapter(written):
     folder, _ = written
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     torch.save({"a": torch.ones(2)}, folder / "non_lora_trainables.bin")
-    with pytest.raises(UserError, match="1 problems: a is no weight of adapters or projector"):
+    with pytest.raises(UserError, match="1 problems: a is no weight of adapters, projector"):
         read_adapter(folder, CONFIG)
     torch.save({name: torch.from_numpy(x) for name, x in saved(folder).items()}, folder / "non_lora_trainables.bin")
     with pytest.raises(UserError, match="are in both .*adapter_model.safetensors and .*non_lora_trainables.bin"):

@@ -1,0 +1,106 @@
+"""Adapters as people train them with PEFT: on the projector too, and with weights saved as a whole."""
+
+import json
+
+import jax
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from jaxvlm.inference.compare import logits_of_folder, logits_of_run
+from jaxvlm.restore import open_run
+from tests import hf_folders
+from tests.parity import pairs
+from tests.test_convert import call, fail, with_vocab
+
+CONFIG = with_vocab(pairs.tiny_config())
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A LLaVA's folder, its model in torch, and an image."""
+    folder = tmp_path_factory.mktemp("base") / "Tiny-LLaVA"
+    model = hf_folders.write_llava(folder, CONFIG)
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 23, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder.parent / "a.png")
+    return folder, model, folder.parent / "a.png"
+
+
+def train(base, to, **fields):
+    """Adapters with random weights as PEFT saves them; returns the logits of the adapted model for one question."""
+    folder, _, image = base
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **fields)
+    loaded = transformers.LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    model = peft.get_peft_model(loaded, config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += torch.randn_like(parameter) / 10
+    model.save_pretrained(to)
+    call("import", "--from", folder, "--to", to / "plain")
+    call("export", "--run", to / "plain", "--out", to / "out")
+    model.merge_and_unload().save_pretrained(to / "out", max_shard_size="1GB")  # the processor of the export stays
+    return logits_of_folder(to / "out", [image], "is it red?")
+
+
+FIELDS = {
+    "all-linear": {"r": 3, "target_modules": "all-linear"},
+    "projector": {"r": 3, "lora_alpha": 7, "target_modules": ["linear_1", "linear_2"], "use_rslora": True},
+    "ranks": {
+        "r": 3,
+        "target_modules": ["q_proj", "linear_2"],
+        "rank_pattern": {"linear_2": 5},
+        "alpha_pattern": {"linear_2": 9},
+    },
+    "embedding and head": {"r": 3, "target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_the_logits_are_those_of_peft(base, tmp_path, case):
+    want = train(base, tmp_path, **FIELDS[case])
+    call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
+    have = logits_of_run(open_run(tmp_path / "run"), [base[2]], "is it red?")
+    np.testing.assert_allclose(have, want, rtol=0, atol=5e-5)
+    call("import", "--from", base[0], "--to", tmp_path / "bare")
+    assert np.abs(want - logits_of_run(open_run(tmp_path / "bare"), [base[2]], "is it red?")).max() > 0.01
+
+
+def test_an_adapter_of_another_projector(base, tmp_path, capsys):
+    train(base, tmp_path, r=3, target_modules=["linear_1"])
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 4}))
+    error = fail(capsys, "import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
+    assert "multi_modal_projector.linear_1: lora_A (3, 40), lora_B (48, 3), expected both with rank 4" in error
+
+
+def test_another_base_is_told(base, tmp_path, capsys):
+    train(base, tmp_path, r=3, target_modules=["q_proj"])
+    path = tmp_path / "adapter_config.json"
+
+    def made_for(name):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+        run = tmp_path / name.replace("/", "_")
+        written = call("import", "--from", base[0], "--adapter", tmp_path, "--to", run, capsys=capsys)
+        return "the adapter was made for" in written.out + written.err
+
+    assert made_for("somebody/llava-1.5-7b-hf")
+    assert not made_for("somebody/tiny-llava")
+
+
+def test_adapters_over_replaced_weights_are_merged_or_refused(base, tmp_path, capsys):
+    """PEFT's form of ours has adapters and projector; the embedding would be lost."""
+    train(base, tmp_path, **FIELDS["embedding and head"])
+    call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
+    error = fail(capsys, "export", "--run", tmp_path / "run", "--out", tmp_path / "again", "--adapter")
+    assert "language/embed/w, language/head/w are not those of the base model" in error
+    call("export", "--run", tmp_path / "run", "--out", tmp_path / "merged", "--merge")
