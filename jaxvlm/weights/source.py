@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvlm.config import ModelConfig
+from jaxvlm.config import DecoderConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.codec import Codec, Piece, WeightSource
 from jaxvlm.weights.rules import Rule, import_tensors
 from jaxvlm.weights.spelling import find_spelling
-from jaxvlm.weights.tensors import DerivedSource, TensorSource, TensorSpec
+from jaxvlm.weights.tensors import DerivedSource, RenamedSource, TensorSource, TensorSpec
 
 _OWN_CHOICES = {"feature_layer"}  # of a recipe, not of an encoder alone
 _EXPORTED_AS = "architecture"  # Mistral's decoder is LLaMA's; differences are compared by their own fields
@@ -39,15 +39,66 @@ def part_source(
       **settings: other fields of `WeightSource`.
 
     Raises:
-      UserError: it has tensors of none of the parts.
+      UserError: it has tensors of none of the parts; or the output projection is missing, or stored twice with
+        different values.
     """
+    tensors = _with_one_head(tensors, codec, path)
     piece = Piece(tensors, find_spelling(tensors, codec.known), codec)
     found = {part: config for part, config in configs.items() if part in piece.spelling.prefixes()}
     if not found:
         raise UserError(
             f"{path}: the tensors are none of a {codec.name} model; the first are {', '.join(sorted(tensors)[:3])}"
         )
+    if "language" in found:
+        found["language"] = _with_stored_head(found["language"], piece, path)
     return WeightSource(spec, path, (piece,), found, **settings)
+
+
+def _with_one_head(tensors: TensorSource, codec: Codec, path: Path) -> TensorSource:
+    """Leaves out a second output projection, under another prefix, if it has the values of the first.
+
+    Raises:
+      UserError: the values differ.
+    """
+    prefixes, marker = codec.known.get("head", ((), ""))
+    first, *others = [prefix + marker for prefix in prefixes if prefix + marker in tensors] or [""]
+    if differing := [name for name in others if not _same_values(tensors, first, name)]:
+        raise UserError(
+            f"{path}: the output projection must have one value; {first} and {differing[0]} differ; remove the one "
+            "that is not the model's"
+        )
+    return RenamedSource(tensors, lambda name: None if name in others else name) if others else tensors
+
+
+def _with_stored_head(config: DecoderConfig, piece: Piece, path: Path) -> DecoderConfig:
+    """The decoder's config, untied if the files have an output projection that differs from the embedding.
+
+    Source: HF modeling_utils.py, PreTrainedModel.tie_weights, which does not tie two different stored tensors.
+
+    Raises:
+      UserError: embeddings are not tied and the files have no output projection.
+    """
+    spelling, known = piece.spelling, piece.codec.known
+    if spelling.head is None and not config.tie_embeddings:
+        prefixes, marker = known["head"]
+        raise UserError(
+            f"{path}: a decoder with tie_word_embeddings = false needs its output projection; "
+            f"{prefixes[-1]}{marker} is missing in the weights; take the complete files, or set tie_word_embeddings = "
+            "true in config.json if the model was trained so"
+        )
+    if spelling.head is None or not config.tie_embeddings:
+        return config
+    embedding, head = f"{spelling.language}{known['language'][1]}", f"{spelling.head}{known['head'][1]}"
+    return dataclasses.replace(config, tie_embeddings=_same_values(piece.tensors, embedding, head))
+
+
+def _same_values(tensors: TensorSource, a: str, b: str) -> bool:
+    """Whether two matrices are equal in float32; compares some rows at a time, since vocabularies are large."""
+    x, y, rows = tensors[a], tensors[b], 4096
+    return x.shape == y.shape and all(
+        np.array_equal(x[i : i + rows].astype(np.float32), y[i : i + rows].astype(np.float32))
+        for i in range(0, len(x), rows)
+    )
 
 
 def check_fit(source: WeightSource, config: ModelConfig, parts: tuple[str, ...], *, resize_vocab: bool) -> None:
@@ -107,7 +158,7 @@ def load_weights(
             continue
         others = [f"{re.escape(prefix.split('{')[0])}.*" for part, prefix in prefixes.items() if part not in wanted]
         if head is not None and (config.language.tie_embeddings or "language" not in wanted):
-            others.append(f"{re.escape(head)}.*")  # some files have it although it is the embedding
+            others.append(f"{re.escape(head)}.*")  # if tied it equals the embedding (`_with_stored_head`)
         tensors, rules = piece.tensors, piece.rules(config)
         if resize_vocab and "language" in wanted:
             tensors = ResizedVocab(tensors, rules, config.language.vocab_size)
