@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     c.model.language.qk_norm = False  # True for qwen3 alone
     c.model.language.architecture = "llama"  # as which an export is written; mistral, qwen2, qwen3
     c.model.language.rope_axes = ()  # for three-axis positions: the axis that turns each of head_dim / 2 frequencies
+    c.model.language.window = None  # Mistral's attention window; data.tokens must not be larger
     c.model.compute_dtype = "bfloat16"  # of activations and of the weights' copies that meet them
     c.model.remat = "full"  # what the backward pass recomputes; the names are in jaxvlm/tuning.py
 

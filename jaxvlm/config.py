@@ -88,6 +88,7 @@ class DecoderConfig:
     architecture: str = "llama"  # Hugging Face's name of the decoder: llama, mistral, qwen2 or qwen3
     # For each of the head_dim / 2 rotary frequencies the axis of the position that turns it; (): there is one axis.
     rope_axes: tuple[int, ...] = ()
+    window: int | None = None  # Mistral's attention window in tokens; rows must not be longer, so it has no effect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,7 +372,9 @@ def check_values(config: Config) -> None:
         if getattr(config.evaluation, key) < 1:
             problems.append(f"config.evaluation.{key} = {getattr(config.evaluation, key)}, expected 1 or more")
     for name, stage in config.stage.items():
-        where = f"config.stage.{name}"
+        where, window = f"config.stage.{name}", config.model.language.window
+        if window is not None and stage.data.tokens > window:
+            problems.append(f"{where}.data.tokens = {stage.data.tokens}, expected at most config.model.language.window")
         for key, least in _LEAST.items():
             if getattr(stage, key) < least:
                 problems.append(f"{where}.{key} = {getattr(stage, key)}, expected {least} or more")

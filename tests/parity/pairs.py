@@ -88,6 +88,7 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         patch_size=v.patch_size,
         layer_norm_eps=v.norm_epsilon,
         hidden_act={"gelu_tanh": "gelu_pytorch_tanh"}.get(v.activation, v.activation),
+        **({} if v.class_token else {"vision_use_head": v.pool}),
     )
     text_classes = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}
     text_classes |= {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
@@ -104,7 +105,7 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         max_position_embeddings=4096,
         tie_word_embeddings=t.tie_embeddings,
         use_cache=False,
-        **({"sliding_window": None} if decoder == "mistral" else {}),
+        **({"sliding_window": t.window} if decoder == "mistral" else {}),
     )
     return transformers.LlavaConfig(
         vision_config=vision,

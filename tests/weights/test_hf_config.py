@@ -344,7 +344,7 @@ def test_rope_of_transformers_5(folder):
 
 
 REFUSED_DECODERS = {
-    "sliding_window = 4096, supported: null": MISTRAL | {"sliding_window": 4096},
+    "sliding_window = 4096, supported: null": LLAMA | {"sliding_window": 4096},
     "sliding_window = 32768": QWEN25 | {"use_sliding_window": True},
     'layer_types = ["full_attention", "sliding_attention"]': QWEN3
     | {"layer_types": ["sliding_attention"] + 27 * ["full_attention"]},
@@ -392,7 +392,6 @@ REFUSED_ENCODERS = {
         SIGLIP, "vision_config", hidden_act="relu"
     ),
     "vision_config.num_channels = 4, supported: 3": changed(SIGLIP, "vision_config", num_channels=4),
-    "vision_config.vision_use_head = false, supported: true": changed(SIGLIP, "vision_config", vision_use_head=False),
     "vision_config.image_size = [336, 224]": changed(SIGLIP, "vision_config", image_size=[336, 224]),
     "num_registers = 4, an unknown field": changed(SIGLIP, "vision_config", num_registers=4),
     "quantization_config": SIGLIP | {"quantization_config": {"bits": 4}},

@@ -31,13 +31,13 @@ class Decoder:
 
     config: type  # transformers' config class
     model: str  # transformers' model class
-    written: dict[str, Any] = dataclasses.field(default_factory=dict)  # additional fields of an export
+    has_window: bool = False  # whether all layers have one attention window, which may be null
 
 
 DECODERS = {
     "llama": Decoder(transformers.LlamaConfig, "LlamaForCausalLM"),
-    # Without the null, transformers would take a window of 4,096 tokens.
-    "mistral": Decoder(transformers.MistralConfig, "MistralForCausalLM", {"sliding_window": None}),
+    # A null is written too: without it transformers would take a window of 4,096 tokens.
+    "mistral": Decoder(transformers.MistralConfig, "MistralForCausalLM", has_window=True),
     "qwen2": Decoder(transformers.Qwen2Config, "Qwen2ForCausalLM"),
     "qwen3": Decoder(transformers.Qwen3Config, "Qwen3ForCausalLM"),
 }
@@ -149,6 +149,8 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
         return None
     rope = {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"}
     mapped = {*_FIELDS.values(), "layer_types"} | rope
+    if DECODERS[architecture].has_window:
+        mapped.add("sliding_window")
     # Qwen2 and Qwen3 write a window that they do not use; the class has replaced it by None.
     check_fields(cls, values, filled, prefix, report, mapped=mapped, required=_REQUIRED, irrelevant=frozenset())
     kinds = sorted(set(filled.get("layer_types") or ["full_attention"]))
@@ -166,6 +168,7 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         architecture=architecture,
+        window=filled["sliding_window"] if DECODERS[architecture].has_window else None,
     )
 
 
@@ -230,7 +233,7 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     )
     # Transformers 4 does not know `rope_parameters` and would silently use 10,000.
     old = {"rope_theta": config.rope_theta, "rope_scaling": None if scaling is None else rope}
-    return made | old | decoder.written
+    return made | old | ({"sliding_window": config.window} if decoder.has_window else {})
 
 
 def open_gguf(spec: str, path: Path) -> WeightSource:
