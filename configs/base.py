@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     c.model.language.norm_epsilon = 1e-5
     c.model.language.rope_theta = 10000.0
     c.model.language.rope_scaling = (
-        None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions)
+        None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions); linear: (factor)
     )
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
     c.model.language.qkv_bias = False  # True for qwen2 alone

@@ -60,12 +60,12 @@ class ProjectorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretch of the rotary frequencies (HF `rope_type` "llama3")."""
+    """Llama 3's stretch of the rotary frequencies (HF `rope_type` "llama3"); with only a factor "linear"."""
 
     factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 0  # 0: linear, since no frequency turns often enough to be kept
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,12 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from jaxvlm.config import RopeScaling
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.families.sources import open_source
+from jaxvlm.weights.hf.decoder import hf_language_config
 from jaxvlm.weights.hf.vision import hf_vision_config
 from jaxvlm.weights.source import load_weights
 from tests.parity import pairs
@@ -209,3 +211,15 @@ def test_a_tower_without_its_last_block_and_head(tmp_path, tower):
 def test_claims_about_the_tower(changes, message, tmp_path, tower):
     with pytest.raises(UserError, match=message):
         open_source(str(original(tmp_path / "original", tower, **changes)))
+
+
+def test_linear_rope(tmp_path):
+    folder = write(tmp_path / "in", pairs.linear_rope_config())
+    language = assert_same_logits(folder).language
+    assert language.rope_scaling == RopeScaling(4.0)
+
+    class Ids:
+        bos_token_id, eos_token_id, pad_token_id = 1, 2, 0
+
+    values = hf_language_config(language, Ids, dtype="float32", max_positions=64)
+    assert values["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}

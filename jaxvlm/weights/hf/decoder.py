@@ -176,9 +176,9 @@ def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, 
     """Reads `rope_parameters`; the class also puts the older `rope_theta` and `rope_scaling` there."""
     kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    numbers = {"default": (), "llama3": tuple(_ROPE_FIELDS.values())}.get(kind)
+    numbers = {"default": (), "linear": ("factor",), "llama3": tuple(_ROPE_FIELDS.values())}.get(kind)
     if numbers is None:
-        report.add(f"{prefix}rope_type", kind, "default, llama3")
+        report.add(f"{prefix}rope_type", kind, "default, linear, llama3")
         return 0.0, None
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         report.add(f"{prefix}partial_rotary_factor", rope["partial_rotary_factor"], "1.0 (all of a head is rotated)")
@@ -191,6 +191,8 @@ def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, 
         return 0.0, None
     if not numbers:
         return float(theta), None  # type: ignore[arg-type]
+    if numbers == ("factor",):
+        return float(theta), RopeScaling(float(rope["factor"]))  # type: ignore[arg-type]
     scaling = {ours: float(rope[theirs]) for ours, theirs in _ROPE_FIELDS.items() if ours != "original_max_positions"}
     positions = int(rope["original_max_position_embeddings"])
     return float(theta), RopeScaling(**scaling, original_max_positions=positions)  # type: ignore[arg-type]
@@ -220,6 +222,8 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
         rope = {theirs: getattr(scaling, ours) for ours, theirs in _ROPE_FIELDS.items()} | {"rope_type": "llama3"}
+        if scaling.original_max_positions == 0:
+            rope = {"factor": scaling.factor, "rope_type": "linear"}
     made = make(
         decoder.config,
         architectures=[decoder.model],
