@@ -374,7 +374,8 @@ def check_values(config: Config) -> None:
     for name, stage in config.stage.items():
         where, window = f"config.stage.{name}", config.model.language.window
         if window is not None and stage.data.tokens > window:
-            problems.append(f"{where}.data.tokens = {stage.data.tokens}, expected at most config.model.language.window")
+            expected = f"at most {window} (config.model.language.window)"
+            problems.append(f"{where}.data.tokens = {stage.data.tokens}, expected {expected}")
         for key, least in _LEAST.items():
             if getattr(stage, key) < least:
                 problems.append(f"{where}.{key} = {getattr(stage, key)}, expected {least} or more")

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from jaxvlm.config import RopeScaling
+from jaxvlm.config import RopeScaling, check_values
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.config import LlavaConfig
@@ -19,6 +19,7 @@ from jaxvlm.families.sources import open_source
 from jaxvlm.weights.hf.decoder import hf_language_config
 from jaxvlm.weights.hf.vision import hf_vision_config
 from jaxvlm.weights.source import load_weights
+from tests import tiny
 from tests.parity import pairs
 
 PARTS = ("vision", "projector")
@@ -223,3 +224,13 @@ def test_linear_rope(tmp_path):
 
     values = hf_language_config(language, Ids, dtype="float32", max_positions=64)
     assert values["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+
+
+def test_a_stage_with_rows_longer_than_the_window():
+    recipe = tiny.recipe(only=tiny.stage_recipe())
+    tokens = recipe.stage["only"].data.tokens
+    recipe.model.language.window = tokens
+    check_values(tiny.config(recipe))
+    recipe.model.language.window = tokens - 1
+    with pytest.raises(UserError, match="data.tokens = .* expected at most .*config.model.language.window"):
+        check_values(tiny.config(recipe))
