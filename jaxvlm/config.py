@@ -60,12 +60,12 @@ class ProjectorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretch of the rotary frequencies (HF `rope_type` "llama3")."""
+    """Llama 3's stretch of the rotary frequencies (HF `rope_type` "llama3"); with only a factor "linear"."""
 
     factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 0  # 0: linear, since no frequency turns often enough to be kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,7 @@ class DecoderConfig:
     architecture: str = "llama"  # Hugging Face's name of the decoder: llama, mistral, qwen2 or qwen3
     # For each of the head_dim / 2 rotary frequencies the axis of the position that turns it; (): there is one axis.
     rope_axes: tuple[int, ...] = ()
+    window: int | None = None  # Mistral's attention window in tokens; rows must not be longer, so it has no effect
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,7 +372,10 @@ def check_values(config: Config) -> None:
         if getattr(config.evaluation, key) < 1:
             problems.append(f"config.evaluation.{key} = {getattr(config.evaluation, key)}, expected 1 or more")
     for name, stage in config.stage.items():
-        where = f"config.stage.{name}"
+        where, window = f"config.stage.{name}", config.model.language.window
+        if window is not None and stage.data.tokens > window:
+            expected = f"at most {window} (config.model.language.window)"
+            problems.append(f"{where}.data.tokens = {stage.data.tokens}, expected {expected}")
         for key, least in _LEAST.items():
             if getattr(stage, key) < least:
                 problems.append(f"{where}.{key} = {getattr(stage, key)}, expected {least} or more")

@@ -351,9 +351,11 @@ def test_a_name_on_the_hub(llava, tmp_path, monkeypatch):
 
     def fetch(name, *, revision, allow_patterns):
         asked.append((name, revision))
-        assert "*.safetensors" in allow_patterns
+        assert allow_patterns == ["config.json", "model.safetensors"]
         return str(llava)
 
+    files = ["config.json", "model.safetensors", "pytorch_model.bin"]
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, *, revision: files)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     call("import", "--from", "somebody/llava@v1.5", "--to", tmp_path / "run")
     assert asked == [("somebody/llava", "v1.5")]

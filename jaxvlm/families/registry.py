@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # data workers import this file without JAX
 
 FAMILIES = {"llava": "jaxvlm.families.llava"}
 # `model_type` of config.json -> family.
-MODEL_TYPES = {"llava_llama": "llava", "llava": "llava", "llava_mistral": "llava", "llava_qwen": "llava"}
+MODEL_TYPES = dict.fromkeys(["llava_llama", "llava", "llava_mistral", "llava_qwen", "llava_qwen2", "share4v"], "llava")
 
 
 def family_file(family: str, name: str) -> types.ModuleType:

@@ -165,6 +165,15 @@ def check_architecture(c: DecoderConfig) -> None:
         )
 
 
+def check_window(c: DecoderConfig, tokens: int) -> None:
+    """Raises `UserError` if rows of that many tokens are longer than the attention window."""
+    if c.window is not None and tokens > c.window:
+        raise UserError(
+            f"rows must not be longer than the decoder's attention window of {c.window} tokens "
+            f"(config.model.language.window), and they have {tokens}; make them shorter (config.stage.NAME.data.tokens)"
+        )
+
+
 class Decoder(nnx.Module):
     """From the embeddings of a row to its final hidden states, and from those to logits."""
 
@@ -206,7 +215,11 @@ class Decoder(nnx.Module):
 
         Returns:
           float[B, T, D].
+
+        Raises:
+          UserError: rows are longer than the attention window.
         """
+        check_window(self.config, x_BTD.shape[1])
         table = self._table(positions_BT)
         x_BTD, _ = run_stack(
             self.blocks,
@@ -223,6 +236,7 @@ class Decoder(nnx.Module):
 
     def prefill(self, x_BTD: Array, positions_BT: Array, segments_BT: Array, max_length: int) -> tuple[Array, Cache]:
         """Final-normed hidden states, and a cache of `max_length` slots of which the first T are written."""
+        check_window(self.config, max_length)
         table, T = self._table(positions_BT), x_BTD.shape[1]
         free = [(0, 0), (0, max_length - T), (0, 0), (0, 0)]
 

@@ -65,19 +65,18 @@ def _largest_difference(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def without_copies(tensors: TensorSource, known: Known, ignored: Sequence[str]) -> TensorSource:
-    """The tensors that a model is made of: without those that import ignores, and without a head that repeats the
-    embedding, which files of tied models may have.
+    """The tensors that a model is made of: without those that import ignores, and without heads that repeat the
+    embedding, as files of tied models may have them, or that repeat another head.
 
     Args:
       known: the spellings of the model's parts.
       ignored: patterns of whole names.
     """
-    spelling = find_spelling(tensors, known)
-    left_out: set[str] = set()
-    if spelling.language is not None and spelling.head is not None:
-        head, embedding = spelling.head + known["head"][1], spelling.language + known["language"][1]
-        if same_values(tensors, head, embedding):
-            left_out.add(head)
+    prefixes, marker = known.get("head", ((), ""))
+    heads = [prefix + marker for prefix in prefixes if prefix + marker in tensors]
+    language = find_spelling(tensors, known).language
+    first = heads[:1] if language is None else [language + known["language"][1], *heads[:1]]
+    left_out = {head for head in heads for other in first if head != other and same_values(tensors, head, other)}
 
     def keep(name: str) -> str | None:
         return None if name in left_out or any(re.fullmatch(pattern, name) for pattern in ignored) else name

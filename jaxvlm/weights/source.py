@@ -19,7 +19,7 @@ from jaxvlm.weights.codec import Codec, Piece, WeightSource
 from jaxvlm.weights.compare import same_values
 from jaxvlm.weights.rules import Rule, import_tensors
 from jaxvlm.weights.spelling import find_spelling
-from jaxvlm.weights.tensors import DerivedSource, TensorSource, TensorSpec
+from jaxvlm.weights.tensors import DerivedSource, RenamedSource, TensorSource, TensorSpec
 
 _OWN_CHOICES = {"feature_layer"}  # of a recipe, not of an encoder alone
 _EXPORTED_AS = "architecture"  # Mistral's decoder is LLaMA's; differences are compared by their own fields
@@ -40,8 +40,10 @@ def part_source(
       **settings: other fields of `WeightSource`.
 
     Raises:
-      UserError: it has tensors of none of the parts, or a decoder without its head.
+      UserError: it has tensors of none of the parts; or the output projection is missing, or stored twice with
+        different values.
     """
+    tensors = _with_one_head(tensors, codec, path)
     piece = Piece(tensors, find_spelling(tensors, codec.known), codec)
     found = {part: config for part, config in configs.items() if part in piece.spelling.prefixes()}
     if not found:
@@ -49,31 +51,46 @@ def part_source(
             f"{path}: the tensors are none of a {codec.name} model; the first are {', '.join(sorted(tensors)[:3])}"
         )
     if "language" in found:
-        found["language"] = _with_real_tie(found["language"], piece, path)
+        found["language"] = _with_stored_head(found["language"], piece, path)
     return WeightSource(spec, path, (piece,), found, **settings)
 
 
-def _with_real_tie(config: DecoderConfig, piece: Piece, path: Path) -> DecoderConfig:
-    """A decoder's config with `tie_embeddings` as the tensors have it.
-
-    As in transformers (modeling_utils.py, `tie_weights`), a head in the files that differs from the embedding is used,
-    whatever config.json says.
+def _with_one_head(tensors: TensorSource, codec: Codec, path: Path) -> TensorSource:
+    """Leaves out a second output projection, under another prefix, if it has the values of the first.
 
     Raises:
-      UserError: neither tied by config.json nor a head in the files.
+      UserError: the values differ.
+    """
+    prefixes, marker = codec.known.get("head", ((), ""))
+    first, *others = [prefix + marker for prefix in prefixes if prefix + marker in tensors] or [""]
+    if differing := [name for name in others if not same_values(tensors, first, name)]:
+        raise UserError(
+            f"{path}: the output projection must have one value; {first} and {differing[0]} differ; remove the one "
+            "that is not the model's"
+        )
+    return RenamedSource(tensors, lambda name: None if name in others else name) if others else tensors
+
+
+def _with_stored_head(config: DecoderConfig, piece: Piece, path: Path) -> DecoderConfig:
+    """The decoder's config, untied if the files have an output projection that differs from the embedding.
+
+    Source: HF modeling_utils.py, PreTrainedModel.tie_weights, which does not tie two different stored tensors.
+
+    Raises:
+      UserError: embeddings are not tied and the files have no output projection.
     """
     spelling, known = piece.spelling, piece.codec.known
-    if spelling.head is None or spelling.language is None:
-        if config.tie_embeddings:
-            return config
+    if spelling.head is None and not config.tie_embeddings:
+        prefixes, marker = known["head"]
         raise UserError(
-            f"{path}: lm_head.weight is missing, and config.json has tie_word_embeddings = false; download the model "
-            "again, or set tie_word_embeddings to true if its head is the embedding"
+            f"{path}: a decoder with tie_word_embeddings = false needs its output projection; "
+            f"{prefixes[-1]}{marker} is missing in the weights; take the complete files, or set tie_word_embeddings = "
+            "true in config.json if the model was trained so"
         )
-    head, embedding = spelling.head + known["head"][1], spelling.language + known["language"][1]
-    if config.tie_embeddings and not same_values(piece.tensors, head, embedding):
-        return dataclasses.replace(config, tie_embeddings=False)
-    return config
+    if spelling.head is None or not config.tie_embeddings:
+        return config
+    embedding, head = f"{spelling.language}{known['language'][1]}", f"{spelling.head}{known['head'][1]}"
+    return dataclasses.replace(config, tie_embeddings=same_values(piece.tensors, embedding, head))
 
 
 def check_fit(source: WeightSource, config: ModelConfig, parts: tuple[str, ...], *, resize_vocab: bool) -> None:
@@ -133,7 +150,7 @@ def load_weights(
             continue
         others = [f"{re.escape(prefix.split('{')[0])}.*" for part, prefix in prefixes.items() if part not in wanted]
         if head is not None and (config.language.tie_embeddings or "language" not in wanted):
-            others.append(f"{re.escape(head)}.*")  # some files have it although it is the embedding
+            others.append(f"{re.escape(head)}.*")  # if tied it equals the embedding (`_with_stored_head`)
         tensors, rules = piece.tensors, piece.rules(config)
         if resize_vocab and "language" in wanted:
             tensors = ResizedVocab(tensors, rules, config.language.vocab_size)

@@ -57,6 +57,12 @@ def tied_config() -> ModelConfig:
     return dataclasses.replace(config, language=language, vision=dataclasses.replace(config.vision, feature_layer=-1))
 
 
+def linear_rope_config() -> ModelConfig:
+    """All rotary frequencies divided by a factor, as Vicuna 1.5 of 16k positions."""
+    config = tiny_config()
+    return dataclasses.replace(config, language=dataclasses.replace(config.language, rope_scaling=RopeScaling(4.0)))
+
+
 def siglip_config(**language) -> ModelConfig:
     """SigLIP's encoder before a decoder with other choices."""
     config = tiny_config()
@@ -78,6 +84,8 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         s = t.rope_scaling
         rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor}
         rope |= {"high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original_max_positions}
+        if not s.original_max_positions:
+            rope = {"rope_type": "linear", "rope_theta": t.rope_theta, "factor": s.factor}
     vision_class = transformers.CLIPVisionConfig if v.class_token else transformers.SiglipVisionConfig
     vision = vision_class(
         hidden_size=v.embed_dim,
@@ -88,6 +96,7 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         patch_size=v.patch_size,
         layer_norm_eps=v.norm_epsilon,
         hidden_act={"gelu_tanh": "gelu_pytorch_tanh"}.get(v.activation, v.activation),
+        **({} if v.class_token else {"vision_use_head": v.pool}),
     )
     text_classes = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}
     text_classes |= {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
@@ -104,7 +113,7 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         max_position_embeddings=4096,
         tie_word_embeddings=t.tie_embeddings,
         use_cache=False,
-        **({"sliding_window": None} if decoder == "mistral" else {}),
+        **({"sliding_window": t.window} if decoder == "mistral" else {}),
     )
     return transformers.LlavaConfig(
         vision_config=vision,

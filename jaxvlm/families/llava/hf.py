@@ -26,13 +26,23 @@ from jaxvlm.weights.hf.decoder import CODEC as DECODER
 from jaxvlm.weights.hf.decoder import decoder_config, decoder_kind, hf_language_config
 from jaxvlm.weights.hf.strict import CONFIG_FILE, Report, check_fields, fill, make, read_config, requirement, unknown
 from jaxvlm.weights.hf.vision import CODEC as VISION
-from jaxvlm.weights.hf.vision import hf_vision_config, read_pixels, read_vision, vision_config, vision_kind
+from jaxvlm.weights.hf.vision import (
+    hf_vision_config,
+    open_vision,
+    read_pixels,
+    read_vision,
+    vision_config,
+    vision_kind,
+    with_stored_vision,
+)
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.source import WeightSource, part_source
 
 # `model_type` of the original LLaVA code -> its decoder. The code wrote "llava" before version 1.2.
-_ORIGINAL = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+# LLaVA-NeXT and Bunny have two names for Qwen2; "share4v" is ShareGPT4V.
+_ORIGINAL = {"llava_llama": "llama", "llava": "llama", "share4v": "llama", "llava_mistral": "mistral"}
+_ORIGINAL |= dict.fromkeys(["llava_qwen", "llava_qwen2"], "qwen2")
 PROJECTOR = ProjectorConfig("mlp2x_gelu")  # the only one of transformers
 
 # `image_seq_length` only counts placeholders, and in old files has its default whatever the encoder is.
@@ -40,7 +50,10 @@ _IRRELEVANT = frozenset({"ignore_index", "vocab_size", "image_seq_length"})
 _ORIGINAL_IRRELEVANT_NAMES = """
 freeze_mm_mlp_adapter tune_mm_mlp_adapter freeze_mm_vision_resampler tune_mm_vision_resampler pretrain_mm_mlp_adapter
 mm_projector_lr mm_vision_tower_lr tokenizer_model_max_length tokenizer_padding_side version
-"""
+image_crop_resolution image_split_resolution add_faster_video faster_token_stride add_time_instruction force_sample
+mm_spatial_pool_stride mm_spatial_pool_mode mm_newline_position use_pos_skipping pos_skipping_range
+vision_tower_pretrained
+"""  # the last three lines: LLaVA-NeXT's, of crops, tiles and videos only
 _ORIGINAL_IRRELEVANT = frozenset(_ORIGINAL_IRRELEVANT_NAMES.split())
 
 # Required values of fields, each with the reason; a field absent from file and class passes.
@@ -114,7 +127,7 @@ def read_llava(folder: str | Path) -> Llava:
         filled,
         "",
         report,
-        mapped=mapped | parts | {"tie_word_embeddings"},
+        mapped=mapped | parts | {"tie_word_embeddings", "hidden_size"},
         required=_REQUIRED,
         irrelevant=_IRRELEVANT,
     )
@@ -133,6 +146,9 @@ def read_llava(folder: str | Path) -> Llava:
             )
     if decoder is not None and filled["tie_word_embeddings"]:  # the class has taken it from either place
         decoder = dataclasses.replace(decoder, tie_embeddings=True)
+    width = values.get("hidden_size")  # LLaMA-Factory writes the decoder's
+    if decoder is not None and width not in (None, decoder.embed_dim):
+        report.add("hidden_size", width, f"{decoder.embed_dim}, as in text_config")
     report.check()
     assert encoder is not None and decoder is not None  # else there was something to report
     return Llava(encoder, PROJECTOR, decoder, filled["image_token_index"])
@@ -155,6 +171,7 @@ def read_original_llava(folder: str | Path) -> OriginalLlava:
         "mm_vision_select_layer",
         "mm_hidden_size",
         "unfreeze_mm_vision_tower",
+        "mm_tunable_parts",
         "image_aspect_ratio",
         "image_grid_pinpoints",
     }
@@ -186,7 +203,8 @@ def read_original_llava(folder: str | Path) -> OriginalLlava:
         vision_embed_dim=values.get("mm_hidden_size"),
         feature_layer=layer,
         aspect=aspect,
-        tower_trained=bool(values.get("unfreeze_mm_vision_tower")),
+        tower_trained=bool(values.get("unfreeze_mm_vision_tower"))
+        or "mm_vision_tower" in str(values.get("mm_tunable_parts")),
     )
 
 
@@ -260,11 +278,15 @@ def _open(spec: str, path: Path) -> WeightSource:
         return _open_original(spec, path)
     llava = read_llava(path)
     configs = {part: getattr(llava, part) for part in PARTS}
-    return part_source(CODEC, spec, path, tensors, configs, **_SETTINGS)
+    return with_stored_vision(part_source(CODEC, spec, path, tensors, configs, **_SETTINGS))
 
 
 def _open_original(spec: str, path: Path) -> WeightSource:
-    """A folder of the original LLaVA: perhaps only a projector; the encoder is a folder or a name in its config."""
+    """A folder of the original LLaVA: perhaps only a projector; the encoder is a folder or a name in its config.
+
+    Raises:
+      UserError: the encoder was trained and its weights are missing, or it has another width than config.json states.
+    """
     llava = read_original_llava(path)
     configs: dict[str, Any] = {"projector": llava.projector, "language": llava.language}
     source = part_source(CODEC, spec, path, open_tensors(path), configs, media={"aspect": llava.aspect}, **_SETTINGS)
@@ -273,10 +295,23 @@ def _open_original(spec: str, path: Path) -> WeightSource:
     # A path in the config is relative to its folder, if it exists there.
     inside = path / llava.vision_tower
     tower = find_source(str(inside) if inside.is_dir() else llava.vision_tower)
-    found, pieces = {"vision": read_vision(tower, llava.feature_layer)}, source.pieces
-    if "vision" not in pieces[0].spelling.prefixes():
-        pieces += part_source(VISION, spec, tower, open_tensors(tower), found).pieces
-    return dataclasses.replace(source, pieces=pieces, configs={**source.configs, **found})
+    config, inside_too = read_vision(tower, llava.feature_layer), "vision" in source.pieces[0].spelling.prefixes()
+    if llava.vision_embed_dim not in (None, config.embed_dim):
+        raise UserError(
+            f"{path / CONFIG_FILE}: mm_hidden_size = {llava.vision_embed_dim} must be the encoder's width, and "
+            f"{llava.vision_tower} has {config.embed_dim}; name the encoder of the training as mm_vision_tower"
+        )
+    if llava.tower_trained and not inside_too:
+        raise UserError(
+            f"{path / CONFIG_FILE}: the vision tower was trained (unfreeze_mm_vision_tower, mm_tunable_parts), so its "
+            f"weights must be in this folder, and it has none; add them, or remove the field to take the encoder of "
+            f"{llava.vision_tower}"
+        )
+    if inside_too:
+        return with_stored_vision(dataclasses.replace(source, configs={**source.configs, "vision": config}))
+    encoder = open_vision(spec, tower, llava.feature_layer)
+    configs = {**source.configs, **encoder.configs}
+    return dataclasses.replace(source, pieces=source.pieces + encoder.pieces, configs=configs)
 
 
 def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:

@@ -31,13 +31,13 @@ class Decoder:
 
     config: type  # transformers' config class
     model: str  # transformers' model class
-    written: dict[str, Any] = dataclasses.field(default_factory=dict)  # additional fields of an export
+    has_window: bool = False  # whether all layers have one attention window, which may be null
 
 
 DECODERS = {
     "llama": Decoder(transformers.LlamaConfig, "LlamaForCausalLM"),
-    # Without the null, transformers would take a window of 4,096 tokens.
-    "mistral": Decoder(transformers.MistralConfig, "MistralForCausalLM", {"sliding_window": None}),
+    # A null is written too: without it transformers would take a window of 4,096 tokens.
+    "mistral": Decoder(transformers.MistralConfig, "MistralForCausalLM", has_window=True),
     "qwen2": Decoder(transformers.Qwen2Config, "Qwen2ForCausalLM"),
     "qwen3": Decoder(transformers.Qwen3Config, "Qwen3ForCausalLM"),
 }
@@ -149,6 +149,8 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
         return None
     rope = {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"}
     mapped = {*_FIELDS.values(), "layer_types"} | rope
+    if DECODERS[architecture].has_window:
+        mapped.add("sliding_window")
     # Qwen2 and Qwen3 write a window that they do not use; the class has replaced it by None.
     check_fields(cls, values, filled, prefix, report, mapped=mapped, required=_REQUIRED, irrelevant=frozenset())
     kinds = sorted(set(filled.get("layer_types") or ["full_attention"]))
@@ -166,6 +168,7 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
         architecture=architecture,
+        window=filled["sliding_window"] if DECODERS[architecture].has_window else None,
     )
 
 
@@ -173,9 +176,9 @@ def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, 
     """Reads `rope_parameters`; the class also puts the older `rope_theta` and `rope_scaling` there."""
     kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    numbers = {"default": (), "llama3": tuple(_ROPE_FIELDS.values())}.get(kind)
+    numbers = {"default": (), "linear": ("factor",), "llama3": tuple(_ROPE_FIELDS.values())}.get(kind)
     if numbers is None:
-        report.add(f"{prefix}rope_type", kind, "default, llama3")
+        report.add(f"{prefix}rope_type", kind, "default, linear, llama3")
         return 0.0, None
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         report.add(f"{prefix}partial_rotary_factor", rope["partial_rotary_factor"], "1.0 (all of a head is rotated)")
@@ -188,6 +191,8 @@ def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, 
         return 0.0, None
     if not numbers:
         return float(theta), None  # type: ignore[arg-type]
+    if numbers == ("factor",):
+        return float(theta), RopeScaling(float(rope["factor"]))  # type: ignore[arg-type]
     scaling = {ours: float(rope[theirs]) for ours, theirs in _ROPE_FIELDS.items() if ours != "original_max_positions"}
     positions = int(rope["original_max_position_embeddings"])
     return float(theta), RopeScaling(**scaling, original_max_positions=positions)  # type: ignore[arg-type]
@@ -217,6 +222,8 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
         rope = {theirs: getattr(scaling, ours) for ours, theirs in _ROPE_FIELDS.items()} | {"rope_type": "llama3"}
+        if scaling.original_max_positions == 0:
+            rope = {"factor": scaling.factor, "rope_type": "linear"}
     made = make(
         decoder.config,
         architectures=[decoder.model],
@@ -230,7 +237,7 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     )
     # Transformers 4 does not know `rope_parameters` and would silently use 10,000.
     old = {"rope_theta": config.rope_theta, "rope_scaling": None if scaling is None else rope}
-    return made | old | decoder.written
+    return made | old | ({"sliding_window": config.window} if decoder.has_window else {})
 
 
 def open_gguf(spec: str, path: Path) -> WeightSource:

@@ -28,7 +28,7 @@ output_attentions output_hidden_states torchscript use_bfloat16 tf_legacy_loss t
 num_labels problem_type finetuning_task task_specific_params chunk_size_feed_forward is_encoder_decoder
 tie_encoder_decoder cross_attention_hidden_size bos_token_id eos_token_id pad_token_id sep_token_id
 decoder_start_token_id attention_dropout dropout initializer_range initializer_factor pretraining_tp
-max_position_embeddings max_sequence_length max_window_layers use_sliding_window
+max_position_embeddings max_sequence_length max_window_layers use_sliding_window unsloth_version
 """
 IRRELEVANT = frozenset(_IRRELEVANT_NAMES.split()) | frozenset(transformers.GenerationConfig().to_dict())
 

@@ -21,6 +21,7 @@ from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import Rule, prefixed
 from jaxvlm.weights.source import WeightSource, part_source
 from jaxvlm.weights.spelling import Known, Spelling
+from jaxvlm.weights.tensors import TensorSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ ENCODERS = {
         "CLIPVisionModel",
         "clip",
         transformers.CLIPConfig,
-        {"class_token": True, "pre_norm": True, "patch_bias": False, "pool": False},
+        {"class_token": True, "pre_norm": True, "patch_bias": False},
         ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     ),
     "siglip_vision_model": Encoder(
@@ -49,7 +50,7 @@ ENCODERS = {
         "SiglipVisionModel",
         "siglip",
         transformers.SiglipConfig,
-        {"class_token": False, "pre_norm": False, "patch_bias": True, "pool": True},
+        {"class_token": False, "pre_norm": False, "patch_bias": True},
         ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ),
 }
@@ -75,7 +76,6 @@ _IRRELEVANT = frozenset({"projection_dim", "vocab_size", "tie_word_embeddings"})
 # Required values of fields, each with the reason; a field absent from file and class passes.
 _REQUIRED: dict[str, tuple[Any, str]] = {
     "num_channels": (3, "RGB"),
-    "vision_use_head": (True, "SigLIP with its pooling head"),
     "is_decoder": (False, ""),
     "add_cross_attention": (False, ""),
     "pruned_heads": ({}, ""),
@@ -201,7 +201,7 @@ def vision_config(
         filled,
         prefix,
         report,
-        mapped={*_FIELDS.values(), "hidden_act"},
+        mapped={*_FIELDS.values(), "hidden_act", "vision_use_head"},
         required=_REQUIRED,
         irrelevant=_IRRELEVANT,
     )
@@ -218,8 +218,32 @@ def vision_config(
         image_mean=(mean[0], mean[1], mean[2]),
         image_std=(std[0], std[1], std[2]),
         **encoder.choices,
+        pool=bool(filled.get("vision_use_head")),  # CLIP has no such field
         activation=_ACTIVATIONS.get(filled["hidden_act"], ""),
     )
+
+
+def stored_vision(config: VisionConfig, tensors: TensorSource, spelling: Spelling) -> VisionConfig:
+    """The encoder without what its files lack and features do not need: SigLIP's pooling head, the last blocks.
+
+    LLaVA-NeXT deletes both from its towers before it saves them: of 27 blocks with feature layer -2 it keeps 26, which
+    is the same as 26 blocks with feature layer -1.
+
+    Args:
+      config: the encoder that config.json describes.
+      tensors: of the folder.
+      spelling: of `tensors`; without an encoder the config is returned as it is.
+    """
+    if spelling.vision is None:
+        return config
+    if f"{spelling.vision}head.probe" not in tensors:
+        config = dataclasses.replace(config, pool=False)
+    first = f"{spelling.vision}{_BLOCK}layer_norm1.weight"
+    stored = sum(first.replace("{i}", str(i)) in tensors for i in range(config.num_layers))
+    needed = config.num_layers + 1 + config.feature_layer
+    if not needed <= stored < config.num_layers:
+        return config
+    return dataclasses.replace(config, num_layers=stored, feature_layer=needed - 1 - stored)
 
 
 def read_pixels(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -267,17 +291,32 @@ def hf_vision_config(config: VisionConfig, *, dtype: str) -> dict[str, Any]:
         found = {name: getattr(config, name) for name in next(iter(ENCODERS.values())).choices}
         raise UserError(f"config.model.vision with {found} is not an encoder of transformers, which has {known}")
     activation = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[config.activation]
+    has_head = "vision_use_head" in encoder.config().to_dict()
+    if config.pool and not has_head:
+        raise UserError(f"config.model.vision.pool = True, but {encoder.model} of transformers has no pooling head")
     return make(
         encoder.config,
         architectures=[encoder.model],
         dtype=dtype,
         **{theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()},
         hidden_act=activation,
+        **({"vision_use_head": config.pool} if has_head else {}),
     )
 
 
-def _open(spec: str, path: Path) -> WeightSource:
-    return part_source(CODEC, spec, path, open_tensors(path), {"vision": read_vision(path)})
+def open_vision(spec: str, path: Path, feature_layer: int = _FEATURE_LAYER) -> WeightSource:
+    """Opens a folder of an encoder; arguments as of `Codec.open` and `read_vision`."""
+    source = part_source(CODEC, spec, path, open_tensors(path), {"vision": read_vision(path, feature_layer)})
+    return with_stored_vision(source)
+
+
+def with_stored_vision(source: WeightSource) -> WeightSource:
+    """`source` with the encoder that its first piece has (`stored_vision`)."""
+    piece, config = source.pieces[0], source.configs.get("vision")
+    if not isinstance(config, VisionConfig):
+        return source
+    stored = stored_vision(config, piece.tensors, piece.spelling)
+    return dataclasses.replace(source, configs={**source.configs, "vision": stored})
 
 
 def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
@@ -286,7 +325,7 @@ def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
 
 CODEC = Codec(
     name="vision",
-    open=_open,
+    open=open_vision,
     hub=ALONE,
     known=KNOWN,
     rules=lambda config, spelling: vision_rules(spelling),
