@@ -30,7 +30,7 @@ from tokenizers import Encoding
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.text.chat_script import ChatScript, any_of
-from jaxvlm.data.text.marks import control_spellings, marked_backend
+from jaxvlm.data.text.marks import adds_bos, control_spellings, marked_backend
 from jaxvlm.data.text.templates import ANSWERS, OWN_TEMPLATE, Draft, Template, TemplateScript, find_template
 from jaxvlm.data.text.turns import check_turns
 from jaxvlm.errors import UserError
@@ -71,6 +71,7 @@ class Renderer:
         system: str | None = None,
         answers: str = "all",
         control_tokens: tuple[str, ...] = (),
+        stop_tokens: tuple[str, ...] = (),
         date: str = "",
     ):
         """Makes the copy of the tokenizer, which takes 0.5 s for a vocabulary of 32,000 and 3 s for 150,000.
@@ -83,6 +84,7 @@ class Renderer:
             tokenizer's own template then gets an empty message).
           answers: which answers of a conversation are supervised: "all", or only the "last".
           control_tokens: spellings of control tokens that are those tokens in the text of records, too.
+          stop_tokens: spellings of tokens that end an answer, too (a folder's generation config may name some).
           date: "2026-11-27", for chat templates that write it; "": they write that of the render.
 
         Raises:
@@ -90,7 +92,8 @@ class Renderer:
             control token of the template or of `control_tokens`, or a chat template; or the chat template drops texts,
             or cannot be split into prompts and answers (Qwen3's rewrites earlier answers when a question follows).
         """
-        given: dict[str, Any] = {"system": system, "answers": answers, "control_tokens": control_tokens, "date": date}
+        given: dict[str, Any] = {"system": system, "answers": answers, "control_tokens": control_tokens}
+        given |= {"stop_tokens": stop_tokens, "date": date}
         self._again = functools.partial(Renderer, tokenizer, template, image_token_id=image_token_id, **given)
         if answers not in ANSWERS:
             raise UserError(f"data.answers = {answers!r}, expected {' or '.join(ANSWERS)}")
@@ -138,6 +141,7 @@ class Renderer:
             stop_ids.append(self._backend.encode("a" + self._stop_text, add_special_tokens=False).ids[-1])
         if tokenizer.eos_token_id is not None:
             stop_ids.append(tokenizer.eos_token_id)
+        stop_ids += _stop_ids(tokenizer, stop_tokens)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
         self.warnings = self._find_warnings()
         if isinstance(self._script, ChatScript) and self._script.reads_clock:
@@ -170,13 +174,16 @@ class Renderer:
         tokenizer = self._tokenizer
         self._script: TemplateScript | ChatScript
         if not isinstance(template, Template):
-            # A chat template writes BOS itself if it wants one, so none is added (transformers does the same).
             self._script = ChatScript(system, tokenizer, marks, self._image_mark, date)
-            return self._script.probe()
+            stop_marks = self._script.probe()
+            # A tokenizer adds no BOS to a chat template's text. A processor does, if the text begins without one.
+            if self._script.takes_images and adds_bos(tokenizer) and not self._script.begins_with(tokenizer.bos_token):
+                self._start = [self._mark_id(marks[tokenizer.bos_token])]
+            return stop_marks
         spelled = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | {c: c for c in template.control}
         tokens = {name: marks.get(spelling, "") for name, spelling in spelled.items()}
         self._script = TemplateScript(template, system, tokens)
-        if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
+        if adds_bos(tokenizer):
             self._start = [self._mark_id(marks[tokenizer.bos_token])]
         stop_marks = [mark for mark in marks.values() if mark in self._script.after_answer]
         if (
@@ -184,6 +191,17 @@ class Renderer:
         ):  # `plain` ends an answer with a newline: its id is a stop id, and `decode` cuts at one inside a token
             self._stop_text = template.after_answer
         return stop_marks
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the tokenizer's own chat template is used and writes images itself."""
+        return isinstance(self._script, ChatScript) and self._script.takes_images
+
+    @property
+    def doubles_bos(self) -> bool:
+        """Whether the tokenizer adds a BOS token to the text of its own chat template, which has one."""
+        bos = self._tokenizer.bos_token
+        return isinstance(self._script, ChatScript) and adds_bos(self._tokenizer) and self._script.begins_with(bos)
 
     def __reduce__(self):
         # Rebuilt, not copied: the backend loses `encode_special_tokens` when it is pickled.
@@ -306,6 +324,15 @@ def _allowed(tokenizer: Any, control_tokens: tuple[str, ...]) -> dict[str, int]:
             f"except {IMAGE}"
         )
     return ids
+
+
+def _stop_ids(tokenizer: Any, stop_tokens: tuple[str, ...]) -> list[int]:
+    vocab = tokenizer.get_vocab()
+    if unknown := [token for token in stop_tokens if token not in vocab]:
+        raise UserError(
+            f"data.stop_tokens has {', '.join(map(repr, unknown))}: give tokens that {tokenizer.name_or_path!r} has"
+        )
+    return [vocab[token] for token in stop_tokens]
 
 
 def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:
