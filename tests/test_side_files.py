@@ -152,7 +152,7 @@ def test_rows_of_an_imported_run_are_as_long_as_the_decoder_allows(tmp_path):
     assert RunFolder(tmp_path / "run").load_config().stage["imported"].data.tokens == 4096
     conversation = Conversation(Engine.of(open_run(tmp_path / "run")), GREEDY, 1)
     conversation.add_images(list(map(str, pictures(tmp_path, 1))))
-    conversation.ask("what " * 2200)  # more than the 2,048 of a recipe
+    conversation.ask("what " * 1400)  # some 2,800 tokens: more than the 2,048 of a recipe
 
 
 def test_what_is_not_taken_over_is_said(tmp_path, capsys):
