@@ -198,10 +198,9 @@ class Renderer:
         return isinstance(self._script, ChatScript) and self._script.takes_images
 
     @property
-    def doubles_bos(self) -> bool:
-        """Whether the tokenizer adds a BOS token to the text of its own chat template, which has one."""
-        bos = self._tokenizer.bos_token
-        return isinstance(self._script, ChatScript) and adds_bos(self._tokenizer) and self._script.begins_with(bos)
+    def needs_bare_ids(self) -> bool:
+        """Whether the tokenizer adds a BOS token to a text of its own chat template that is not in our ids."""
+        return isinstance(self._script, ChatScript) and adds_bos(self._tokenizer) and not self._start
 
     def __reduce__(self):
         # Rebuilt, not copied: the backend loses `encode_special_tokens` when it is pickled.

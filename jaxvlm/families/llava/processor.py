@@ -91,10 +91,10 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
     else:
         tokenizer.chat_template, notes = chat_template(tokenizer, data.template, data.system)
 
-    if renderer.doubles_bos:
+    if renderer.needs_bare_ids:
         notes.append(
-            "the chat template writes a BOS token and the tokenizer adds one: use apply_chat_template(tokenize=True), "
-            "or pass add_special_tokens=False with the text of the template"
+            "the tokenizer adds a BOS token that training does not have: pass add_special_tokens=False with a text of "
+            "the chat template"
         )
     save_tokenizer(tokenizer, folder)
     assert isinstance(data.media, LlavaMedia)

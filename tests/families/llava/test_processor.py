@@ -210,13 +210,25 @@ def test_a_processors_own_template_gives_its_ids(kind, writes_bos, tmp_path):
     tokenizer, _, _ = ensure_image_token(TOKENIZERS[kind]())
     tokenizer.chat_template = "{{ bos_token }}" * writes_bos + PARTS
     notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
-    assert [("writes a BOS token" in note) for note in notes] == [True] * writes_bos
+    assert ["add_special_tokens=False" in note for note in notes] == [True] * writes_bos
     rec = record("<image>\n<image>\nWhat?", "A cat.", "And?")
     chat = messages(record("What?", "A cat.", "And?"), parts=True)
     chat[0]["content"] = [{"type": "image"}, {"type": "image"}, *chat[0]["content"]]
     processor = transformers.AutoProcessor.from_pretrained(tmp_path)
     text = processor.apply_chat_template(chat, add_generation_prompt=True)
     assert processor.tokenizer(text, add_special_tokens=not writes_bos).input_ids == ours(tokenizer, "tokenizer", rec)
+
+
+def test_a_template_of_strings_that_the_processor_puts_a_bos_before(tmp_path):
+    tokenizer, _, _ = ensure_image_token(llama_tokenizer())
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ ' ' }}{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
+    assert [note for note in notes if "adds a BOS token that training does not have" in note]
+    rec = record("<image>\nWhat?", "A cat.")
+    read = transformers.AutoProcessor.from_pretrained(tmp_path)
+    text = read.apply_chat_template(messages(rec, parts=False))
+    assert read.tokenizer(text, add_special_tokens=False).input_ids == ours(tokenizer, "tokenizer", rec)
 
 
 def test_a_tokenizer_that_transformers_4_reads(tmp_path):
