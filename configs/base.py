@@ -119,10 +119,11 @@ def stage() -> ConfigDict:
     c.data.template = "vicuna_v1"  # plain, vicuna_v1, llama2, chatml, or tokenizer: its own chat template
     c.data.system = placeholder(str)  # None: the template's own system message; "": no message
     c.data.control_tokens = ()  # control tokens that are meant where data spells them, as ("<|box_start|>",)
+    c.data.stop_tokens = ()  # tokens that end an answer in addition to the template's and the tokenizer's
     c.data.tokens = 2048  # T, of a row
     c.data.media = ConfigDict()  # what images become in a row: the family's own options
     c.data.media.units = 1  # of a row; a unit of LLaVA is an image slot
-    c.data.media.aspect = "pad"  # pad: to a square with the mean colour; square: centre crop
+    c.data.media.aspect = "pad"  # pad: to a square with the mean colour; square: centre crop; squeeze: each axis
     c.data.pack = True  # several samples in a row, where they fit
     c.data.augment = ConfigDict()
     c.data.augment.flip = False  # mirror images left to right at random; only where left and right mean nothing

@@ -162,6 +162,7 @@ class DataConfig:
     on_bad: str
     workers: int
     control_tokens: tuple[str, ...] = ()  # runs before this option have none
+    stop_tokens: tuple[str, ...] = ()  # the same
 
 
 @dataclasses.dataclass(frozen=True)

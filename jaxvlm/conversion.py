@@ -22,6 +22,7 @@ from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model, stage_model
 from jaxvlm.families.registry import codec, resolve
 from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
+from jaxvlm.imported_settings import side_settings
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import log
 from jaxvlm.restore import Run, open_run
@@ -37,6 +38,7 @@ from jaxvlm.weights.compare import compare_tensors, without_copies
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import export_tensors
+from jaxvlm.weights.side_files import adopt_processor_template
 from jaxvlm.weights.source import ResizedVocab, load_weights
 from jaxvlm.weights.spelling import Spelling, find_spelling, respelled
 from jaxvlm.weights.tensors import CastSource, TensorSource
@@ -52,7 +54,8 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     sources = [open_source(spec) for spec in args.sources]
     owners = _owners(sources)
     tokenizer = load_tokenizer(TokenizerConfig(str(owners["language"].path), vocab_size=0))  # 0: none is trained
-    config = _imported_config(owners, tokenizer, args.template)
+    adopt_processor_template(tokenizer, owners["language"].path)
+    config, notes = _imported_config(owners, tokenizer, args.template)
     check_vocab(tokenizer, config.model.language.vocab_size, owners["language"].spec)
     adapter = Adapter({}, {}, {})
     if args.adapter:
@@ -91,6 +94,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         checkpoints.close()
     random = sorted(set(PARTS) - set(owners))
     log(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
+    log(*notes)
     log(f"imported to {args.to}", f'ask it: python -m jaxvlm.generate --run {args.to} --image FILE --prompt "..."')
     return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
 
@@ -137,8 +141,8 @@ def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
     return owners
 
 
-def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: str | None) -> Config:
-    """The recipe of an imported run."""
+def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: str | None) -> tuple[Config, list[str]]:
+    """The recipe of an imported run, and lines about the settings of the folder."""
     c, stage = base.get_config(), base.stage()
     c.model.family = next((source.family for source in owners.values() if source.family), c.model.family)
     for part, source in owners.items():
@@ -149,11 +153,10 @@ def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: 
     dtype = language.pieces[0].tensors.dtype
     stage.frozen_dtype = str(dtype)
     c.model.compute_dtype = "float32" if dtype == np.float32 else "bfloat16"
-    own = "tokenizer" if getattr(tokenizer, "chat_template", None) else "vicuna_v1"
-    stage.data.template = template or language.template or own
-    stage.data.media.update(language.media)
+    settings, notes = side_settings(language, tokenizer, template)
+    stage.data.update(settings)
     c.stages, c.stage[STAGE] = (STAGE,), stage
-    return resolve(c.to_dict())
+    return resolve(c.to_dict()), notes
 
 
 def export_run(args: argparse.Namespace) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
     args = parser.parse_args(argv)
     # Here, since they take seconds, and --help needs none of them.
+    from jaxvlm.data.text.templates import TEMPLATES
     from jaxvlm.inference.conversation import Conversation, check_image
     from jaxvlm.inference.engine import Engine
     from jaxvlm.inference.sampling import Sampling
@@ -67,6 +68,11 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         check_image(image)
     engine = Engine.of(open_run(Path(args.run), stage=args.stage, step=args.step))
     if args.system is not None:
+        template = TEMPLATES.get(engine.data.template)
+        if args.system and template is not None and template.captions:
+            raise UserError(
+                f'--system: the run\'s template "{engine.data.template}" writes no system message; leave it out'
+            )
         engine = dataclasses.replace(engine, data=dataclasses.replace(engine.data, system=args.system))
 
     conversation = Conversation(engine, sampling, args.max_new_tokens)

@@ -145,9 +145,7 @@ def test_transformers_says_the_same(tmp_path, image, family):
     said = processor.apply_chat_template(
         [{"role": "user", "content": "<image>\nwhat color is it?"}], add_generation_prompt=True, tokenize=False
     )
-    inputs = processor(
-        text=said, images=[Image.open(image).convert("RGB")], return_tensors="pt", add_special_tokens=False
-    )
+    inputs = processor(text=said, images=[Image.open(image).convert("RGB")], return_tensors="pt")
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     want = processor.tokenizer.decode(out, skip_special_tokens=True).strip()

@@ -65,7 +65,8 @@ class Engine:
     @functools.cached_property
     def renderer(self) -> Renderer:
         """Renders prompts and decodes answers."""
-        return _renderer(self.tokenizer, self.data.template, self.data.system, self.data.control_tokens, self.date)
+        data = self.data
+        return _renderer(self.tokenizer, data.template, data.system, data.control_tokens, data.stop_tokens, self.date)
 
     @functools.cached_property
     def layout(self) -> MediaLayout:
@@ -179,10 +180,22 @@ def _logits(model: Model, place: Placement, params: dict, batch: Batch) -> Array
 
 @functools.lru_cache(4)  # preparing one takes a second for a large vocabulary; a run's stages have one each
 def _renderer(
-    tokenizer: Any, template: str, system: str | None, control_tokens: tuple[str, ...], date: str
+    tokenizer: Any,
+    template: str,
+    system: str | None,
+    control_tokens: tuple[str, ...],
+    stop_tokens: tuple[str, ...],
+    date: str,
 ) -> Renderer:
-    given: dict[str, Any] = {"system": system, "control_tokens": control_tokens, "date": date}
-    return Renderer(tokenizer, template, image_token_id=image_token_id(tokenizer), **given)
+    return Renderer(
+        tokenizer,
+        template,
+        image_token_id=image_token_id(tokenizer),
+        system=system,
+        control_tokens=control_tokens,
+        stop_tokens=stop_tokens,
+        date=date,
+    )
 
 
 def _check_counts(max_new_tokens: int, batch_size: int) -> None:

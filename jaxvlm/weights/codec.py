@@ -92,3 +92,5 @@ class WeightSource:
     family: str = ""  # "": parts that any family may take
     template: str = ""  # of conversations; "": the tokenizer's own
     media: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings of `data.media` found in the files
+    image_token_id: int | None = None  # of config.json; None: it has none
+    notes: tuple[str, ...] = ()  # settings in the files that are not used

@@ -47,7 +47,8 @@ def test_a_template_that_takes_parts_gets_parts(system):
     messages = [{"role": turn.role, "content": content} for turn, content in zip(rec.turns, parts, strict=True)]
     if system:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-    assert sample.tokens.tolist() == list(tokenizer.apply_chat_template(messages)["input_ids"])
+    # A template of parts is a processor's, which lets the tokenizer add its special tokens.
+    assert sample.tokens.tolist() == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False)).input_ids
     assert int(sample.is_image.sum()) == 1
     assert [tokenizer.decode(run) for run in supervised_runs(sample)] == ["A cat.<|im_end|>", "A 5<|im_end|>"]
 

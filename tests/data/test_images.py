@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from jaxvlm.data.media import images
 from jaxvlm.data.media.images import augment, load_image
@@ -44,6 +45,17 @@ def clip(image, size):
 def assert_close(have, want, levels=1):
     assert (have.dtype, have.shape) == (np.uint8, want.shape)
     assert np.abs(have.astype(int) - want.astype(int)).max() <= levels
+
+
+@pytest.mark.parametrize("size", [28, 224])
+@pytest.mark.parametrize("width, height", SIZES)
+def test_squeeze_is_siglips(width, height, size):
+    image = picture(width, height)
+    processor = SiglipImageProcessorPil(
+        size={"height": size, "width": size}, resample=3, do_rescale=False, do_normalize=False
+    )
+    want = np.moveaxis(np.asarray(processor(image)["pixel_values"][0]), 0, -1)
+    assert_close(load_image(encoded(image), size, "squeeze"), want, levels=0)
 
 
 @pytest.mark.parametrize("size", [28, 33, 224])

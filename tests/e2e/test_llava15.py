@@ -184,7 +184,7 @@ def ask_theirs(model, folder, image):
         [{"role": "user", "content": f"<image>\n{QUESTION}"}], add_generation_prompt=True, tokenize=False
     )
     pixels = Image.open(image).convert("RGB")
-    inputs = processor(text=said, images=[pixels], return_tensors="pt", add_special_tokens=False)
+    inputs = processor(text=said, images=[pixels], return_tensors="pt")
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         logits = model(**inputs).logits[0].numpy()

@@ -31,7 +31,7 @@ try:
 except ImportError:  # it has no wheel for Linux on arm64; Pillow then resizes, equal to within 2 levels
     simd = None
 
-ASPECTS = ("pad", "square")
+ASPECTS = ("pad", "square", "squeeze")
 IMAGE_REASONS = ("image_missing", "image_broken", "image_too_large")  # of a `RecordError`
 CLIP_GREY = (122, 116, 104)  # `VisionConfig.pad_colour` of CLIP
 MAX_FILE_BYTES = 2**28
@@ -106,11 +106,12 @@ def load_image(
 
       pad     the whole image, centred on a square of one colour, resized (LLaVA-1.5's fine-tuning)
       square  resized until the shortest edge fits, the middle cut out (LLaVA-1.5's first stage)
+      squeeze  the whole image, each axis resized on its own (SigLIP's preprocessing)
 
     Args:
       source: path of an image file, or its bytes.
       size: pixels along each side.
-      aspect: "pad" or "square".
+      aspect: "pad", "square" or "squeeze".
       origin: the record's place, for messages.
       pad_colour: RGB of the square, the encoder's `VisionConfig.pad_colour`.
       exact: resize bit for bit as Pillow; else "pad" may resize with SIMD, within 2 levels and in half the time.
@@ -122,12 +123,15 @@ def load_image(
       RecordError: the image is missing, corrupt, truncated, too large, or of floating-point pixels.
       ValueError: an unknown aspect.
 
-    Source: LLaVA llava/mm_utils.py, expand2square; HF CLIPImageProcessor (equal to its Pillow backend to the pixel).
+    Source: LLaVA llava/mm_utils.py, expand2square; HF CLIPImageProcessor and SiglipImageProcessor (equal to
+    their Pillow backends to the pixel).
     """
     if aspect not in ASPECTS:
         raise ValueError(f"aspect {aspect!r} is not one of {', '.join(ASPECTS)}")
     rgb = decode(source, origin, check=lambda shape: _check_area(shape, size, aspect))
-    return _pad(rgb, size, pad_colour, exact=exact) if aspect == "pad" else _crop(rgb, size)
+    if aspect == "pad":
+        return _pad(rgb, size, pad_colour, exact=exact)
+    return _crop(rgb, size) if aspect == "square" else _squeeze(rgb, size)
 
 
 def decode(
@@ -278,13 +282,20 @@ def _check_passes(image: JpegImageFile) -> None:
 
 def _check_area(shape: tuple[int, int], size: int, aspect: str) -> None:
     """Limits the square: a strip of 1 x 60,000 pixels is a small file, and the square around it takes 10 GB."""
-    short, long = sorted(shape)
-    area = long * long if aspect == "pad" else size * (size * long // max(short, 1))
+    area = resized_area(shape, size, aspect)
     if area > MAX_PIXELS:
         raise _UnusableError(
             f"{shape[0]} x {shape[1]} takes {area:,} pixels on the way to a square, the limit is {MAX_PIXELS:,}",
             "image_too_large",
         )
+
+
+def resized_area(shape: tuple[int, int], size: int, aspect: str) -> int:
+    """The pixels of the largest picture between an image of this shape (sides in any order) and its square."""
+    short, long = sorted(shape)
+    if aspect == "pad":
+        return long * long
+    return size * (size * long // max(short, 1)) if aspect == "square" else size * max(size, long)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -402,6 +413,10 @@ def _crop(image: Image.Image, size: int) -> np.ndarray:
     image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
     left, top = (new_width - size) // 2, (new_height - size) // 2
     return np.ascontiguousarray(np.asarray(image)[top : top + size, left : left + size])
+
+
+def _squeeze(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _image_error(source: str | bytes, origin: str, error: Exception) -> RecordError:

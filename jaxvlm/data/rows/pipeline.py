@@ -370,6 +370,7 @@ def open_samples(
         system=config.system,
         answers="last" if pairs else config.answers,
         control_tokens=config.control_tokens,
+        stop_tokens=config.stop_tokens,
         date=date,
     )
     mix = load_mix(config) if mix is None else mix

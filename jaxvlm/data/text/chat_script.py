@@ -64,6 +64,7 @@ class ChatScript:
         self._forms: dict[tuple, list[str] | None] = {}
         self._as_parts: frozenset[str] = frozenset()  # roles whose content the template takes as a list of parts
         self._chat_template = _with_date(chat_template, date) if date else chat_template
+        self._begins = ""  # the text of a probe
         self.reads_clock = bool(date) and "strftime_now(" in self._chat_template
 
     def probe(self) -> list[str]:
@@ -85,11 +86,21 @@ class ChatScript:
             asked, bare = (self._rendered(question, "", probe, add_generation_prompt=ask) for ask in (True, False))
         except RecordError as error:
             raise UserError(str(error)) from error
+        self._begins = bare
         _, start, stop, *_ = draft.spans[0]
         written = "".join(draft.chunks[0])[start:stop]
         if asked == bare and not written.lstrip().startswith("answer"):
             raise UserError(str(self._error(probe, "it writes a header before the answer that is not in the prompt")))
         return [mark for mark in self._all_marks if written.endswith(mark)]
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the template writes image parts, as those of processors do."""
+        return "user" in self._as_parts
+
+    def begins_with(self, token: str) -> bool:
+        """Whether the template writes this token before a conversation; for use after `probe`."""
+        return self._begins.startswith(token)
 
     def _find_parts(self) -> frozenset[str]:
         """The roles whose content the template takes only as a list of parts, as those of many VLMs do.

@@ -30,7 +30,7 @@ from tokenizers import Encoding
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.text.chat_script import ChatScript, any_of
-from jaxvlm.data.text.marks import control_spellings, marked_backend
+from jaxvlm.data.text.marks import adds_bos, control_spellings, marked_backend
 from jaxvlm.data.text.templates import ANSWERS, OWN_TEMPLATE, Draft, Template, TemplateScript, find_template
 from jaxvlm.data.text.turns import check_turns
 from jaxvlm.errors import UserError
@@ -70,6 +70,7 @@ class Renderer:
         system: str | None = None,
         answers: str = "all",
         control_tokens: tuple[str, ...] = (),
+        stop_tokens: tuple[str, ...] = (),
         date: str = "",
     ):
         """Makes the copy of the tokenizer, which takes 0.5 s for a vocabulary of 32,000 and 3 s for 150,000.
@@ -82,6 +83,7 @@ class Renderer:
             tokenizer's own template then gets an empty message).
           answers: which answers of a conversation are supervised: "all", or only the "last".
           control_tokens: spellings of control tokens that are those tokens in the text of records, too.
+          stop_tokens: spellings of tokens that end an answer, too (a folder's generation config may name some).
           date: "2026-11-27", for chat templates that write it; "": they write that of the render.
 
         Raises:
@@ -89,7 +91,8 @@ class Renderer:
             control token of the template or of `control_tokens`, or a chat template; or the chat template drops texts,
             or cannot be split into prompts and answers (Qwen3's rewrites earlier answers when a question follows).
         """
-        given: dict[str, Any] = {"system": system, "answers": answers, "control_tokens": control_tokens, "date": date}
+        given: dict[str, Any] = {"system": system, "answers": answers, "control_tokens": control_tokens}
+        given |= {"stop_tokens": stop_tokens, "date": date}
         self._again = functools.partial(Renderer, tokenizer, template, image_token_id=image_token_id, **given)
         if answers not in ANSWERS:
             raise UserError(f"data.answers = {answers!r}, expected {' or '.join(ANSWERS)}")
@@ -110,7 +113,8 @@ class Renderer:
             inputs.append(date)
         self._fingerprint = hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
         marks = self._mark_control_tokens(json.loads(written), template, image_token_id, control_tokens)
-        self.stop_ids = self._find_stop_ids(template, system, marks, date)
+        stop_ids = self._find_stop_ids(template, system, marks, date) + _stop_ids(tokenizer, stop_tokens)
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
         self.warnings = self._find_warnings()
 
     def _mark_control_tokens(
@@ -140,7 +144,7 @@ class Renderer:
 
     def _find_stop_ids(
         self, template: str | Template, system: str | None, marks: dict[str, str], date: str
-    ) -> tuple[int, ...]:
+    ) -> list[int]:
         """Makes `self._script`. Returns the ids that end an answer."""
         self._start: list[int] = []
         self._stop_text = ""
@@ -150,7 +154,7 @@ class Renderer:
             stop_ids.append(self._backend.encode("a" + self._stop_text, add_special_tokens=False).ids[-1])
         if self._tokenizer.eos_token_id is not None:
             stop_ids.append(self._tokenizer.eos_token_id)
-        return tuple(dict.fromkeys(stop_ids))
+        return stop_ids
 
     def _find_warnings(self) -> tuple[str, ...]:
         warnings = self._warnings_of_ends()
@@ -185,19 +189,32 @@ class Renderer:
         tokenizer = self._tokenizer
         self._script: TemplateScript | ChatScript
         if not isinstance(template, Template):
-            # A chat template writes BOS itself if it wants one, so none is added (transformers does the same).
             self._script = ChatScript(system, tokenizer, marks, self._image_mark, date)
-            return self._script.probe()
+            stop_marks = self._script.probe()
+            # A tokenizer adds no BOS to a chat template's text. A processor does, if the text begins without one.
+            if self._script.takes_images and adds_bos(tokenizer) and not self._script.begins_with(tokenizer.bos_token):
+                self._start = [self._mark_id(marks[tokenizer.bos_token])]
+            return stop_marks
         spelled = {"{bos}": tokenizer.bos_token, "{eos}": tokenizer.eos_token} | {c: c for c in template.control}
         tokens = {name: marks.get(spelling, "") for name, spelling in spelled.items()}
         self._script = TemplateScript(template, system, tokens)
-        if tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
+        if adds_bos(tokenizer):
             self._start = [self._mark_id(marks[tokenizer.bos_token])]
         stop_marks = [mark for mark in marks.values() if mark in self._script.after_answer]
         # `plain` ends an answer with a newline: its id is a stop id, and `decode` cuts at one inside a token.
         if not stop_marks:
             self._stop_text = template.after_answer
         return stop_marks
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the tokenizer's own chat template is used and writes images itself."""
+        return isinstance(self._script, ChatScript) and self._script.takes_images
+
+    @property
+    def needs_bare_ids(self) -> bool:
+        """Whether the tokenizer adds a BOS token to a text of its own chat template that is not in our ids."""
+        return isinstance(self._script, ChatScript) and adds_bos(self._tokenizer) and not self._start
 
     def __reduce__(self):
         # Rebuilt, not copied: the backend loses `encode_special_tokens` when it is pickled.
@@ -320,6 +337,15 @@ def _allowed(tokenizer: Any, control_tokens: tuple[str, ...]) -> dict[str, int]:
             f"except {IMAGE}"
         )
     return ids
+
+
+def _stop_ids(tokenizer: Any, stop_tokens: tuple[str, ...]) -> list[int]:
+    vocab = tokenizer.get_vocab()
+    if unknown := [token for token in stop_tokens if token not in vocab]:
+        raise UserError(
+            f"data.stop_tokens has {', '.join(map(repr, unknown))}: give tokens that {tokenizer.name_or_path!r} has"
+        )
+    return [vocab[token] for token in stop_tokens]
 
 
 def _token_range(encoding: Encoding, start: int, stop: int) -> tuple[int, int]:

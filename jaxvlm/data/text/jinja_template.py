@@ -9,7 +9,7 @@ from typing import Any
 from jaxvlm.data.records import IMAGE
 from jaxvlm.data.text.templates import Template, find_template
 
-# Examples of text after an image or BOS, which begins with a newline, a word or a space.
+# Examples of text after an image, which begins with a newline, a word or a space.
 _PROBES = ("\nWhat is it?", "What is it?", " ASSISTANT:")
 
 
@@ -19,8 +19,9 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
     Tokenizing the output of the Jinja template in one pass gives the ids that `Renderer` makes from separate pieces.
 
     The content of a message is a string with "<image>" in it, or a list of `{"type": "image"}` and
-    `{"type": "text", "text": ...}`. The Jinja template writes BOS itself if the tokenizer adds BOS. So a rendered
-    prompt must be tokenized without special tokens.
+    `{"type": "text", "text": ...}`. Images of a list that all come before its text get a newline each, as `generate`
+    writes them. The Jinja template writes no BOS at the start: the tokenizer adds it if training has it. So a rendered
+    prompt must be tokenized with special tokens, as a processor does by default.
 
     Args:
       tokenizer: a fast tokenizer of transformers with "<image>".
@@ -35,15 +36,10 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
     """
     template = find_template(name)
     notes = []
-    gaps = {IMAGE: _gap(tokenizer, IMAGE)}
-    if tokenizer.bos_token is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
-        gaps[tokenizer.bos_token] = _gap(tokenizer, tokenizer.bos_token)
-    for token, gap in gaps.items():
-        if gap is None:
-            notes.append(f"text after {token} gets other ids than in training: no space before it can prevent this")
-    starts = tokenizer.bos_token in gaps
+    gap = _gap(tokenizer, IMAGE)
+    if gap is None:
+        notes.append(f"text after {IMAGE} gets other ids than in training: no space before it can prevent this")
     control = [*template.control, tokenizer.eos_token]
-    first = _text_after("part", gaps[tokenizer.bos_token], control) if starts else "part"
     lines = [
         _TEXT_OF,
         "{%- set state = namespace(text='', begun=false, system=" + _quoted(_system(template, system)) + ") -%}",
@@ -62,21 +58,27 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
         "{%- elif add_generation_prompt -%}",
         "{%- set state.text = state.text ~ " + _expression(template.ask) + " -%}",
         "{%- endif -%}",
-        "{{- bos_token -}}" if starts else "",
         f"{{%- for part in state.text.split('{IMAGE}') -%}}",
-        f"{{%- if loop.first -%}}{{{{- {first} -}}}}",
-        f"{{%- else -%}}{{{{- '{IMAGE}' ~ {_text_after('part', gaps[IMAGE], control)} -}}}}",
+        "{%- if loop.first -%}{{- part -}}",
+        f"{{%- else -%}}{{{{- '{IMAGE}' ~ {_text_after('part', gap, control)} -}}}}",
         "{%- endif -%}",
         "{%- endfor -%}",
     ]
-    return "\n".join(line for line in lines if line), notes
+    return "\n".join(lines), notes
 
 
 _TEXT_OF = f"""\
 {{%- macro text_of(content) -%}}
 {{%- if content is string -%}}{{{{- content -}}}}
 {{%- else -%}}
-{{%- for part in content -%}}{{{{- '{IMAGE}' if part.type == 'image' else part.text -}}}}{{%- endfor -%}}
+{{%- set seen = namespace(text=false, between=false) -%}}
+{{%- for part in content -%}}
+{{%- if part.type != 'image' -%}}{{%- set seen.text = true -%}}
+{{%- elif seen.text -%}}{{%- set seen.between = true -%}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{%- set image = '{IMAGE}' if seen.between or not seen.text else '{IMAGE}\n' -%}}
+{{%- for part in content -%}}{{{{- image if part.type == 'image' else part.text -}}}}{{%- endfor -%}}
 {{%- endif -%}}
 {{%- endmacro -%}}"""
 

@@ -81,3 +81,8 @@ def marked_backend(
     ):  # the chat template writes this token; an end token with the image's id keeps its own mark
         own[IMAGE] = marks[0]
     return backend, marks[0], own
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer of transformers puts its BOS token before a text."""
+    return tokenizer.bos_token_id is not None and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]

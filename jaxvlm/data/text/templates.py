@@ -135,15 +135,7 @@ class TemplateScript:
         Args:
           system: system message of records that have none; None: the template's own.
           tokens: the text to write for "{bos}", "{eos}" and each of `template.control`.
-
-        Raises:
-          UserError: a system message for captions, which have none.
         """
-        if system and template.captions:
-            raise UserError(
-                f"the template writes captions alone, so the system message {system!r} would be lost; leave it out "
-                "(config.data.system), or choose another template (config.data.template)"
-            )
 
         def marked(text: str) -> str:
             for name, written in tokens.items():

@@ -19,7 +19,7 @@ class LlavaConfig(ModelConfig):
 class LlavaMedia(MediaConfig):
     """`config.stage.NAME.data.media` of the family "llava"; a unit is an image slot."""
 
-    aspect: str  # "pad" or "square", see `jaxvlm.data.media.images.load_image`
+    aspect: str  # "pad", "square" or "squeeze", see `jaxvlm.data.media.images.load_image`
 
 
 MODEL = LlavaConfig

@@ -18,6 +18,7 @@ from PIL import Image
 from jaxvlm.config import PARTS, DecoderConfig, ProjectorConfig, VisionConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.llava.config import LlavaConfig
+from jaxvlm.families.llava.image_processor import read_aspect
 from jaxvlm.families.llava.processor import ensure_image_token, write_processor
 from jaxvlm.families.llava.weights import HUB, KNOWN, adapter_names, is_of_transformers, llava_rules, llava_sizes
 from jaxvlm.models.projector import projector_depth
@@ -278,7 +279,10 @@ def _open(spec: str, path: Path) -> WeightSource:
         return _open_original(spec, path)
     llava = read_llava(path)
     configs = {part: getattr(llava, part) for part in PARTS}
-    return with_stored_vision(part_source(CODEC, spec, path, tensors, configs, **_SETTINGS))
+    aspect, notes = read_aspect(path, llava.vision.image_size)
+    media = {} if aspect is None else {"aspect": aspect}
+    settings = {"family": "llava", "media": media, "image_token_id": llava.image_token_id, "notes": tuple(notes)}
+    return with_stored_vision(part_source(CODEC, spec, path, tensors, configs, **settings))
 
 
 def _open_original(spec: str, path: Path) -> WeightSource:
@@ -289,7 +293,9 @@ def _open_original(spec: str, path: Path) -> WeightSource:
     """
     llava = read_original_llava(path)
     configs: dict[str, Any] = {"projector": llava.projector, "language": llava.language}
-    source = part_source(CODEC, spec, path, open_tensors(path), configs, media={"aspect": llava.aspect}, **_SETTINGS)
+    # Its code names a conversation of its own in place of a chat template; that of LLaVA-1.5 is "v1".
+    settings = {"family": "llava", "template": "vicuna_v1", "media": {"aspect": llava.aspect}}
+    source = part_source(CODEC, spec, path, open_tensors(path), configs, **settings)
     if "language" not in source.configs:
         return source
     # A path in the config is relative to its folder, if it exists there.
@@ -327,11 +333,10 @@ def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
 
 def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
     opened = [Image.open(image).convert("RGB") for image in images]
-    return processor(text=text, images=opened or None, return_tensors="pt", add_special_tokens=False)
+    bos = processor.tokenizer.bos_token  # as in `apply_chat_template` of a processor
+    special = bos is None or not text.startswith(bos)
+    return processor(text=text, images=opened or None, return_tensors="pt", add_special_tokens=special)
 
-
-# The folder's own chat template is not used: an imported run answers in the template of LLaVA-1.5.
-_SETTINGS: dict[str, str] = {"family": "llava", "template": "vicuna_v1"}
 
 CODEC = Codec(
     name="llava",

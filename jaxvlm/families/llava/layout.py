@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxvlm.batch import ArraySpec, Images
 from jaxvlm.config import VisionConfig
-from jaxvlm.data.media.images import ASPECTS, MAX_PIXELS, augment, load_image
+from jaxvlm.data.media.images import ASPECTS, MAX_PIXELS, augment, load_image, resized_area
 from jaxvlm.families.llava.config import LlavaConfig, LlavaMedia
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Picture, Size
 
@@ -28,7 +28,7 @@ class ImageSlots(MediaLayout):
           image_size: pixels along each side.
           features: P, of an image.
           pad_colour: RGB around an image that is not square.
-          aspect: "pad" or "square".
+          aspect: "pad", "square" or "squeeze", see `load_image`.
         """
         self.image_size, self.aspect, self.pad_colour = image_size, aspect, pad_colour
         self.least_positions = features
@@ -45,9 +45,8 @@ class ImageSlots(MediaLayout):
 
     def measure(self, size: Size) -> MediaExtent:
         """P positions and one slot; raises if the square of a long strip would not fit into memory."""
-        short, long = sorted(size[:2])
         # A strip of 1 x 60,000 pixels is a small file, but the square around it takes 10 GB.
-        area = long * long if self.aspect == "pad" else self.image_size * (self.image_size * long // max(short, 1))
+        area = resized_area((size.height, size.width), self.image_size, self.aspect)
         if area > MAX_PIXELS:
             raise MediaError(
                 "image_too_large",

@@ -25,8 +25,8 @@ from jaxvlm.data.text.jinja_template import chat_template
 from jaxvlm.data.text.templates import OWN_TEMPLATE
 from jaxvlm.errors import UserError
 from jaxvlm.families.llava.config import LlavaMedia
-
-_BICUBIC = 3  # Pillow's number
+from jaxvlm.families.llava.image_processor import image_processor
+from jaxvlm.weights.saved_tokenizer import save_tokenizer
 
 
 def ensure_image_token(tokenizer: Any) -> tuple[Any, int, list[str]]:
@@ -55,14 +55,14 @@ def ensure_image_token(tokenizer: Any) -> tuple[Any, int, list[str]]:
 def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, data: DataConfig) -> list[str]:
     """Writes the tokenizer's files, the chat template, preprocessor_, processor_ and generation_config.json.
 
-    The image processor is CLIP's for aspect "square" and LLaVA's for "pad", with the encoder's own mean and standard
-    deviation: SigLIP's processor would squeeze an image into a square, which our training does not.
+    The image processor is LLaVA's for aspect "pad", CLIP's for "square" and SigLIP's for "squeeze", with the encoder's
+    own mean and standard deviation.
 
     Args:
       folder: created if absent; files of these names are overwritten.
       tokenizer: a fast tokenizer of transformers with "<image>" (`ensure_image_token`); it is not changed.
       vision: of the model.
-      data: `template`, `system` and `aspect` of the stage whose result is exported.
+      data: `template`, `system`, `stop_tokens` and `aspect` of the stage whose result is exported.
 
     Returns:
       Notes on what transformers does differently; usually none.
@@ -73,24 +73,32 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
     image_id = tokenizer.get_vocab().get(IMAGE)
     if image_id is None:
         raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no {IMAGE}, without which no LLaVA can be exported")
-    renderer = Renderer(tokenizer, data.template, image_token_id=image_id, system=data.system)
+    renderer = Renderer(
+        tokenizer, data.template, image_token_id=image_id, system=data.system, stop_tokens=data.stop_tokens
+    )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
     tokenizer, notes = copy.deepcopy(tokenizer), []
     tokenizer.padding_side = "left"  # for batches of prompts
     if data.template == OWN_TEMPLATE:
-        notes.append(
-            f'the chat template is the tokenizer\'s own: write "{IMAGE}" and a newline before the question yourself'
-        )
+        if not renderer.takes_images:
+            notes.append(
+                f'the chat template is the tokenizer\'s own: write "{IMAGE}" and a newline before the question yourself'
+            )
         if data.system is not None:
             notes.append("the chat template is the tokenizer's own: give the system message of the training yourself")
     else:
         tokenizer.chat_template, notes = chat_template(tokenizer, data.template, data.system)
 
-    tokenizer.save_pretrained(folder)
+    if renderer.needs_bare_ids:
+        notes.append(
+            "the tokenizer adds a BOS token that training does not have: pass add_special_tokens=False with a text of "
+            "the chat template"
+        )
+    save_tokenizer(tokenizer, folder)
     assert isinstance(data.media, LlavaMedia)
-    _write(folder / "preprocessor_config.json", _image_processor(vision, data.media.aspect))
+    _write(folder / "preprocessor_config.json", image_processor(vision, data.media.aspect))
     _write(
         folder / "processor_config.json",
         {
@@ -109,28 +117,6 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
         do_sample=False,
     ).save_pretrained(folder)
     return notes
-
-
-def _image_processor(vision: VisionConfig, aspect: str) -> dict[str, Any]:
-    size = vision.image_size
-    kind = {"image_processor_type": "CLIPImageProcessor"}
-    if aspect == "pad":
-        kind = {"image_processor_type": "LlavaImageProcessor"}
-    return kind | {
-        "processor_class": "LlavaProcessor",
-        "do_pad": aspect == "pad",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": _BICUBIC,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(vision.image_mean),
-        "image_std": list(vision.image_std),
-    }
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

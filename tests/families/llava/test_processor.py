@@ -58,11 +58,17 @@ def vision(name="clip_l14_336"):
 
 
 def messages(rec, *, parts):
-    """A record as transformers takes one, with text as strings or as parts."""
-    if not parts:
-        return [{"role": turn.role, "content": turn.text} for turn in rec.turns]
+    """A record as transformers takes one, with text as strings or as parts.
+
+    Images of a list before all of its text get a newline each. So a turn in which they come first, without newlines,
+    stays a string.
+    """
     found = []
     for turn in rec.turns:
+        *before, last = turn.text.split(IMAGE)
+        if not parts or (len(before) > 1 and not any(before) and last):
+            found.append({"role": turn.role, "content": turn.text})
+            continue
         content = []
         for index, text in enumerate(turn.text.split(IMAGE)):
             content += [{"type": "image"}] if index else []
@@ -77,8 +83,10 @@ def ours(tokenizer, name, rec, system=None):
 
 
 def theirs(tokenizer, rec, *, parts=False):
+    """The ids of a text that the template writes, with the special tokens that a processor adds."""
     asks = rec.turns[-1].role == "user"
-    return tokenizer.apply_chat_template(messages(rec, parts=parts), add_generation_prompt=asks, return_dict=False)
+    text = tokenizer.apply_chat_template(messages(rec, parts=parts), add_generation_prompt=asks, tokenize=False)
+    return tokenizer(text).input_ids
 
 
 @pytest.mark.parametrize("system", [None, "", 'Say "cat".\n'])
@@ -134,7 +142,7 @@ def test_a_tokenizer_that_one_pass_cannot_please():
 
 
 @pytest.mark.parametrize("encoder", ["clip_l14_336", "siglip_b16"])
-@pytest.mark.parametrize("aspect", ["pad", "square"])
+@pytest.mark.parametrize("aspect", ["pad", "square", "squeeze"])
 @pytest.mark.parametrize("kind", ["llama", "new_llama", "quickstart"])
 def test_processor_gives_our_ids_and_pixels(kind, aspect, encoder, tmp_path):
     config = vision(encoder)
@@ -165,6 +173,87 @@ def test_processor_gives_our_ids_and_pixels(kind, aspect, encoder, tmp_path):
             np.float32
         )
         assert np.abs(levels - expected_pixels).max() <= 1.01
+
+
+@pytest.mark.parametrize(("kind", "name"), [pair for pair in FITTING if pair[1] != "plain"])
+def test_two_images_give_our_ids_in_both_idioms(kind, name, tmp_path):
+    config = tiny_config().vision
+    tokenizer, image_id, _ = ensure_image_token(TOKENIZERS[kind]())
+    write_processor(tmp_path, tokenizer, config, data_config("", template=name, system=None))
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    pictures = [Image.new("RGB", (30, 40), colour) for colour in ("red", "blue")]
+    content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": "What?"}]
+    chat = [{"role": "user", "content": content}]
+    at_once = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=True)
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    in_two = processor(text=text, images=pictures)
+
+    expected = []
+    for id in ours(tokenizer, name, record(f"{IMAGE}\n{IMAGE}\nWhat?")):
+        expected += [id] * (config.features_per_image if id == image_id else 1)
+    assert at_once["input_ids"][0] == in_two["input_ids"][0] == expected
+    assert expected[:2].count(tokenizer.bos_token_id) == (kind != "bytes")
+
+
+PARTS = (
+    "{% for m in messages %}{{ m.role.upper() ~ ': ' }}"
+    "{% for c in m.content if c.type == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m.content if c.type == 'text' %}{{ c.text ~ ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+@pytest.mark.parametrize("writes_bos", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "new_llama", "quickstart"])
+def test_a_processors_own_template_gives_its_ids(kind, writes_bos, tmp_path):
+    """One BOS, whether the template or the tokenizer writes it; a line says which idiom would give two."""
+    tokenizer, _, _ = ensure_image_token(TOKENIZERS[kind]())
+    tokenizer.chat_template = "{{ bos_token }}" * writes_bos + PARTS
+    notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
+    assert ["add_special_tokens=False" in note for note in notes] == [True] * writes_bos
+    rec = record("<image>\n<image>\nWhat?", "A cat.", "And?")
+    chat = messages(record("What?", "A cat.", "And?"), parts=True)
+    chat[0]["content"] = [{"type": "image"}, {"type": "image"}, *chat[0]["content"]]
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path)
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert processor.tokenizer(text, add_special_tokens=not writes_bos).input_ids == ours(tokenizer, "tokenizer", rec)
+
+
+def test_a_template_of_strings_that_the_processor_puts_a_bos_before(tmp_path):
+    tokenizer, _, _ = ensure_image_token(llama_tokenizer())
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ ' ' }}{% endfor %}"
+    tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
+    assert [note for note in notes if "adds a BOS token that training does not have" in note]
+    rec = record("<image>\nWhat?", "A cat.")
+    read = transformers.AutoProcessor.from_pretrained(tmp_path)
+    text = read.apply_chat_template(messages(rec, parts=False))
+    assert read.tokenizer(text, add_special_tokens=False).input_ids == ours(tokenizer, "tokenizer", rec)
+
+
+def test_a_tokenizer_that_transformers_4_reads(tmp_path):
+    tokenizer, _, _ = ensure_image_token(quickstart_tokenizer())
+    write_processor(tmp_path, tokenizer, vision(), data_config(""))
+    values = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert values["additional_special_tokens"] == [IMAGE] and "extra_special_tokens" not in values
+    assert values["model_input_names"] == ["input_ids", "attention_mask"]
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert read("what<image>").input_ids == tokenizer("what<image>").input_ids
+    assert IMAGE in read.all_special_tokens
+
+
+def test_stop_tokens_are_written_and_end_an_answer(tmp_path):
+    tokenizer, image_id, _ = ensure_image_token(llama_tokenizer(special=CHAT))
+    write_processor(tmp_path, tokenizer, vision(), data_config("", stop_tokens=(CHAT[0],)))
+    stop = tokenizer.convert_tokens_to_ids(CHAT[0])
+    written = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert written.eos_token_id == [tokenizer.eos_token_id, stop]
+    renderer = Renderer(tokenizer, "vicuna_v1", image_token_id=image_id, stop_tokens=(CHAT[0],))
+    cat = tokenizer("cat", add_special_tokens=False).input_ids
+    assert renderer.decode([*cat, stop, *cat]) == "cat"
+    with pytest.raises(UserError, match=r"data.stop_tokens has '<nope>': give tokens that"):
+        Renderer(tokenizer, "vicuna_v1", image_token_id=image_id, stop_tokens=("<nope>",))
 
 
 def test_files_of_a_folder(tmp_path):

@@ -1,0 +1,74 @@
+"""What an imported run takes from the small files beside its weights: template, media, stop tokens, longest row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.templates import OWN_TEMPLATE
+from jaxvlm.data.text.tokenizer import image_token_id
+from jaxvlm.errors import UserError
+from jaxvlm.weights.codec import WeightSource
+from jaxvlm.weights.side_files import read_max_positions, read_stop_tokens, sampling_of
+
+_DEFAULT = "vicuna_v1"
+
+
+def side_settings(source: WeightSource, tokenizer: Any, template: str | None) -> tuple[dict[str, Any], list[str]]:
+    """The settings of `config.stage.NAME.data` that the files of a source give.
+
+    Args:
+      source: that of the decoder.
+      tokenizer: of the source, with the chat template of its folder.
+      template: the user's choice; None: the source's.
+
+    Returns:
+      The settings, and lines about what was taken over and what was not.
+
+    Raises:
+      UserError: config.json and the tokenizer give the image token different ids, or a file is invalid.
+    """
+    _check_image_token(source, tokenizer)
+    settings: dict[str, Any] = {"media": dict(source.media)}
+    settings["template"], notes = _choose_template(source, tokenizer, template)
+    if source.path.is_dir():
+        settings["stop_tokens"] = read_stop_tokens(source.path, tokenizer)
+        if positions := read_max_positions(source.path):
+            window = getattr(source.configs["language"], "window", None)
+            settings["tokens"] = positions if window is None else min(positions, window)
+        if sampling := sampling_of(source.path):
+            given = ", ".join(f"{name} {value}" for name, value in sampling.items())
+            notes.append(f"not used: {given} of generation_config.json; generate has --temperature and --top-p")
+    taken = [f"template {settings['template']}", *(f"{name} {value}" for name, value in source.media.items())]
+    if settings.get("stop_tokens"):
+        taken.append(f"stop tokens {' '.join(settings['stop_tokens'])}")
+    if "tokens" in settings:
+        taken.append(f"up to {settings['tokens']} tokens")
+    return settings, [f"settings: {', '.join(taken)}", *notes, *(f"not used: {note}" for note in source.notes)]
+
+
+def _choose_template(source: WeightSource, tokenizer: Any, template: str | None) -> tuple[str, list[str]]:
+    has_own = bool(getattr(tokenizer, "chat_template", None))
+    chosen = template or source.template
+    if chosen:
+        unused = has_own and chosen != OWN_TEMPLATE
+        return chosen, [f"not used: the chat template of {source.spec}; {chosen} replaces it"] if unused else []
+    if not has_own:
+        return _DEFAULT, [f"{source.spec} has no chat template: conversations are written as {_DEFAULT} (--template)"]
+    try:
+        renderer = Renderer(tokenizer, OWN_TEMPLATE, image_token_id=image_token_id(tokenizer))
+        turns = (Turn("user", f"{IMAGE}\nquestion"),)
+        renderer.render_prompt(Record("probe", turns, ("image",), "a probe with an image"))
+    except (UserError, RecordError) as error:
+        return _DEFAULT, [f"not used: {error}; {_DEFAULT} replaces it (--template)"]
+    return OWN_TEMPLATE, []
+
+
+def _check_image_token(source: WeightSource, tokenizer: Any) -> None:
+    own = tokenizer.get_vocab().get(IMAGE)
+    if source.image_token_id is not None and own is not None and own != source.image_token_id:
+        raise UserError(
+            f"one id must stand for an image: config.json of {source.path} has image_token_index = "
+            f"{source.image_token_id} and its tokenizer {IMAGE} = {own}; correct the one that is wrong"
+        )
