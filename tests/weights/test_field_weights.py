@@ -5,11 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers.image_utils import load_image
 
 from jaxvlm import convert, generate
 from jaxvlm.command import run
+from jaxvlm.data.media.images import decode
+from jaxvlm.families.registry import media_layout
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
@@ -134,6 +138,27 @@ def test_infinities_of_one_sign_are_equal(tmp_path, capsys):
         change(tmp_path / name, lambda values, sign=sign: values[UP].__setitem__((0, 1), sign * np.inf))
     call("verify", tmp_path / "a", tmp_path / "b")
     assert "1 tensors differ, by up to inf" in fail(capsys, "verify", tmp_path / "a", tmp_path / "c")
+
+
+def test_an_export_says_that_transparent_files_are_read_otherwise_there(tmp_path, capsys):
+    """An opened image gives equal pixels; a path does not, and no file of the folder can change that."""
+    hf_folders.write_llava(tmp_path / "in", CONFIG)
+    opened = imported(tmp_path / "in", tmp_path / "run")
+    written = call("export", "--run", tmp_path / "run", "--out", tmp_path / "out", capsys=capsys)
+    assert "transformers drops the transparency of a file" in written.out + written.err
+    rgba = np.random.default_rng(0).integers(0, 256, (42, 42, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    Image.fromarray(np.arange(42 * 42, dtype=np.uint16).reshape(42, 42) * 37).save(tmp_path / "deep.png")
+    layout = media_layout(opened.config.model, opened.stage.data)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out").image_processor
+    for name in ("rgba", "deep"):
+        ours = layout.load(str(tmp_path / f"{name}.png"), name, exact=True)
+        rgb = decode(str(tmp_path / f"{name}.png"), name)
+        theirs = processor(rgb, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        mean, std = (np.array(getattr(processor, f"image_{x}"), np.float32) for x in ("mean", "std"))
+        np.testing.assert_allclose((ours / np.float32(255) - mean) / std, theirs, atol=1e-5)
+        by_path = np.asarray(load_image(str(tmp_path / f"{name}.png")))
+        assert (by_path != np.asarray(rgb)).any()
 
 
 def test_values_beyond_float16_are_named(tmp_path, capsys):

@@ -44,6 +44,11 @@ from jaxvlm.weights.source import WeightSource, part_source
 # LLaVA-NeXT and Bunny have two names for Qwen2; "share4v" is ShareGPT4V.
 _ORIGINAL = {"llava_llama": "llama", "llava": "llama", "share4v": "llama", "llava_mistral": "mistral"}
 _ORIGINAL |= dict.fromkeys(["llava_qwen", "llava_qwen2"], "qwen2")
+# A processor of transformers gets an image that something else has opened, so no file of a folder can say it.
+_OTHER_READERS = (
+    "transformers drops the transparency of a file and clips 16-bit values at 255, where this model was trained on "
+    "images over white and on scaled values; open such files yourself and give it RGB images (docs/weights.md)"
+)
 PROJECTOR = ProjectorConfig("mlp2x_gelu")  # the only one of transformers
 
 # `image_seq_length` only counts placeholders, and in old files has its default whatever the encoder is.
@@ -328,7 +333,7 @@ def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
         dtype=export.dtype,
         max_positions=export.max_positions,
     )
-    return values, write_processor(folder, export.tokenizer, export.config.vision, export.data)
+    return values, [*write_processor(folder, export.tokenizer, export.config.vision, export.data), _OTHER_READERS]
 
 
 def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
