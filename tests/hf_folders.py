@@ -11,6 +11,15 @@ from tests.parity import pairs
 
 WORDS = ["USER: <image>\nwhat color is it? ASSISTANT: red</s>", "is it green or blue? yes, no, it is red not green"]
 
+# Content is a list of parts, as in the templates of transformers' own LLaVA: images first, then the text.
+PARTS_TEMPLATE = """
+{%- for message in messages %}
+  {{- message.role | upper ~ ": " }}
+  {%- for part in message.content if part.type == "image" %}{{ "<image>\n" }}{% endfor %}
+  {%- for part in message.content if part.type == "text" %}{{ part.text ~ " " }}{% endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "ASSISTANT:" }}{% endif %}"""
+
 
 def tokenizer(vocab_size: int, *, image_token: bool = True):
     """A tokenizer of few words, with "<image>" among its tokens or without."""

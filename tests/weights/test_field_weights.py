@@ -25,14 +25,6 @@ CONFIG = with_vocab(pairs.tiny_config())
 TIED = with_vocab(pairs.tied_config())
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 UP = "language_model.model.layers.1.mlp.up_proj.weight"
-# Content is a list of parts, as in the templates of transformers' own LLaVA: images first, then the text.
-PARTS_TEMPLATE = """
-{%- for message in messages %}
-  {{- message.role | upper ~ ": " }}
-  {%- for part in message.content if part.type == "image" %}{{ "<image>\n" }}{% endfor %}
-  {%- for part in message.content if part.type == "text" %}{{ part.text ~ " " }}{% endfor %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ "ASSISTANT:" }}{% endif %}"""
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +181,7 @@ def test_logits_through_a_template_of_parts(tmp_path, capsys, image, images):
     hf_folders.write_llava(tmp_path / "in", CONFIG)
     imported(tmp_path / "in", tmp_path / "run")
     call("export", "--run", tmp_path / "run", "--out", tmp_path / "hub")
-    (tmp_path / "hub/chat_template.jinja").write_text(PARTS_TEMPLATE)
+    (tmp_path / "hub/chat_template.jinja").write_text(hf_folders.PARTS_TEMPLATE)
     imported(tmp_path / "hub", tmp_path / "again", "--template", "tokenizer")
     question = ("--logits", *["--image", image] * images, "--prompt", "what color is it?")
     written = call("verify", tmp_path / "hub", tmp_path / "again", *question, capsys=capsys)
