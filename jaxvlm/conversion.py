@@ -172,6 +172,10 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
         )
     if args.adapter and not adapters:
         raise UserError(f"{args.run} has no adapters; leave --adapter out")
+    if args.adapter and (args.dtype or args.resize_embeddings or args.part):
+        raise UserError(
+            "--adapter writes adapters and projector as they are; leave out --dtype, --part and --resize-embeddings"
+        )
     if args.adapter and (replaced := _origin(opened.folder).get("replaced")):
         raise UserError(
             f"{', '.join(replaced)} are not those of the base model, and the form of adapters has no place for them; "
@@ -312,7 +316,8 @@ def _tensors(path: Path, form: Codec, hub: Spelling) -> TensorSource:
     if RunFolder(path).has_begun:
         opened = open_run(path, keep_dtypes=True)
         config, params = opened.config.model, merge_adapters(opened.params, dict(opened.model.adapters))
-        return respelled(export_tensors(form.rules(config, form.hub), params, form.sizes(config)), form.hub, hub)
+        exported = export_tensors(form.rules(config, form.hub), params, form.sizes(config))
+        return respelled(without_copies(exported, form.known, ()), form.hub, hub)
     tensors = without_copies(open_tensors(path), form.known, form.ignored)
     return respelled(tensors, find_spelling(tensors, form.known), hub)
 
@@ -321,7 +326,7 @@ def _verify_logits(args: argparse.Namespace, show: Callable[[str], None], proble
     """The largest difference; a problem is added if it is more than rounding."""
     images = [Path(image) for image in args.image]
     a, b = (
-        logits_of_run(open_run(path), images, args.prompt)
+        logits_of_run(open_run(path, keep_dtypes=True), images, args.prompt)
         if RunFolder(path).has_begun
         else logits_of_folder(path, images, args.prompt)
         for path in (args.a, args.b)

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.jinja_template import recognise
 from jaxvlm.data.text.templates import OWN_TEMPLATE
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
@@ -31,7 +32,10 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
     """
     _check_image_token(source, tokenizer)
     settings: dict[str, Any] = {"media": dict(source.media)}
-    settings["template"], notes = _choose_template(source, tokenizer, template)
+    if template is None and (ours := recognise(tokenizer)):
+        (settings["template"], settings["system"]), notes = ours, list[str]()
+    else:
+        settings["template"], notes = _choose_template(source, tokenizer, template)
     if source.path.is_dir():
         settings["stop_tokens"] = read_stop_tokens(source.path, tokenizer)
         if positions := read_max_positions(source.path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxvlm import convert, generate
 from jaxvlm.command import run
+from jaxvlm.data.records import Record, Turn
 from jaxvlm.inference.conversation import Conversation
 from jaxvlm.inference.engine import Engine
 from jaxvlm.inference.sampling import GREEDY
@@ -186,3 +187,38 @@ def test_side_files_that_contradict_the_tokenizer(tmp_path, capsys, name, edit, 
     change(folder / name, lambda values: values.update(edit) or values.pop("image_token_id", None))
     call("import", "--from", folder, "--to", tmp_path / "run", code=2)
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("system", [None, "", 'Say "cat".\n'])
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama2"])
+def test_an_export_of_ours_comes_back_with_its_template(tmp_path, template, system):
+    """Read as a template of its own it would lose the BOS that training had."""
+    folder = write_folder(tmp_path / "in", template=None)
+    call("import", "--from", folder, "--to", tmp_path / "run", "--template", template)
+    change(tmp_path / "run" / "config.json", lambda values: values["stage"]["imported"]["data"].update(system=system))
+    call("export", "--run", tmp_path / "run", "--out", tmp_path / "out")
+    call("import", "--from", tmp_path / "out", "--to", tmp_path / "again")
+    engines = [Engine.of(open_run(tmp_path / name)) for name in ("run", "again")]
+    assert engines[1].data.template == template
+    image = str(pictures(tmp_path, 1)[0])
+    record = Record("0", (Turn("user", f"<image>\n{QUESTION}"),), (image,), "here")
+    one, two = (engine.renderer.render_prompt(record).tokens for engine in engines)
+    assert one.tolist() == two.tolist()
+    call("verify", tmp_path / "out", tmp_path / "again", "--logits", "--image", image, "--prompt", QUESTION)
+
+
+def test_logits_of_odd_images_are_compared_by_our_rule(tmp_path):
+    """Transparent, of 16 bits, and turned by EXIF: both sides get the image as training reads it."""
+    folder = write_folder(tmp_path / "in")
+    call("import", "--from", folder, "--to", tmp_path / "run")
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (40, 31, 4), dtype=np.uint8)).save(tmp_path / "rgba.png")
+    Image.fromarray(random.integers(0, 2**16, (40, 31), dtype=np.uint16)).save(tmp_path / "deep.png")
+    turned = Image.fromarray(random.integers(0, 256, (40, 31, 3), dtype=np.uint8))
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for name in ("rgba", "deep", "turned"):
+        image = tmp_path / f"{name}.png"
+        call("verify", folder, tmp_path / "run", "--logits", "--image", image, "--prompt", QUESTION)
+    call("verify", folder, tmp_path / "run", "--logits", "--image", tmp_path / "none.png", code=2)

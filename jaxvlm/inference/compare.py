@@ -48,11 +48,15 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
     try:
         model = reference.model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         processor = reference.processor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"transformers cannot load {folder}: {error}") from error
     text = _prompt_text(processor, folder, len(images), prompt)
-    with torch.no_grad():
-        return model(**reference.inputs(processor, text, images)).logits[0].float().numpy()
+    try:
+        with torch.no_grad():
+            return model(**reference.inputs(processor, text, images)).logits[0].float().numpy()
+    except (RuntimeError, ValueError) as error:  # such as sizes that the config does not have
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"transformers cannot run {folder} on this question: {reason}") from error
 
 
 def _prompt_text(processor: Any, folder: Path, images: int, prompt: str) -> str:

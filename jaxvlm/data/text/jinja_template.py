@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from jaxvlm.data.records import IMAGE
-from jaxvlm.data.text.templates import Template, find_template
+from jaxvlm.data.text.templates import TEMPLATES, Template, find_template
 
 # Examples of text after an image, which begins with a newline, a word or a space.
 _PROBES = ("\nWhat is it?", "What is it?", " ASSISTANT:")
@@ -66,6 +66,21 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
     ]
     return "\n".join(lines), notes
 
+
+def recognise(tokenizer: Any) -> tuple[str, str] | None:
+    """The name of a template, and the system message, of which `chat_template` made the tokenizer's chat template.
+
+    Its ids are those of that template, which renders in pieces and adds BOS, and not those of a text in one pass.
+    """
+    written = tokenizer.chat_template
+    found = _STATE.search(written) if isinstance(written, str) else None
+    if found is None or IMAGE not in tokenizer.get_vocab():
+        return None
+    system = json.loads(found["system"])
+    return next(((name, system) for name in TEMPLATES if chat_template(tokenizer, name, system)[0] == written), None)
+
+
+_STATE = re.compile(r"""namespace\(text='', begun=false, system=(?P<system>"(?:[^"\\]|\\.)*")\)""")
 
 _TEXT_OF = f"""\
 {{%- macro text_of(content) -%}}

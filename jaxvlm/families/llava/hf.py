@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from PIL import Image
 
 from jaxvlm.config import PARTS, DecoderConfig, ProjectorConfig, VisionConfig
+from jaxvlm.data.media.images import decode
 from jaxvlm.errors import UserError
 from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.families.llava.image_processor import read_aspect
@@ -337,7 +337,7 @@ def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
 
 
 def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
-    opened = [Image.open(image).convert("RGB") for image in images]
+    opened = [decode(str(image), "--image") for image in images]
     bos = processor.tokenizer.bos_token  # as in `apply_chat_template` of a processor
     special = bos is None or not text.startswith(bos)
     return processor(text=text, images=opened or None, return_tensors="pt", add_special_tokens=special)
