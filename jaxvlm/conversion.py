@@ -31,8 +31,9 @@ from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, merge_adapters, state_layout
 from jaxvlm.trees import from_paths, map_paths, paths
-from jaxvlm.weights.adapter_fields import check_base
-from jaxvlm.weights.adapters import Adapter, read_adapter, write_adapter
+from jaxvlm.weights.adapters.fields import check_base
+from jaxvlm.weights.adapters.reading import Adapter, read_adapter
+from jaxvlm.weights.adapters.writing import write_adapter
 from jaxvlm.weights.codec import AdapterNames, Codec, Export, WeightSource
 from jaxvlm.weights.compare import compare_tensors, without_copies
 from jaxvlm.weights.hub import find_source
@@ -41,7 +42,7 @@ from jaxvlm.weights.rules import export_tensors
 from jaxvlm.weights.side_files import adopt_processor_template
 from jaxvlm.weights.source import ResizedVocab, load_weights
 from jaxvlm.weights.spelling import Spelling, find_spelling, respelled
-from jaxvlm.weights.tensors import CastSource, TensorSource
+from jaxvlm.weights.tensors import CastSource, TensorSource, listed
 from jaxvlm.weights.writing import new_folder, parse_size, write_tensors
 
 STAGE = "imported"  # the only stage of a run that `import_run` makes
@@ -67,7 +68,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         parts = dataclasses.replace(parts, lora=lora, **dict.fromkeys(adapter.adapters, "lora"))
         stage = dataclasses.replace(config.stage[STAGE], parts=parts)
         config = dataclasses.replace(config, stage={STAGE: stage})
-        if adapter.added and "projector" not in owners:
+        if "projector" not in owners and any(path.startswith("projector/") for path in adapter.added):
             raise UserError(f"{folder} has adapters of a projector, and no --from has a projector; add the base model")
     with new_folder(args.to, overwrite=False) as folder:
         made = RunFolder(folder)
@@ -176,15 +177,14 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             "--adapter writes adapters and projector as they are; leave out --dtype, --part and --resize-embeddings"
         )
-    if args.adapter and (replaced := _origin(opened.folder).get("replaced")):
+    if args.adapter and (replaced := _replaced(opened.folder)):
         raise UserError(
-            f"{', '.join(replaced)} are not those of the base model, and the form of adapters has no place for them; "
+            f"{listed(replaced)} are not those of the base model, and the form of adapters has no place for them; "
             "pass --merge instead"
         )
     form = PART_CODECS[args.part] if args.part else codec(opened.config.model.family)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         if args.adapter:
-            projector = opened.stage.parts.projector == "full" or opened.stage_name == STAGE
             model = opened.config.model
             notes = write_adapter(
                 folder,
@@ -193,7 +193,7 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
                 _adapter_names(model),
                 adapters,
                 base_model=args.base,
-                projector=projector,
+                projector=True,  # also a frozen one: an earlier stage or an imported adapter may have changed it
             )
             log(*(f"note: {note}" for note in notes))
         else:
@@ -261,6 +261,14 @@ def _origin(folder: Path) -> dict[str, Any]:
     """What `import_run` wrote of a run's sources; empty for a run that was trained."""
     path = RunFolder(folder).origin_file
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _replaced(folder: Path) -> list[str]:
+    """Paths of weights that an imported adapter replaced, in this run or in the one that it started from."""
+    init = RunFolder(folder).load_config().init
+    starts = {Path(start).resolve() for start in (init.model, init.vision, init.language) if start}
+    runs = [start for start in starts if RunFolder(start).has_begun and start != folder.resolve()]
+    return _origin(folder).get("replaced") or [path for run in runs for path in _replaced(run)]
 
 
 def _source_spelling(folder: Path, form: Codec) -> Spelling | None:

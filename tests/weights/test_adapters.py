@@ -21,7 +21,7 @@ from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.weights import adapter_names
 from jaxvlm.trees import from_paths, paths
-from jaxvlm.weights import adapters as peft_folders
+from jaxvlm.weights.adapters import reading, writing
 from tests.parity import pairs
 
 CONFIGS = {
@@ -53,14 +53,14 @@ def abstract(config, adapters):
 
 
 def read_adapter(folder, config):
-    made = peft_folders.read_adapter(folder, config, adapter_names(config), functools.partial(abstract, config))
+    made = reading.read_adapter(folder, config, adapter_names(config), functools.partial(abstract, config))
     assert not made.added
     return made.params, made.adapters
 
 
 def write_adapter(folder, params, config, adapters, **options):
     names = adapter_names(config)
-    return peft_folders.write_adapter(folder, params, abstract(config, adapters), names, adapters, **options)
+    return writing.write_adapter(folder, params, abstract(config, adapters), names, adapters, **options)
 
 
 @functools.cache
@@ -417,9 +417,9 @@ def test_all_problems_come_in_one_message(written):
         lambda name: None if f"{block}.1.self_attn.q_proj" in name or f"{block}.2.mlp.up_proj.lora_A" in name else name,
         **{
             f"{block}.3.self_attn.q_proj.lora_A.weight": ones,
-            "base_model.model.lm_head.lora_A.weight": ones,
-            "base_model.model.model.language_model.norm.weight": ones,
-            "base_model.model.model.multi_modal_projector.linear_1.lora_B.weight": ones,
+            "base_model.model.model.vision_tower.embeddings.patch_embedding.lora_A.weight": ones,
+            "base_model.model.model.language_model.scale.weight": ones,
+            "base_model.model.model.vision_tower.head.mlp.fc1.lora_B.weight": ones,
             f"{block}.0.self_attn.q_proj.lora_magnitude_vector": ones,
         },
     )
@@ -432,15 +432,17 @@ def test_all_problems_come_in_one_message(written):
         "modules_to_save has 'embed_tokens'",
         "language/blocks/attention/q: of 3 layers, 1 have no adapter",
         "model.language_model.layers.3.self_attn.q_proj: the model has 3 layers",
-        "lm_head has an adapter, ours are on the projections of blocks alone",
-        "model.multi_modal_projector.linear_1: lora_A missing, lora_B (5, 48), expected both with rank 5",
-        "model.language_model.norm.weight is no weight of adapters, projector, embedding or head",
+        "model.vision_tower.embeddings.patch_embedding has an adapter; ours are on linear layers of the model",
+        "model.vision_tower.head.mlp.fc1 has an adapter; ours are on linear layers of the model",
+        "model.language_model.scale.weight is no weight of adapters, projector, encoder, embedding or head",
         "layers.0.self_attn.q_proj.lora_magnitude_vector is no weight",
         "merge_and_unload",
     ):
         assert part in str(error.value), str(error.value)
     change_config(folder, use_dora=True, bias="all")
-    with pytest.raises(UserError, match="8 problems: bias = .*; use_dora = true .*; lm_head has an adapter"):
+    with pytest.raises(
+        UserError, match="8 problems: bias = .*; use_dora = true .*; model.vision_tower.*patch_embedding has an"
+    ):
         read_adapter(folder, CONFIG)
 
 

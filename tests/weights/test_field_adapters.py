@@ -1,6 +1,8 @@
 """Adapters as people train them with PEFT: on the projector too, and with weights saved as a whole."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
+from jaxvlm.runs import RunFolder
 from tests import hf_folders
 from tests.parity import pairs
 from tests.test_convert import call, fail, with_vocab
@@ -80,7 +83,8 @@ def test_an_adapter_of_another_projector(base, tmp_path, capsys):
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 4}))
     error = fail(capsys, "import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
-    assert "multi_modal_projector.linear_1: lora_A (3, 40), lora_B (48, 3), expected both with rank 4" in error
+    assert "multi_modal_projector.linear_1.lora_A.weight is (3, 40), expected (4, 40)" in error
+    assert "multi_modal_projector.linear_1.lora_B.weight is (48, 3), expected (48, 4)" in error
 
 
 def test_another_base_is_told(base, tmp_path, capsys):
@@ -104,3 +108,34 @@ def test_adapters_over_replaced_weights_are_merged_or_refused(base, tmp_path, ca
     error = fail(capsys, "export", "--run", tmp_path / "run", "--out", tmp_path / "again", "--adapter")
     assert "language/embed/w, language/head/w are not those of the base model" in error
     call("export", "--run", tmp_path / "run", "--out", tmp_path / "merged", "--merge")
+
+    # A run that started from it has the replaced weights, too.
+    shutil.copytree(tmp_path / "run", tmp_path / "later")
+    later = RunFolder(tmp_path / "later")
+    later.origin_file.unlink()
+    config = later.load_config()
+    later.save_config(dataclasses.replace(config, init=dataclasses.replace(config.init, model=str(tmp_path / "run"))))
+    error = fail(capsys, "export", "--run", tmp_path / "later", "--out", tmp_path / "again", "--adapter")
+    assert "language/embed/w, language/head/w are not those of the base model" in error
+
+
+def test_an_adapted_projector_is_written_back(base, tmp_path):
+    want = train(base, tmp_path, **FIELDS["all-linear"])
+    call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
+    call("export", "--run", tmp_path / "run", "--out", tmp_path / "again", "--adapter")
+    call("import", "--from", base[0], "--adapter", tmp_path / "again", "--to", tmp_path / "back")
+    have = logits_of_run(open_run(tmp_path / "back"), [base[2]], "is it red?")
+    np.testing.assert_allclose(have, want, rtol=0, atol=5e-5)
+
+
+def test_an_embedding_apart_from_its_head_is_merged_by_peft(base, tmp_path, capsys):
+    """What the error advises gives the logits of PEFT: the merged model has a head of its own."""
+    tied = with_vocab(pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True))
+    folder = tmp_path / "base"
+    model = hf_folders.write_llava(folder, tied, decoder="qwen2")
+    want = train((folder, model, base[2]), tmp_path, r=3, target_modules=["v_proj"], modules_to_save=["embed_tokens"])
+    error = fail(capsys, "import", "--from", folder, "--adapter", tmp_path, "--to", tmp_path / "run")
+    assert "embed_tokens.weight replaces the embedding alone" in error and "merge_and_unload" in error
+    call("import", "--from", tmp_path / "out", "--to", tmp_path / "run")
+    have = logits_of_run(open_run(tmp_path / "run"), [base[2]], "is it red?")
+    np.testing.assert_allclose(have, want, rtol=0, atol=5e-5)

@@ -28,15 +28,20 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def check_base(folder: Path, sources: Iterable[str]) -> list[str]:
-    """A note if an adapter was made for a model of another name than those of `sources`; people rename folders."""
-    base = read_json(folder / CONFIG_FILE, _ADVICE).get("base_model_name_or_path")
+    """A note if an adapter was made for a model of another name than those of `sources`; people rename folders.
+
+    The last part of a path or of a hub name counts, and the repository's of a file in the hub's cache.
+    """
+    given, base = list(sources), read_json(folder / CONFIG_FILE, _ADVICE).get("base_model_name_or_path")
 
     def name(spec: str) -> str:
-        return spec.partition("@")[0].rstrip("/").rpartition("/")[2].lower()
+        cached = re.search(r"models--([^/]+)/snapshots/", spec)
+        path = cached[1].replace("--", "/") if cached else spec.partition("@")[0]
+        return path.rstrip("/").rpartition("/")[2].lower()
 
-    if not isinstance(base, str) or not base or name(base) in map(name, sources):
+    if not isinstance(base, str) or not base or name(base) in map(name, given):
         return []
-    return [f"the adapter was made for {base}; its weights mean something over that model alone"]
+    return [f"the adapter was made for {base}, not for {', '.join(given)}; if that is another model, so is the result"]
 
 
 def looked_up(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
