@@ -1,7 +1,9 @@
 """`evaluate` and `generate` on a tiny run with random weights."""
 
+import dataclasses
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -13,6 +15,7 @@ from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.errors import UserError
 from jaxvlm.evaluation.questions import load_questions
 from jaxvlm.inference.conversation import Conversation
+from jaxvlm.runs import RunFolder
 from tests import tiny
 from tests.inference import tiny_run
 
@@ -136,6 +139,17 @@ def test_generate_takes_another_system_message(folder, data, monkeypatch):
     for system in ("Be kind.", "", "Be brief."):
         generate.main([*arguments, "--system", system])
     assert [text.partition("USER:")[0].strip() for text in written] == ["Be kind.", "", "Be brief."]
+
+
+def test_a_system_message_that_captions_would_lose_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    run_folder = RunFolder(tmp_path / "run")
+    config = run_folder.load_config()
+    (name, stage), *_ = config.stage.items()
+    stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, template="plain"))
+    run_folder.save_config(dataclasses.replace(config, stage={name: stage}))
+    with pytest.raises(UserError, match='--system: the run\'s template "plain" writes no system message; leave it out'):
+        generate.main(["--run", str(tmp_path / "run"), "--prompt", "", "--system", "Be kind."])
 
 
 def test_generate_holds_a_conversation(folder, data, monkeypatch, capsys):
