@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -300,14 +301,12 @@ def verify_pair(args: argparse.Namespace, show: Callable[[str], None]) -> dict[s
     forms = [_codec(path) for path in (args.a, args.b)]
     hub = max((form.hub for form in forms), key=lambda spelling: len(spelling.prefixes()))  # of a whole, if either is
     a, b = (_tensors(path, form, hub) for path, form in zip((args.a, args.b), forms, strict=True))
-    differences, problems = compare_tensors(a, b, (args.a, args.b))
-    differing = {name: value for name, value in differences.items() if value > 0}
-    for name, value in sorted(differing.items(), key=lambda item: -item[1])[:20]:
+    found = compare_tensors(a, b, (args.a, args.b))
+    compared, differing, problems = len(found.differences), found.differing, found.problems
+    for name, value in itertools.islice(differing.items(), 20):
         show(f"{value:12.3e}  {name}")
-    largest = max(differences.values(), default=0.0)
-    equal = len(differences) - len(differing)
-    show(f"{len(differences)} tensors compared, {equal} equal, largest difference {largest:g}")
-    result: dict[str, Any] = {"compared": len(differences), "differing": len(differing), "largest": largest}
+    show(f"{compared} tensors compared, {compared - len(differing)} equal, largest difference {found.largest:g}")
+    result: dict[str, Any] = {"compared": compared, "differing": len(differing), "largest": found.largest}
     if args.logits:
         result["logits"] = _verify_logits(args, show, problems)
     if problems:

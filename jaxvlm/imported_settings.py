@@ -1,4 +1,4 @@
-"""What an imported run takes from the small files beside its weights: template, media, stop tokens, longest row."""
+"""What an imported run takes from the small files of its folder: template, media, stop tokens, longest row."""
 
 from __future__ import annotations
 
@@ -31,11 +31,8 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
       UserError: config.json and the tokenizer give the image token different ids, or a file is invalid.
     """
     _check_image_token(source, tokenizer)
-    settings: dict[str, Any] = {"media": dict(source.media)}
-    if template is None and (ours := recognise(tokenizer)):
-        (settings["template"], settings["system"]), notes = ours, list[str]()
-    else:
-        settings["template"], notes = _choose_template(source, tokenizer, template)
+    settings, notes = _choose_template(source, tokenizer, template)
+    settings["media"] = dict(source.media)
     if source.path.is_dir():
         settings["stop_tokens"] = read_stop_tokens(source.path, tokenizer)
         if positions := read_max_positions(source.path):
@@ -52,7 +49,15 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
     return settings, [f"settings: {', '.join(taken)}", *notes, *(f"not used: {note}" for note in source.notes)]
 
 
-def _choose_template(source: WeightSource, tokenizer: Any, template: str | None) -> tuple[str, list[str]]:
+def _choose_template(source: WeightSource, tokenizer: Any, template: str | None) -> tuple[dict[str, Any], list[str]]:
+    """The settings `template` and perhaps `system`, and lines about what is not used."""
+    if template is None and (ours := recognise(tokenizer)):
+        return {"template": ours[0], "system": ours[1]}, []
+    name, notes = _template_name(source, tokenizer, template)
+    return {"template": name}, notes
+
+
+def _template_name(source: WeightSource, tokenizer: Any, template: str | None) -> tuple[str, list[str]]:
     has_own = bool(getattr(tokenizer, "chat_template", None))
     chosen = template or source.template
     if chosen:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from tests.xla import LEVEL
@@ -29,6 +30,14 @@ LONGEST = {name: place for place, name in enumerate(("e2e", "planning", "models"
 settings.register_profile("search", deadline=None, database=None)
 settings.register_profile("same", settings.get_profile("search"), derandomize=True)
 settings.load_profile("same")
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Commands see one device, whatever the suite has."""
+    import jax
+
+    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
 
 
 def pytest_collection_modifyitems(config, items):

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 
 from jaxvlm.config import ModelConfig
 from jaxvlm.data.text.tokenizer import train_tokenizer
@@ -61,3 +63,9 @@ def write_language(folder: Path, config: ModelConfig, *, decoder="llama", seed=0
     model.lm_head.load_state_dict(hf.lm_head.state_dict())
     model.save_pretrained(folder)
     tokenizer(config.language.vocab_size, image_token=image_token).save_pretrained(folder)
+
+
+def write_image(path: Path):
+    """A small picture of noise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 23, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)

@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -36,10 +35,7 @@ def with_vocab(config, rows=VOCAB):
 CONFIG = with_vocab(pairs.tiny_config())
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """The commands see one device, whatever the suite has."""
-    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +49,7 @@ def llava(tmp_path_factory):
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
     path = tmp_path_factory.mktemp("image") / "a.png"
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 23, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    hf_folders.write_image(path)
     return path
 
 

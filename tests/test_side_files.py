@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -38,10 +37,7 @@ PROCESSORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """The commands see one device, whatever the suite has."""
-    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def write_folder(folder, aspect="square", *, template=hf_folders.PARTS_TEMPLATE, generation=None):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxvlm.weights.spelling import Known, find_spelling
+from jaxvlm.weights.spelling import Known, find_heads, find_spelling
 from jaxvlm.weights.tensors import RenamedSource, TensorSource
 
 
@@ -17,6 +17,16 @@ class Comparison(NamedTuple):
 
     differences: dict[str, float]  # name -> largest difference of its values; infinite where one cannot be told
     problems: list[str]  # tensors that only one has, or that have another shape, dtype or values
+
+    @property
+    def differing(self) -> dict[str, float]:
+        """The differences that are not 0, the largest first."""
+        return dict(sorted(((name, x) for name, x in self.differences.items() if x > 0), key=lambda item: -item[1]))
+
+    @property
+    def largest(self) -> float:
+        """The largest difference."""
+        return max(self.differences.values(), default=0.0)
 
 
 def compare_tensors(a: TensorSource, b: TensorSource, names: tuple[object, object]) -> Comparison:
@@ -39,20 +49,18 @@ def compare_tensors(a: TensorSource, b: TensorSource, names: tuple[object, objec
             problems.append(f"{name}: {one.dtype} and {two.dtype}")
         x, y = _comparable(a[name]), _comparable(b[name])
         differences[name] = _largest_difference(x, y)
-        if nans := [f"{np.isnan(z).sum():,} in {where}" for z, where in zip((x, y), names, strict=True) if _has_nan(z)]:
-            problems.append(f"{name} has NaN: {' and '.join(nans)}")
-    if differing := [value for value in differences.values() if value > 0]:
-        problems.append(f"{len(differing)} tensors differ, by up to {max(differing):g}")
-    return Comparison(differences, problems)
+        nans = [(np.count_nonzero(np.isnan(z)), where) for z, where in zip((x, y), names, strict=True)]
+        if found := [f"{count:,} in {where}" for count, where in nans if count]:
+            problems.append(f"{name} has NaN: {' and '.join(found)}")
+    made = Comparison(differences, problems)
+    if made.differing:
+        problems.append(f"{len(made.differing)} tensors differ, by up to {made.largest:g}")
+    return made
 
 
 def _comparable(tensor: np.ndarray) -> np.ndarray:
     """Floats that hold every value of a tensor."""
     return np.asarray(tensor, np.float64 if tensor.dtype.kind in "iu" or tensor.itemsize > 4 else np.float32)
-
-
-def _has_nan(values: np.ndarray) -> bool:
-    return bool(np.isnan(values).any())
 
 
 def _largest_difference(x: np.ndarray, y: np.ndarray) -> float:
@@ -72,8 +80,7 @@ def without_copies(tensors: TensorSource, known: Known, ignored: Sequence[str]) 
       known: the spellings of the model's parts.
       ignored: patterns of whole names.
     """
-    prefixes, marker = known.get("head", ((), ""))
-    heads = [prefix + marker for prefix in prefixes if prefix + marker in tensors]
+    heads = find_heads(tensors, known)
     language = find_spelling(tensors, known).language
     first = heads[:1] if language is None else [language + known["language"][1], *heads[:1]]
     left_out = {head for head in heads for other in first if head != other and same_values(tensors, head, other)}

@@ -23,7 +23,7 @@ _FORMS = (
     ("pytorch_model.bin", "pytorch_model.bin"),
     ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
-_BESIDE = ("adapter_model.*", "mm_projector.bin", "non_lora_trainables.bin")  # read with or without a whole model
+_EXTRAS = ("adapter_model.*", "mm_projector.bin", "non_lora_trainables.bin")  # read with or without a whole model
 
 
 def chosen_files(names: Sequence[str]) -> list[str]:
@@ -37,11 +37,11 @@ def chosen_files(names: Sequence[str]) -> list[str]:
     chosen = [name for name in names if name.endswith(_SMALL)]
     for folder in sorted({posixpath.dirname(name) for name in names}):
         files = {posixpath.basename(name) for name in names if posixpath.dirname(name) == folder}
-        beside = {name for pattern in _BESIDE for name in fnmatch.filter(files, pattern)}
-        beside -= {name for name in beside if name.endswith(".bin") and f"{name[:-4]}.safetensors" in beside}
-        whole = files - {name for pattern in _BESIDE for name in fnmatch.filter(files, pattern)}
+        extras = {name for pattern in _EXTRAS for name in fnmatch.filter(files, pattern)}
+        whole = files - extras
+        extras -= {name for name in extras if name.endswith(".bin") and f"{name[:-4]}.safetensors" in extras}
         form = next((pattern for marker, pattern in _FORMS if fnmatch.filter(whole, marker)), "")
-        weights = {name for name in beside | set(fnmatch.filter(whole, form)) if name.endswith(_WEIGHTS)}
+        weights = {name for name in extras | set(fnmatch.filter(whole, form)) if name.endswith(_WEIGHTS)}
         chosen += sorted(posixpath.join(folder, name) for name in weights)
     return chosen
 

@@ -1,4 +1,4 @@
-"""The small files beside the weights of a folder: stop tokens, sampling and the longest row.
+"""The small files of a model folder: stop tokens, sampling, longest row and the chat template of processors.
 
 Source: transformers generation/configuration_utils.py; `max_position_embeddings` of a model's config.json.
 """
@@ -13,7 +13,8 @@ from jaxvlm.errors import UserError
 from jaxvlm.weights.hf.strict import CONFIG_FILE, read_json
 
 _REMEDY = "fix or remove it"
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "no_repeat_ngram_size", "num_beams")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # without do_sample transformers ignores them
+_SEARCH = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
 
 
 def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[str, ...]:
@@ -36,12 +37,8 @@ def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[str, ...]:
 def sampling_of(folder: Path) -> dict[str, Any]:
     """The settings of generation_config.json that change how tokens are chosen."""
     values = _generation(folder)
-    found = {name: values[name] for name in _SAMPLING if values.get(name) not in (None, 1, 1.0, 0)}
-    if not values.get("do_sample"):  # transformers then ignores what belongs to sampling
-        found = {
-            name: found[name] for name in ("repetition_penalty", "no_repeat_ngram_size", "num_beams") if name in found
-        }
-    return found
+    names = (*_SAMPLING, *_SEARCH) if values.get("do_sample") else _SEARCH
+    return {name: values[name] for name in names if values.get(name) not in (None, 1, 0)}
 
 
 def read_max_positions(folder: Path) -> int | None:

@@ -18,7 +18,7 @@ from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.codec import Codec, Piece, WeightSource
 from jaxvlm.weights.compare import same_values
 from jaxvlm.weights.rules import Rule, import_tensors
-from jaxvlm.weights.spelling import find_spelling
+from jaxvlm.weights.spelling import find_heads, find_spelling
 from jaxvlm.weights.tensors import DerivedSource, RenamedSource, TensorSource, TensorSpec
 
 _OWN_CHOICES = {"feature_layer"}  # of a recipe, not of an encoder alone
@@ -61,8 +61,7 @@ def _with_one_head(tensors: TensorSource, codec: Codec, path: Path) -> TensorSou
     Raises:
       UserError: the values differ.
     """
-    prefixes, marker = codec.known.get("head", ((), ""))
-    first, *others = [prefix + marker for prefix in prefixes if prefix + marker in tensors] or [""]
+    first, *others = find_heads(tensors, codec.known) or [""]
     if differing := [name for name in others if not same_values(tensors, first, name)]:
         raise UserError(
             f"{path}: the output projection must have one value; {first} and {differing[0]} differ; remove the one "

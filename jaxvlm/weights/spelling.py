@@ -48,6 +48,13 @@ def find_spelling(names: Iterable[str], known: Known) -> Spelling:
     )
 
 
+def find_heads(names: Iterable[str], known: Known) -> list[str]:
+    """The names of all output projections of a checkpoint, in the order of `known`; some files have several."""
+    prefixes, marker = known.get("head", ((), ""))
+    names = set(names)
+    return [prefix + marker for prefix in prefixes if prefix + marker in names]
+
+
 def respelled(tensors: TensorSource, old: Spelling, new: Spelling) -> TensorSource:
     """A checkpoint's tensors under the names of another spelling; parts that either lacks keep their names."""
     news = dataclasses.asdict(new)

@@ -130,7 +130,6 @@ class CastSource(DerivedSource):
 
     def __init__(self, source: TensorSource, dtype: np.dtype):
         super().__init__(source, {name: TensorSpec(source.spec(name).shape, dtype) for name in source})
-
         self._overflowed: dict[str, float] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:

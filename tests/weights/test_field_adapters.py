@@ -4,13 +4,11 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers
-from PIL import Image
 
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
@@ -22,9 +20,7 @@ from tests.test_convert import call, fail, with_vocab
 CONFIG = with_vocab(pairs.tiny_config())
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +28,7 @@ def base(tmp_path_factory):
     """A LLaVA's folder, its model in torch, and an image."""
     folder = tmp_path_factory.mktemp("base") / "Tiny-LLaVA"
     model = hf_folders.write_llava(folder, CONFIG)
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 23, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder.parent / "a.png")
+    hf_folders.write_image(folder.parent / "a.png")
     return folder, model, folder.parent / "a.png"
 
 

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import transformers
@@ -27,15 +26,12 @@ HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_t
 UP = "language_model.model.layers.1.mlp.up_proj.weight"
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture
 def image(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 23, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+    hf_folders.write_image(tmp_path / "a.png")
     return tmp_path / "a.png"
 
 

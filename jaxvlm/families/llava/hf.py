@@ -41,7 +41,7 @@ from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.source import WeightSource, part_source
 
 # `model_type` of the original LLaVA code -> its decoder. The code wrote "llava" before version 1.2.
-# LLaVA-NeXT and Bunny have two names for Qwen2; "share4v" is ShareGPT4V.
+# "llava_qwen2" is another name of "llava_qwen"; "share4v" is ShareGPT4V.
 _ORIGINAL = {"llava_llama": "llama", "llava": "llama", "share4v": "llama", "llava_mistral": "mistral"}
 _ORIGINAL |= dict.fromkeys(["llava_qwen", "llava_qwen2"], "qwen2")
 # A processor of transformers gets an image that something else has opened, so no file of a folder can say it.

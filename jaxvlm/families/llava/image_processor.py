@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.config import VisionConfig
-from jaxvlm.weights.hf.strict import read_json
+from jaxvlm.weights.hf.vision import read_image_processor
 
 _BICUBIC = 3  # Pillow's number
 _CLASSES = {"pad": "LlavaImageProcessor", "square": "CLIPImageProcessor", "squeeze": "SiglipImageProcessor"}
@@ -25,11 +25,7 @@ def read_aspect(folder: Path, image_size: int) -> tuple[str | None, list[str]]:
       "pad", "square" or "squeeze", None if the folder has no image processor or one of another kind, and a line for
       each setting that is not used.
     """
-    path = folder / "preprocessor_config.json"
-    values = read_json(path, "fix or remove it") if path.is_file() else {}
-    if not values:
-        path = folder / "processor_config.json"  # where transformers 5 writes it
-        values = (read_json(path, "fix or remove it") if path.is_file() else {}).get("image_processor") or {}
+    path, values = read_image_processor(folder)
     if not values:
         return None, []
     kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or _CLASSES["square"])

@@ -79,23 +79,9 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    tokenizer, notes = copy.deepcopy(tokenizer), []
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.padding_side = "left"  # for batches of prompts
-    if data.template == OWN_TEMPLATE:
-        if not renderer.takes_images:
-            notes.append(
-                f'the chat template is the tokenizer\'s own: write "{IMAGE}" and a newline before the question yourself'
-            )
-        if data.system is not None:
-            notes.append("the chat template is the tokenizer's own: give the system message of the training yourself")
-    else:
-        tokenizer.chat_template, notes = chat_template(tokenizer, data.template, data.system)
-
-    if renderer.needs_bare_ids:
-        notes.append(
-            "the tokenizer adds a BOS token that training does not have: pass add_special_tokens=False with a text of "
-            "the chat template"
-        )
+    notes = _set_chat_template(tokenizer, renderer, data)
     save_tokenizer(tokenizer, folder)
     assert isinstance(data.media, LlavaMedia)
     _write(folder / "preprocessor_config.json", image_processor(vision, data.media.aspect))
@@ -116,6 +102,26 @@ def write_processor(folder: str | Path, tokenizer: Any, vision: VisionConfig, da
         pad_token_id=tokenizer.eos_token_id if pad is None else pad,
         do_sample=False,
     ).save_pretrained(folder)
+    return notes
+
+
+def _set_chat_template(tokenizer: Any, renderer: Renderer, data: DataConfig) -> list[str]:
+    """Gives a tokenizer the chat template of the training; returns notes on what it does not write."""
+    notes = []
+    if data.template == OWN_TEMPLATE:
+        if not renderer.takes_images:
+            notes.append(
+                f'the chat template is the tokenizer\'s own: write "{IMAGE}" and a newline before the question yourself'
+            )
+        if data.system is not None:
+            notes.append("the chat template is the tokenizer's own: give the system message of the training yourself")
+    else:
+        tokenizer.chat_template, notes = chat_template(tokenizer, data.template, data.system)
+    if renderer.needs_bare_ids:
+        notes.append(
+            "the tokenizer adds a BOS token that training does not have: pass add_special_tokens=False with a text of "
+            "the chat template"
+        )
     return notes
 
 

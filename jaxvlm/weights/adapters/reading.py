@@ -33,7 +33,7 @@ from jaxvlm.weights.codec import AdapterNames
 from jaxvlm.weights.compare import without_copies
 from jaxvlm.weights.reading import open_file
 from jaxvlm.weights.rules import Rule, import_tensors
-from jaxvlm.weights.spelling import Spelling
+from jaxvlm.weights.spelling import Spelling, find_heads
 from jaxvlm.weights.tensors import RenamedSource, TensorSource, as_source, listed
 
 PROJECTOR_FILE = "non_lora_trainables.bin"  # of the original LLaVA, next to the adapters
@@ -177,8 +177,7 @@ def _without_tied_head(
 
     PEFT replaces either module by a copy: the other keeps the base model's values unless `ensure_weight_tying` is set.
     """
-    prefixes, marker = names.known["head"]
-    heads = [prefix + marker for prefix in prefixes]
+    heads = find_heads(whole, names.known)
     kept = list(without_copies(as_source(whole), names.known, ()))
     problems = [
         f"{name} is not the embedding; the base model ties its head to it, and so do ours"

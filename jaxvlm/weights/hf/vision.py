@@ -21,7 +21,6 @@ from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import Rule, prefixed
 from jaxvlm.weights.source import WeightSource, part_source
 from jaxvlm.weights.spelling import Known, Spelling
-from jaxvlm.weights.tensors import TensorSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,37 +222,18 @@ def vision_config(
     )
 
 
-def stored_vision(config: VisionConfig, tensors: TensorSource, spelling: Spelling) -> VisionConfig:
-    """The encoder without what its files lack and features do not need: SigLIP's pooling head, the last blocks.
-
-    LLaVA-NeXT deletes both from its towers before it saves them: of 27 blocks with feature layer -2 it keeps 26, which
-    is the same as 26 blocks with feature layer -1.
-
-    Args:
-      config: the encoder that config.json describes.
-      tensors: of the folder.
-      spelling: of `tensors`; without an encoder the config is returned as it is.
-    """
-    if spelling.vision is None:
-        return config
-    if f"{spelling.vision}head.probe" not in tensors:
-        config = dataclasses.replace(config, pool=False)
-    first = f"{spelling.vision}{_BLOCK}layer_norm1.weight"
-    stored = sum(first.replace("{i}", str(i)) in tensors for i in range(config.num_layers))
-    needed = config.num_layers + 1 + config.feature_layer
-    if not needed <= stored < config.num_layers:
-        return config
-    return dataclasses.replace(config, num_layers=stored, feature_layer=needed - 1 - stored)
+def read_image_processor(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The file of a folder that has the settings of its image processor, and these; {} if there are none."""
+    path = Path(folder) / "preprocessor_config.json"
+    if path.is_file() and (values := read_json(path, "fix or remove it")):
+        return path, values
+    path = path.with_name("processor_config.json")  # where transformers 5 writes it
+    return path, (read_json(path, "fix or remove it") if path.is_file() else {}).get("image_processor") or {}
 
 
 def read_pixels(folder: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation in the folder's preprocessor_config.json, None if there is none."""
-    path = Path(folder) / "preprocessor_config.json"
-    if path.is_file():
-        values = read_json(path, "fix or remove it")
-    else:
-        path = path.with_name("processor_config.json")  # where transformers 5 writes it
-        values = read_json(path, "fix or remove it").get("image_processor", {}) if path.is_file() else {}
+    path, values = read_image_processor(folder)
     if not values:
         return None
     report = Report(str(path))
@@ -311,12 +291,23 @@ def open_vision(spec: str, path: Path, feature_layer: int = _FEATURE_LAYER) -> W
 
 
 def with_stored_vision(source: WeightSource) -> WeightSource:
-    """`source` with the encoder that its first piece has (`stored_vision`)."""
+    """`source` without what the files of its encoder lack and features do not need: SigLIP's pooling head, last blocks.
+
+    LLaVA-NeXT deletes both from its towers before it saves them: of 27 blocks with feature layer -2 it keeps 26, which
+    is the same as 26 blocks with feature layer -1.
+    """
     piece, config = source.pieces[0], source.configs.get("vision")
-    if not isinstance(config, VisionConfig):
+    prefix, tensors = piece.spelling.vision, piece.tensors
+    if not isinstance(config, VisionConfig) or prefix is None:
         return source
-    stored = stored_vision(config, piece.tensors, piece.spelling)
-    return dataclasses.replace(source, configs={**source.configs, "vision": stored})
+    if f"{prefix}head.probe" not in tensors:
+        config = dataclasses.replace(config, pool=False)
+    first = f"{prefix}{_BLOCK}layer_norm1.weight"
+    stored = sum(first.replace("{i}", str(i)) in tensors for i in range(config.num_layers))
+    needed = config.num_layers + 1 + config.feature_layer
+    if needed <= stored < config.num_layers:
+        config = dataclasses.replace(config, num_layers=stored, feature_layer=needed - 1 - stored)
+    return dataclasses.replace(source, configs={**source.configs, "vision": config})
 
 
 def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
