@@ -38,11 +38,10 @@ def get_config() -> ConfigDict:
     c.model.language.head_dim = 128
     c.model.language.norm_epsilon = 1e-5
     c.model.language.rope_theta = 10000.0
-    c.model.language.rope_scaling = (
-        None  # or ConfigDict(factor, low_freq_factor, high_freq_factor, original_max_positions); linear: (factor)
-    )
+    c.model.language.rope_scaling = None  # or ConfigDict(kind, factor, ...), the fields of config.RopeScaling
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
-    c.model.language.qkv_bias = False  # True for qwen2 alone
+    c.model.language.qkv_bias = False  # True for qwen2, and for llama and qwen3 with out_bias
+    c.model.language.out_bias = False
     c.model.language.qk_norm = False  # True for qwen3 alone
     c.model.language.architecture = "llama"  # as which an export is written; mistral, qwen2, qwen3
     c.model.language.rope_axes = ()  # for three-axis positions: the axis that turns each of head_dim / 2 frequencies

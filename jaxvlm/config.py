@@ -60,12 +60,14 @@ class ProjectorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretch of the rotary frequencies (HF `rope_type` "llama3"); with only a factor "linear"."""
+    """A stretch of the rotary frequencies: those that turn seldom over the original context are divided by `factor`."""
 
     factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 0  # 0: linear, since no frequency turns often enough to be kept
+    low_freq_factor: float = 1.0  # turns up to which a frequency is divided; YaRN's beta_slow
+    high_freq_factor: float = 4.0  # turns from which it is kept; YaRN's beta_fast
+    original_max_positions: int = 0
+    kind: str = "llama3"  # HF's rope_type: linear (divides all frequencies), llama3 or yarn
+    attention_factor: float = 1.0  # of yarn: multiplies queries and keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +91,7 @@ class DecoderConfig:
     # For each of the head_dim / 2 rotary frequencies the axis of the position that turns it; (): there is one axis.
     rope_axes: tuple[int, ...] = ()
     window: int | None = None  # Mistral's attention window in tokens; rows must not be longer, so it has no effect
+    out_bias: bool = False  # a bias after attention, as LLaMA and Qwen3 have with HF's attention_bias
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ evaluation: batch_size image_folder max_new_tokens source
 init: language model projector resize_vocab vision
 mesh: data fsdp tensor
 model: compute_dtype family remat
-model.language: architecture embed_dim head_dim mlp_dim norm_epsilon num_heads num_kv_heads num_layers qk_norm
-  qkv_bias rope_axes rope_scaling rope_theta tie_embeddings vocab_size window
+model.language: architecture embed_dim head_dim mlp_dim norm_epsilon num_heads num_kv_heads num_layers out_bias
+  qk_norm qkv_bias rope_axes rope_scaling rope_theta tie_embeddings vocab_size window
 model.projector: kind
 model.vision: activation class_token embed_dim feature_layer image_mean image_size image_std mlp_dim norm_epsilon
   num_heads num_layers patch_bias patch_size pool pre_norm

@@ -25,7 +25,17 @@ from jaxvlm.config import DecoderConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models import tpu
 from jaxvlm.models.attention import attend
-from jaxvlm.models.layers import Einsum, RMSNorm, make_stack, make_weight, matmul, rope, rope_table, run_stack
+from jaxvlm.models.layers import (
+    ROPE_SCALINGS,
+    Einsum,
+    RMSNorm,
+    make_stack,
+    make_weight,
+    matmul,
+    rope,
+    rope_table,
+    run_stack,
+)
 from jaxvlm.sharding import constrain
 
 Pair = tuple[Array, Array]  # cosines and sines, or keys and values
@@ -56,14 +66,14 @@ class Attention(nnx.Module):
 
     def __init__(self, c: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         D, N, K, H = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim
-        gain = (2 * c.num_layers) ** -0.5
         options: dict[str, Any] = {"bias": c.qkv_bias, "dtype": dtype, "rngs": rngs}
+        out: dict[str, Any] = {"bias": c.out_bias, "gain": (2 * c.num_layers) ** -0.5, "dtype": dtype, "rngs": rngs}
         self.q = Einsum("BTD,DNH->BTNH", (D, N, H), ("embed", "heads", "head_dim"), **options)
         self.k = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), **options)
         self.v = Einsum("BSD,DKH->BSKH", (D, K, H), ("embed", "kv_heads", "head_dim"), **options)
         self.q_norm = RMSNorm(H, c.norm_epsilon, axis="head_dim", dtype=dtype) if c.qk_norm else None
         self.k_norm = RMSNorm(H, c.norm_epsilon, axis="head_dim", dtype=dtype) if c.qk_norm else None
-        self.out = Einsum("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), gain=gain, dtype=dtype, rngs=rngs)
+        self.out = Einsum("BTNH,NHD->BTD", (N, H, D), ("heads", "head_dim", "embed"), **out)
 
     def _queries(self, x_BTD: Array, table: Pair) -> Array:
         q_BTNH = self.q(x_BTD)
@@ -151,17 +161,24 @@ class Embedding(nnx.Module):
         return matmul(x.astype(self.dtype), self.w[...].astype(self.dtype).T, 1, preferred_element_type=jnp.float32)
 
 
-# config.model.language.architecture -> its qkv_bias and qk_norm.
-ARCHITECTURES = {"llama": (False, False), "mistral": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+# config.model.language.architecture -> (qkv_bias, out_bias, qk_norm) of its models, the usual first.
+ARCHITECTURES = {
+    "llama": ((False, False, False), (True, True, False)),
+    "mistral": ((False, False, False),),
+    "qwen2": ((True, False, False),),
+    "qwen3": ((False, False, True), (True, True, True)),
+}
 
 
 def check_architecture(c: DecoderConfig) -> None:
-    """Raises `UserError` if the architecture is unknown, or its biases and norms differ from the config."""
-    if ARCHITECTURES.get(c.architecture) != (c.qkv_bias, c.qk_norm):
-        known = "; ".join(f"{name}: {bias}, {norm}" for name, (bias, norm) in ARCHITECTURES.items())
+    """Raises `UserError` if the architecture is unknown, or has no models with the config's biases and norms."""
+    if (c.qkv_bias, c.out_bias, c.qk_norm) not in ARCHITECTURES.get(c.architecture, ()):
+        choices = [(name, choice) for name, choices in ARCHITECTURES.items() for choice in choices]
+        known = "; ".join(f"{name}: {', '.join(map(str, choice))}" for name, choice in choices)
         raise UserError(
-            f'config.model.language: architecture "{c.architecture}" with qkv_bias = {c.qkv_bias} and qk_norm = '
-            f"{c.qk_norm} is not a model of transformers; architectures and their qkv_bias, qk_norm: {known}"
+            f'config.model.language: architecture "{c.architecture}" with qkv_bias = {c.qkv_bias}, out_bias = '
+            f"{c.out_bias} and qk_norm = {c.qk_norm} is not a model of transformers; architectures and their qkv_bias, "
+            f"out_bias, qk_norm: {known}"
         )
 
 
@@ -181,13 +198,19 @@ class Decoder(nnx.Module):
         """Makes the weights.
 
         Raises:
-          UserError: sizes do not fit each other, or no architecture has these biases and norms.
+          UserError: sizes do not fit each other, the kind of rotary scaling is unknown, or no architecture has these
+            biases and norms.
         """
         check_architecture(c)
         if c.num_heads % c.num_kv_heads or c.head_dim % 2:
             raise UserError(
                 f"config.model.language: num_heads {c.num_heads} must be a multiple of num_kv_heads {c.num_kv_heads}, "
                 f"and head_dim {c.head_dim} even"
+            )
+        if c.rope_scaling is not None and c.rope_scaling.kind not in ROPE_SCALINGS:
+            raise UserError(
+                f'config.model.language.rope_scaling.kind = "{c.rope_scaling.kind}", expected '
+                + ", ".join(ROPE_SCALINGS)
             )
         if c.rope_axes and len(c.rope_axes) != c.head_dim // 2:
             raise UserError(

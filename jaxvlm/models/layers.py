@@ -215,25 +215,60 @@ def rope_table(
       positions_BT: int32[B, T], or int32[B, T, A] with `axes`.
       head_dim: H, even.
       theta: base of the frequencies.
-      scaling: Llama 3's stretch of the low frequencies, or None.
+      scaling: a stretch of the low frequencies, or None.
       axes: for each of the H / 2 frequencies the axis of the position that turns it; (): positions have one axis.
 
     Returns:
       float32[B, T, 1, H / 2] twice; angles in float32 because bfloat16 rounds positions 257 and 258 to one number.
 
-    Source: RoFormer (arXiv:2104.09864); HF modeling_rope_utils.py, `_compute_llama3_parameters`, for the scaling.
+    Source: RoFormer (arXiv:2104.09864).
     """
     frequency_R = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
-        # Turns over the original context. Many: unchanged; few: slowed by `factor`; between: a linear blend.
-        turns_R = scaling.original_max_positions * frequency_R / (2 * math.pi)
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        kept_R = jnp.clip((turns_R - low) / (high - low), 0.0, 1.0)
+        kept_R = ROPE_SCALINGS[scaling.kind](frequency_R, theta, scaling)
         frequency_R = frequency_R * (kept_R + (1 - kept_R) / scaling.factor)
     of_frequency = jnp.array(axes) if axes else None
     positions_BT1R = positions_BT[:, :, None, of_frequency]
     angle_BT1R = positions_BT1R.astype(jnp.float32) * frequency_R
-    return jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
+    cos_BT1R, sin_BT1R = jnp.cos(angle_BT1R), jnp.sin(angle_BT1R)
+    if scaling is None or scaling.attention_factor == 1.0:
+        return cos_BT1R, sin_BT1R
+    return cos_BT1R * scaling.attention_factor, sin_BT1R * scaling.attention_factor
+
+
+def _linear_kept(frequency_R: Array, theta: float, s: RopeScaling) -> Array:
+    return jnp.zeros_like(frequency_R)
+
+
+def _llama3_kept(frequency_R: Array, theta: float, s: RopeScaling) -> Array:
+    """Linear in the turns over the original context. Source: HF, `_compute_llama3_parameters`."""
+    turns_R = s.original_max_positions * frequency_R / (2 * math.pi)
+    return jnp.clip((turns_R - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+
+
+def _yarn_kept(frequency_R: Array, theta: float, s: RopeScaling) -> Array:
+    """Linear in the frequency's number. Source: YaRN (arXiv:2309.00071); HF, `_compute_yarn_parameters`."""
+    R = frequency_R.size
+
+    def number(turns: float) -> float:
+        """Of the frequency, not rounded, with so many turns over the original context."""
+        return R * math.log(s.original_max_positions / (2 * math.pi * turns)) / math.log(theta)
+
+    first, last = max(math.floor(number(s.high_freq_factor)), 0), min(math.ceil(number(s.low_freq_factor)), 2 * R - 1)
+    return 1 - jnp.clip((jnp.arange(R) - first) / max(last - first, 1e-3), 0.0, 1.0)
+
+
+def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
+    """YaRN's factor of queries and keys for a stretch by `factor`. Source: arXiv:2309.00071, section 3.4."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+# RopeScaling.kind -> float[R], how much of a frequency is kept: 1 all, 0 it is divided by the factor.
+ROPE_SCALINGS: dict[str, Callable[[Array, float, RopeScaling], Array]] = {
+    "linear": _linear_kept,
+    "llama3": _llama3_kept,
+    "yarn": _yarn_kept,
+}
 
 
 def rope(x_BTNH: Array, table: tuple[Array, Array]) -> Array:

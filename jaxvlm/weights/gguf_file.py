@@ -18,6 +18,7 @@ from jaxvlm.config import DecoderConfig, RopeScaling
 from jaxvlm.errors import UserError
 from jaxvlm.gguf_metadata import read_metadata
 from jaxvlm.models.decoder import ARCHITECTURES
+from jaxvlm.models.layers import yarn_attention_factor
 from jaxvlm.weights.tensors import TensorSource, TensorSpec, listed
 
 # GGUF's name of a family -> whether its rows of q and k are in the order of an interleaved rope.
@@ -140,9 +141,10 @@ def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
     scaling = _rope_scaling(source, head_dim, theta, problems)
     if problems:
         raise UserError(f"{source.path} cannot be a decoder: " + "; ".join(problems))
-    bias, norm = (f"model.layers.0.self_attn.{name}" in source for name in ("q_proj.bias", "q_norm.weight"))
+    parts = ("q_proj.bias", "o_proj.bias", "q_norm.weight")
+    choice = tuple(f"model.layers.0.self_attn.{part}" in source for part in parts)
     # A LLaMA with biases at q, k and v alone is a Qwen2.
-    fitting = [name for name, choices in ARCHITECTURES.items() if choices == (bias, norm)]
+    fitting = [name for name, choices in ARCHITECTURES.items() if choice in choices]
     architecture = source.architecture if source.architecture in fitting else next(iter(fitting), source.architecture)
     return DecoderConfig(
         vocab_size=source.spec("model.embed_tokens.weight").shape[0],
@@ -156,8 +158,9 @@ def gguf_decoder_config(source: GGUFSource) -> DecoderConfig:
         rope_theta=_shortest(theta),
         rope_scaling=scaling,
         tie_embeddings="lm_head.weight" not in source,
-        qkv_bias=bias,
-        qk_norm=norm,
+        qkv_bias=choice[0],
+        out_bias=choice[1],
+        qk_norm=choice[2],
         architecture=architecture,
     )
 
@@ -196,14 +199,47 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope_scaling(source: GGUFSource, head_dim: int, theta: float, problems: list[str]) -> RopeScaling | None:
-    """Llama 3's scaling if the file's divisors match it; appends other scalings to `problems`."""
-    scaled = source.metadata.value(f"{source.architecture}.rope.scaling.type", "linear")  # llama.cpp's default
-    stretch = source.number("rope.scaling.factor", source.number("rope.scale_linear", 1.0))
-    if scaled != "none" and stretch != 1.0:
-        problems.append(f'rope scaling "{scaled}" by {stretch}; the decoder has Llama 3\'s only')
-    if source.rope_factors is None or np.all(source.rope_factors == 1.0):
+def _linear(source: GGUFSource, factor: float) -> RopeScaling:
+    return RopeScaling(factor, kind="linear")
+
+
+def _yarn(source: GGUFSource, factor: float) -> RopeScaling:
+    """Source: llama.cpp, ggml_rope_yarn_corr_dims and rope_yarn of ggml-cpu/ops.cpp."""
+    positions = source.number("rope.scaling.original_context_length", source.number("context_length", 0))
+    return RopeScaling(
+        factor,
+        low_freq_factor=source.number("rope.scaling.yarn_beta_slow", 1.0),
+        high_freq_factor=source.number("rope.scaling.yarn_beta_fast", 32.0),
+        original_max_positions=int(positions),
+        kind="yarn",
+        attention_factor=yarn_attention_factor(factor),
+    )
+
+
+_SCALINGS = {"linear": _linear, "yarn": _yarn}
+_OTHER_YARN = tuple(f"rope.scaling.{name}" for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"))
+
+
+def _scaling_of_metadata(source: GGUFSource, problems: list[str]) -> RopeScaling | None:
+    """The scaling that the metadata names; appends one that we do not have to `problems`."""
+    kind = source.metadata.value(f"{source.architecture}.rope.scaling.type", "linear")  # llama.cpp's default
+    factor = source.number("rope.scaling.factor", source.number("rope.scale_linear", 1.0))
+    if kind == "none" or factor == 1.0:
         return None
+    others = [f"{key} = {value}" for key in _OTHER_YARN if (value := source.number(key, 1.0)) != 1.0]
+    if kind not in _SCALINGS or others:
+        problems.append(" with ".join([f'rope scaling "{kind}" by {factor}', *others]))
+        return None
+    return _SCALINGS[kind](source, factor)
+
+
+def _rope_scaling(source: GGUFSource, head_dim: int, theta: float, problems: list[str]) -> RopeScaling | None:
+    """The scaling of the metadata, or Llama 3's if the file's divisors match it; appends others to `problems`."""
+    of_metadata = _scaling_of_metadata(source, problems)
+    if source.rope_factors is None or np.all(source.rope_factors == 1.0):
+        return of_metadata
+    if of_metadata is not None:
+        problems.append(f"rope scaling by {of_metadata.factor} and {_ROPE_FACTORS}, expected one of both")
     scaling = dataclasses.replace(_LLAMA3, factor=float(source.rope_factors.max()))
     turns = scaling.original_max_positions * theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)
     span = scaling.high_freq_factor - scaling.low_freq_factor

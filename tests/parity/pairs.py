@@ -60,7 +60,15 @@ def tied_config() -> ModelConfig:
 def linear_rope_config() -> ModelConfig:
     """All rotary frequencies divided by a factor, as Vicuna 1.5 of 16k positions."""
     config = tiny_config()
-    return dataclasses.replace(config, language=dataclasses.replace(config.language, rope_scaling=RopeScaling(4.0)))
+    scaling = RopeScaling(4.0, kind="linear")
+    return dataclasses.replace(config, language=dataclasses.replace(config.language, rope_scaling=scaling))
+
+
+def yarn_config() -> ModelConfig:
+    """YaRN's frequencies (one is kept, one half divided, the others divided), and biases at all of attention."""
+    config, scaling = tiny_config(), RopeScaling(4.0, 1.0, 4.0, 64, kind="yarn", attention_factor=1.3)
+    changes = {"rope_theta": 500.0, "rope_scaling": scaling, "qkv_bias": True, "out_bias": True}
+    return dataclasses.replace(config, language=dataclasses.replace(config.language, **changes))
 
 
 def siglip_config(**language) -> ModelConfig:
@@ -82,10 +90,13 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
     rope = {"rope_type": "default", "rope_theta": t.rope_theta}
     if t.rope_scaling is not None:
         s = t.rope_scaling
-        rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor}
-        rope |= {"high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original_max_positions}
-        if not s.original_max_positions:
-            rope = {"rope_type": "linear", "rope_theta": t.rope_theta, "factor": s.factor}
+        low, high = {"yarn": ("beta_slow", "beta_fast")}.get(s.kind, ("low_freq_factor", "high_freq_factor"))
+        rope |= {"rope_type": s.kind, "factor": s.factor}
+        if s.kind != "linear":
+            rope |= {low: s.low_freq_factor, high: s.high_freq_factor}
+            rope["original_max_position_embeddings"] = s.original_max_positions
+        if s.kind == "yarn":
+            rope["attention_factor"] = s.attention_factor
     vision_class = transformers.CLIPVisionConfig if v.class_token else transformers.SiglipVisionConfig
     vision = vision_class(
         hidden_size=v.embed_dim,
@@ -114,6 +125,7 @@ def hf_config(config: ModelConfig, decoder: str = "llama") -> transformers.Llava
         tie_word_embeddings=t.tie_embeddings,
         use_cache=False,
         **({"sliding_window": t.window} if decoder == "mistral" else {}),
+        **({"attention_bias": True} if t.out_bias else {}),
     )
     return transformers.LlavaConfig(
         vision_config=vision,

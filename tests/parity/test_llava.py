@@ -15,6 +15,7 @@ CONFIGS = {  # config, and the decoder's type at Hugging Face
     "clip_llama2_untied": (pairs.tiny_config(), "llama"),
     "clip_llama3_tied": (pairs.tied_config(), "llama"),
     "clip_llama_linear_rope": (pairs.linear_rope_config(), "llama"),
+    "clip_llama_yarn_biases": (pairs.yarn_config(), "llama"),
     "clip_gelu_mistral": (pairs.gelu_config(), "mistral"),
     "siglip_qwen2_tied": (pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
     "siglip_qwen3": (pairs.siglip_config(architecture="qwen3", qk_norm=True), "qwen3"),

@@ -217,7 +217,7 @@ def test_claims_about_the_tower(changes, message, tmp_path, tower):
 def test_linear_rope(tmp_path):
     folder = write(tmp_path / "in", pairs.linear_rope_config())
     language = assert_same_logits(folder).language
-    assert language.rope_scaling == RopeScaling(4.0)
+    assert language.rope_scaling == RopeScaling(4.0, kind="linear")
 
     class Ids:
         bos_token_id, eos_token_id, pad_token_id = 1, 2, 0

@@ -185,14 +185,37 @@ def test_llama3_scaling_is_recognised_and_another_refused(tmp_path):
     assert gguf_decoder_config(GGUFSource(write_model(tmp_path / "c.gguf", "llama", tensors, more=none))) == config()
 
 
+def test_scalings_of_the_metadata(tmp_path):
+    """The numbers of a Qwen2.5 with YaRN by 4, and of a Vicuna of 16k positions."""
+    tensors, changes = hf_tensors("llama"), {"rope__scaling__factor": 4.0}
+    linear = write_model(tmp_path / "a.gguf", "llama", tensors, **changes, rope__scaling__type="linear")
+    assert gguf_decoder_config(GGUFSource(linear)) == config(rope_scaling=RopeScaling(4.0, kind="linear"))
+    changes |= {"rope__scaling__type": "yarn", "rope__scaling__original_context_length": 32768}
+    yarn = GGUFSource(write_model(tmp_path / "b.gguf", "llama", tensors, **changes))
+    scaling = RopeScaling(4.0, 1.0, 32.0, 32768, kind="yarn", attention_factor=0.1 * math.log(4.0) + 1)
+    assert gguf_decoder_config(yarn) == config(rope_scaling=scaling)
+    changes["rope__scaling__yarn_ext_factor"] = 0.5
+    with pytest.raises(UserError, match='scaling "yarn" by 4.0 with rope.scaling.yarn_ext_factor = 0.5'):
+        gguf_decoder_config(GGUFSource(write_model(tmp_path / "c.gguf", "llama", tensors, **changes)))
+
+
+def test_a_llama_with_all_biases(tmp_path):
+    tensors = hf_tensors("llama")
+    for i in range(L):
+        for part, size in (("q", N * H), ("k", K * H), ("v", K * H), ("o", D)):
+            tensors[f"model.layers.{i}.self_attn.{part}_proj.bias"] = np.arange(size, dtype=np.float32)
+    source = GGUFSource(write_model(tmp_path / "a.gguf", "llama", tensors))
+    assert gguf_decoder_config(source) == config(qkv_bias=True, out_bias=True)
+
+
 def test_what_the_decoder_does_not_have_is_refused_at_once(tmp_path):
-    changes = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "attention__sliding_window": 4096}
+    changes = {"rope__scaling__type": "longrope", "rope__scaling__factor": 4.0, "attention__sliding_window": 4096}
     changes |= {"rope__dimension_count": 12}
     source = GGUFSource(write_model(tmp_path / "a.gguf", "qwen2", hf_tensors("qwen2"), **changes))
     with pytest.raises(UserError) as error:
         gguf_decoder_config(source)
     for part in (
-        '"yarn" by 4.0',
+        '"longrope" by 4.0',
         "qwen2.attention.sliding_window = 4096",
         "dimension_count = 12, expected the head's 24",
     ):
@@ -201,8 +224,8 @@ def test_what_the_decoder_does_not_have_is_refused_at_once(tmp_path):
 
 def test_numbers_that_are_absent_or_many(tmp_path):
     tensors = hf_tensors("llama")
-    finish(write_header(tmp_path / "b.gguf", "llama", rope__scale_linear=2.0))
-    with pytest.raises(UserError, match=r'no weights .*"linear" by 2.0'):
+    finish(write_header(tmp_path / "b.gguf", "llama", rope__scaling__type="longrope", rope__scaling__factor=2.0))
+    with pytest.raises(UserError, match=r'no weights .*"longrope" by 2.0'):
         gguf_decoder_config(GGUFSource(tmp_path / "b.gguf"))
     source = GGUFSource(write_model(tmp_path / "a.gguf", "llama", tensors, attention__head_count_kv=[2, 2, 2]))
     with pytest.raises(UserError, match=r"head_count_kv = \[2, 2, 2\], expected one number"):

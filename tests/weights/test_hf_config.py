@@ -3,8 +3,11 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from jaxvlm.config import DecoderConfig, ProjectorConfig, RopeScaling, VisionConfig, build_config
 from jaxvlm.errors import UserError
@@ -13,6 +16,7 @@ from jaxvlm.families.llava import hf
 from jaxvlm.families.llava.config import LlavaConfig
 from jaxvlm.families.sources import folder_codec
 from jaxvlm.models import variants
+from jaxvlm.models.layers import rope_table
 from jaxvlm.weights.hf import decoder, strict
 from jaxvlm.weights.hf import vision as encoders
 from tests.parity import pairs
@@ -343,20 +347,48 @@ def test_rope_of_transformers_5(folder):
     assert (config.rope_theta, config.rope_scaling) == (1e6, None)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"attention_factor": 1.5, "beta_fast": 16, "beta_slow": 2},
+        {"mscale": 1.0, "mscale_all_dim": 0.7},
+        {"beta_fast": None, "beta_slow": 0, "mscale": 1.0},
+    ],
+)
+@pytest.mark.parametrize("theta", [1e6, 1e4])
+def test_yarn_has_the_frequencies_of_transformers(folder, more, theta):
+    """As Qwen's pages tell users to write it, and with each number that may be left out."""
+    rope = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    at = folder(QWEN25 | {"rope_theta": theta, "rope_scaling": rope | more})
+    config = decoder.read_language(at)
+    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](transformers.AutoConfig.from_pretrained(at), "cpu")
+    one = jnp.ones((1, 1), jnp.int32)
+    cos, sin = rope_table(one, config.head_dim, config.rope_theta, config.rope_scaling)
+    assert config.rope_scaling.attention_factor == factor
+    np.testing.assert_allclose(jnp.arctan2(sin, cos)[0, 0, 0], frequencies, rtol=2e-6)
+    np.testing.assert_allclose(jnp.hypot(sin, cos)[0, 0, 0], factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("values", [LLAMA, QWEN3], ids=["llama", "qwen3"])
+def test_attention_bias(folder, values):
+    config = decoder.read_language(folder(values | {"attention_bias": True}))
+    assert (config.qkv_bias, config.out_bias) == (True, True)
+
+
 REFUSED_DECODERS = {
     "sliding_window = 4096, supported: null": LLAMA | {"sliding_window": 4096},
     "sliding_window = 32768": QWEN25 | {"use_sliding_window": True},
     'layer_types = ["full_attention", "sliding_attention"]': QWEN3
     | {"layer_types": ["sliding_attention"] + 27 * ["full_attention"]},
-    "attention_bias = true, supported: false": LLAMA | {"attention_bias": True},
-    "attention_bias = true": QWEN3 | {"attention_bias": True},
+    "attention_bias = true": QWEN25 | {"attention_bias": True},
     "mlp_bias = true, supported: false": LLAMA | {"mlp_bias": True},
     'hidden_act = "gelu", supported: "silu"': LLAMA | {"hidden_act": "gelu"},
     "rope_interleaved = true": SMOLLM2_135M | {"rope_interleaved": True},
-    'rope_type = "dynamic", supported: default, linear, llama3': LLAMA
+    'rope_type = "dynamic", supported: default, linear, llama3, yarn': LLAMA
     | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-    'rope_type = "yarn"': QWEN25
-    | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+    "truncate = false, supported: true": QWEN25
+    | {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "truncate": False}},
     "partial_rotary_factor = 0.5, supported: 1.0": LLAMA | {"partial_rotary_factor": 0.5},
     "mrope_section = [16, 24, 24], an unknown field": QWEN25
     | {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}},
@@ -499,7 +531,7 @@ def test_encoders_come_back(name, folder):
 TINY = DecoderConfig(101, 48, 56, 3, 6, 2, 10, 1e-6, 5000.0, None, False, qkv_bias=False, qk_norm=False)
 
 
-@pytest.mark.parametrize("name", [*variants._LANGUAGE, "tiny", "tiny_bias", "tiny_norm"])
+@pytest.mark.parametrize("name", [*variants._LANGUAGE, "tiny", "tiny_bias", "tiny_norm", "tiny_yarn"])
 def test_decoders_come_back(name, folder):
     tiny = {
         "tiny": TINY,
@@ -507,6 +539,7 @@ def test_decoders_come_back(name, folder):
         "tiny_norm": dataclasses.replace(
             TINY, qk_norm=True, architecture="qwen3", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)
         ),
+        "tiny_yarn": pairs.yarn_config().language,
     }
     config = tiny.get(name) or language(name)
     values = decoder.hf_language_config(config, Ids, dtype="bfloat16", max_positions=2048)
@@ -538,7 +571,7 @@ def test_llavas_come_back(encoder, decoder, folder):
 
 def test_models_that_transformers_has_not():
     both = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True)
-    with pytest.raises(UserError, match="qkv_bias = True and qk_norm = True is not a model of transformers"):
+    with pytest.raises(UserError, match="qkv_bias = True, out_bias = False and qk_norm = True is not a model"):
         decoder.hf_language_config(both, Ids, dtype="float32", max_positions=64)
     odd = dataclasses.replace(TINY, embed_dim=49)
     with pytest.raises(UserError, match="LlamaConfig of transformers refuses the model"):
@@ -551,11 +584,19 @@ def test_models_that_transformers_has_not():
         hf.hf_llava_config(config, Ids, image_token_id=101, dtype="float32", max_positions=64)
 
 
-@pytest.mark.parametrize("changes", [{"architecture": "qwen2"}, {"qkv_bias": True}, {"architecture": "gpt2"}])
+@pytest.mark.parametrize("changes", [{"architecture": "qwen2"}, {"out_bias": True}, {"architecture": "gpt2"}])
 def test_an_architecture_has_its_own_biases_and_norms(changes):
     config = pairs.tiny_config()
     config = dataclasses.replace(config, language=dataclasses.replace(config.language, **changes))
-    with pytest.raises(UserError, match='architecture "(llama|qwen2|gpt2)" with qkv_bias = .*qwen3: False, True'):
+    with pytest.raises(UserError, match='architecture "(llama|qwen2|gpt2)" with .*qwen3: False, False, True'):
+        build_model(config)
+
+
+def test_a_kind_of_rotary_scaling_that_we_do_not_have():
+    config = pairs.tiny_config()
+    scaling = RopeScaling(2.0, kind="dynamic")
+    config = dataclasses.replace(config, language=dataclasses.replace(config.language, rope_scaling=scaling))
+    with pytest.raises(UserError, match='rope_scaling.kind = "dynamic", expected linear, llama3, yarn'):
         build_model(config)
 
 

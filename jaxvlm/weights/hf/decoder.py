@@ -16,6 +16,7 @@ import transformers
 from jaxvlm.config import DecoderConfig, RopeScaling
 from jaxvlm.errors import UserError
 from jaxvlm.models.decoder import ARCHITECTURES, check_architecture
+from jaxvlm.models.layers import yarn_attention_factor
 from jaxvlm.weights.codec import Codec, Export, Reference
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.hf.strict import CONFIG_FILE, Report, check_fields, fill, make, read_config, unknown
@@ -56,17 +57,28 @@ _FIELDS = {
     "norm_epsilon": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
-_ROPE_FIELDS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_positions": "original_max_position_embeddings",
+_ROPE_FIELDS = {  # for each rope_type
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_positions": "original_max_position_embeddings",
+    },
+    "yarn": {
+        "factor": "factor",
+        "low_freq_factor": "beta_slow",
+        "high_freq_factor": "beta_fast",
+        "original_max_positions": "original_max_position_embeddings",
+        "attention_factor": "attention_factor",
+    },
 }
 
 # Required values of fields, each with the reason; a field absent from file and class passes.
 _REQUIRED: dict[str, tuple[Any, str]] = {
     "hidden_act": ("silu", "the gate of the MLP"),
-    "attention_bias": (False, "biases at queries, keys and values only, as Qwen2 has them"),
+    "attention_bias": (False, "biases as the architecture has them"),
     "mlp_bias": (False, "no biases in the MLP"),
     "sliding_window": (None, "full attention"),
     "rope_interleaved": (False, "halves are rotated, not pairs"),
@@ -98,6 +110,7 @@ RULES = (
     Rule(_BLOCK + "self_attn.q_norm.weight", "blocks/attention/q_norm/scale"),  # Qwen3
     Rule(_BLOCK + "self_attn.k_norm.weight", "blocks/attention/k_norm/scale"),
     Rule(_BLOCK + "self_attn.o_proj.weight", "blocks/attention/out/w", "D (N H) -> N H D"),
+    Rule(_BLOCK + "self_attn.o_proj.bias", "blocks/attention/out/bias"),  # LLaMA and Qwen3 with attention_bias
     Rule(_BLOCK + "post_attention_layernorm.weight", "blocks/mlp_norm/scale"),
     Rule(_BLOCK + "mlp.gate_proj.weight", "blocks/mlp/gate/w", "F D -> D F"),
     Rule(_BLOCK + "mlp.up_proj.weight", "blocks/mlp/up/w", "F D -> D F"),
@@ -150,6 +163,9 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
         return None
     rope = {"rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor"}
     mapped = {*_FIELDS.values(), "layer_types"} | rope
+    usual, *with_biases = ARCHITECTURES[architecture]
+    if with_biases:
+        mapped.add("attention_bias")
     if DECODERS[architecture].has_window:
         mapped.add("sliding_window")
     # Qwen2 and Qwen3 write a window that they do not use; the class has replaced it by None.
@@ -161,12 +177,13 @@ def decoder_config(architecture: str, values: Mapping[str, Any], prefix: str, re
     # Qwen2's class has no field for it.
     filled["head_dim"] = filled.get("head_dim") or filled["hidden_size"] // filled["num_attention_heads"]
     fields = {ours: filled[theirs] for ours, theirs in _FIELDS.items()}
-    qkv_bias, qk_norm = ARCHITECTURES[architecture]
+    qkv_bias, out_bias, qk_norm = with_biases[0] if with_biases and filled.get("attention_bias") else usual
     return DecoderConfig(
         **fields | {"norm_epsilon": float(fields["norm_epsilon"])},
         rope_theta=theta,
         rope_scaling=scaling,
         qkv_bias=qkv_bias,
+        out_bias=out_bias,
         qk_norm=qk_norm,
         architecture=architecture,
         window=filled["sliding_window"] if DECODERS[architecture].has_window else None,
@@ -177,26 +194,45 @@ def _rope(rope: Mapping[str, Any], prefix: str, report: Report) -> tuple[float, 
     """Reads `rope_parameters`; the class also puts the older `rope_theta` and `rope_scaling` there."""
     kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta")
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    numbers = {"default": (), "linear": ("factor",), "llama3": tuple(_ROPE_FIELDS.values())}.get(kind)
-    if numbers is None:
-        report.add(f"{prefix}rope_type", kind, "default, linear, llama3")
+    fields = _ROPE_FIELDS.get(kind)
+    if fields is None:
+        report.add(f"{prefix}rope_type", kind, ", ".join(_ROPE_FIELDS))
         return 0.0, None
+    if "attention_factor" in fields:
+        rope = _with_yarn_defaults(rope)
+        known |= {"mscale", "mscale_all_dim", "truncate"}
+        if rope.get("truncate") is False:
+            report.add(f"{prefix}truncate", False, "true (the range of frequencies is rounded outwards)")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         report.add(f"{prefix}partial_rotary_factor", rope["partial_rotary_factor"], "1.0 (all of a head is rotated)")
-    for name in sorted(set(rope) - known - set(numbers)):
+    for name in sorted(set(rope) - known - set(fields.values())):
         if rope[name] is not None:
             report.log(f"{prefix}rope_parameters.{name} = {json.dumps(rope[name])}, an unknown field")
-    missing = [name for name in (*numbers, "rope_theta") if rope.get(name) is None]
+    missing = [name for name in (*fields.values(), "rope_theta") if rope.get(name) is None]
     if missing:
         report.log(f"{prefix}rope_parameters lacks {', '.join(missing)}")
         return 0.0, None
-    if not numbers:
+    if not fields:
         return float(theta), None  # type: ignore[arg-type]
-    if numbers == ("factor",):
-        return float(theta), RopeScaling(float(rope["factor"]))  # type: ignore[arg-type]
-    scaling = {ours: float(rope[theirs]) for ours, theirs in _ROPE_FIELDS.items() if ours != "original_max_positions"}
-    positions = int(rope["original_max_position_embeddings"])
-    return float(theta), RopeScaling(**scaling, original_max_positions=positions)  # type: ignore[arg-type]
+    numbers: dict[str, Any] = {ours: float(rope[theirs]) for ours, theirs in fields.items()}
+    if "original_max_positions" in numbers:
+        numbers["original_max_positions"] = int(numbers["original_max_positions"])
+    return float(theta), RopeScaling(kind=kind, **numbers)  # type: ignore[arg-type]
+
+
+def _with_yarn_defaults(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that a file may leave out, as transformers infers them (modeling_rope_utils.py)."""
+    found = {name: value for name, value in rope.items() if value is not None}
+    if "attention_factor" not in found and "factor" in found:
+        factor = found["factor"]
+        found["attention_factor"] = yarn_attention_factor(factor)
+        if rope.get("mscale") and rope.get("mscale_all_dim"):
+            numerator, denominator = (
+                yarn_attention_factor(factor, rope[name]) for name in ("mscale", "mscale_all_dim")
+            )
+            found["attention_factor"] = numerator / denominator
+    # Zero too: transformers reads them with `or`.
+    return found | {"beta_fast": found.get("beta_fast") or 32.0, "beta_slow": found.get("beta_slow") or 1.0}
 
 
 def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max_positions: int) -> dict[str, Any]:
@@ -222,9 +258,8 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     scaling = config.rope_scaling
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
-        rope = {theirs: getattr(scaling, ours) for ours, theirs in _ROPE_FIELDS.items()} | {"rope_type": "llama3"}
-        if scaling.original_max_positions == 0:
-            rope = {"factor": scaling.factor, "rope_type": "linear"}
+        fields = _ROPE_FIELDS[scaling.kind]
+        rope = {theirs: getattr(scaling, ours) for ours, theirs in fields.items()} | {"rope_type": scaling.kind}
     made = make(
         decoder.config,
         architectures=[decoder.model],
@@ -238,6 +273,8 @@ def hf_language_config(config: DecoderConfig, tokenizer: Any, *, dtype: str, max
     )
     # Transformers 4 does not know `rope_parameters` and would silently use 10,000.
     old = {"rope_theta": config.rope_theta, "rope_scaling": None if scaling is None else rope}
+    if config.out_bias:
+        made["attention_bias"] = True
     return made | old | ({"sliding_window": config.window} if decoder.has_window else {})
 
 
