@@ -20,6 +20,7 @@ from jaxvlm.config import PARTS, Config, ModelConfig, TokenizerConfig
 from jaxvlm.data.recipe_tokenizer import check_vocab
 from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
+from jaxvlm.exported_settings import exported_text
 from jaxvlm.families.build import build_model, stage_model
 from jaxvlm.families.registry import codec, resolve
 from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
@@ -156,6 +157,7 @@ def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: 
     stage.frozen_dtype = str(dtype)
     c.model.compute_dtype = "float32" if dtype == np.float32 else "bfloat16"
     settings, notes = side_settings(language, tokenizer, template)
+    c.generation.update(settings.pop("generation", {}))
     stage.data.update(settings)
     c.stages, c.stage[STAGE] = (STAGE,), stage
     return resolve(c.to_dict()), notes
@@ -237,9 +239,12 @@ def _write_model(
         tensors.check()
 
     positions = max(stage.data.tokens for stage in opened.config.stage.values())
-    export = Export(config, tokenizer, image_id, opened.stage.data, dtype, positions)
-    values, notes = form.write(folder, export)
-    log(*(f"note: {note}" for note in notes))
+    data = opened.stage.data
+    tokenizer, stop_ids, notes = exported_text(tokenizer, data, opened.config.date)
+    generation = opened.config.generation
+    export = Export(config, tokenizer, image_id, stop_ids, data.media, generation, dtype, positions)
+    values, more = form.write(folder, export)
+    log(*(f"note: {note}" for note in (*notes, *more)))
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     _check_written(folder, tensors)
 

@@ -40,30 +40,34 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: a conversation on standard input)")
     parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the training; '': none)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0: always the most likely token")
     parser.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="sample from the most likely tokens of this total probability",
+        "--temperature", type=float, metavar="X", help="0: always the most likely token (default: config.generation)"
     )
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the most likely tokens of this total probability"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: from all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer")
     parser.add_argument("--stage", default="", metavar="NAME", help="stage of the weights (default: the last)")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
     args = parser.parse_args(argv)
     # Here, since they take seconds, and --help needs none of them.
+    from jaxvlm.config_reading import to_dict
     from jaxvlm.data.text.templates import TEMPLATES
     from jaxvlm.inference.conversation import Conversation, check_image
     from jaxvlm.inference.engine import Engine
     from jaxvlm.inference.sampling import Sampling
+    from jaxvlm.processes import log
     from jaxvlm.restore import open_run
     from jaxvlm.runs import RunFolder
 
     # Check the arguments before the weights are read, which takes a while.
-    sampling = Sampling(args.temperature, args.top_p, args.seed)
-    RunFolder(args.run).load_config()
+    chosen = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    sampling = Sampling(**to_dict(RunFolder(args.run).load_config().generation) | chosen, seed=args.seed)
+    if sampling.temperature and "temperature" not in chosen:
+        log(f"sampling: temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}")
     for image in args.image:
         check_image(image)
     engine = Engine.of(open_run(Path(args.run), stage=args.stage, step=args.step))

@@ -11,7 +11,7 @@ from jaxvlm.data.text.templates import OWN_TEMPLATE
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
 from jaxvlm.weights.codec import WeightSource
-from jaxvlm.weights.side_files import read_max_positions, read_stop_tokens, sampling_of
+from jaxvlm.weights.side_files import read_max_positions, read_sampling, read_stop_tokens
 
 _DEFAULT = "vicuna_v1"
 
@@ -25,7 +25,8 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
       template: the user's choice; None: the source's.
 
     Returns:
-      The settings, and lines about what was taken over and what was not.
+      The settings, with those of `config.generation` under "generation"; and lines about what was taken over and what
+      was not.
 
     Raises:
       UserError: config.json and the tokenizer give the image token different ids, or a file is invalid.
@@ -38,14 +39,16 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
         if positions := read_max_positions(source.path):
             window = getattr(source.configs["language"], "window", None)
             settings["tokens"] = positions if window is None else min(positions, window)
-        if sampling := sampling_of(source.path):
-            given = ", ".join(f"{name} {value}" for name, value in sampling.items())
-            notes.append(f"not used: {given} of generation_config.json; generate has --temperature and --top-p")
+        settings["generation"], others = read_sampling(source.path)
+        if others:
+            given = ", ".join(f"{name} {value}" for name, value in others.items())
+            notes.append(f"not used: {given} of generation_config.json")
     taken = [f"template {settings['template']}", *(f"{name} {value}" for name, value in source.media.items())]
     if settings.get("stop_tokens"):
         taken.append(f"stop tokens {' '.join(settings['stop_tokens'])}")
     if "tokens" in settings:
         taken.append(f"up to {settings['tokens']} tokens")
+    taken += [f"{name} {value}" for name, value in settings.get("generation", {}).items()]
     return settings, [f"settings: {', '.join(taken)}", *notes, *(f"not used: {note}" for note in source.notes)]
 
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxvlm.config import Config, to_dict
+from jaxvlm.config import Config
+from jaxvlm.config_reading import to_dict
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import resolve
 from jaxvlm.files import Lock, replace_text

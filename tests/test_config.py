@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from jaxvlm.command import load_config, load_recipe
-from jaxvlm.config import StageConfig, to_dict
+from jaxvlm.config import StageConfig
+from jaxvlm.config_reading import to_dict
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import resolve
 from jaxvlm.runs import differing_keys

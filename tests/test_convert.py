@@ -15,9 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from jaxvlm import convert, evaluate, generate
 from jaxvlm.command import run
+from jaxvlm.data.records import Record, Turn
 from jaxvlm.families.llava import hf
 from jaxvlm.families.sources import open_source
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
+from jaxvlm.inference.engine import Engine
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from jaxvlm.weights.reading import open_tensors
@@ -163,6 +165,14 @@ def test_an_encoder_and_a_decoder_start_a_llava(tmp_path, capsys):
         _, info = auto.from_pretrained(tmp_path / part, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
 
+    run = open_run(tmp_path / "run")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "l")
+    stops = transformers.GenerationConfig.from_pretrained(tmp_path / "l").eos_token_id
+    assert stops == [tokenizer.eos_token_id] and run.stage.data.template == "vicuna_v1"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "what?"}], tokenize=False)
+    prompt = Engine.of(run).renderer.render_prompt(Record("a", (Turn("user", "what?"),), (), "a"))
+    assert tokenizer(text + " ASSISTANT:").input_ids == prompt.tokens.tolist()
+
     # The decoder's tokenizer has no <image>, and the embedding no row for one.
     error = fail(capsys, "export", "--run", tmp_path / "run", "--out", tmp_path / "no")
     assert f"<image> was added to the tokenizer with id {VOCAB}, and the embedding has {VOCAB} rows" in error
@@ -288,7 +298,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(llava, tmp_path, capsys
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(hf, "write_processor", full)
+        patched.setattr(hf, "write_text_files", full)
         message = fail(capsys, "export", "--run", tmp_path / "run", "--out", out, "--overwrite")
         assert "no space left" in message
         fail(capsys, "export", "--run", tmp_path / "run", "--out", tmp_path / "new")

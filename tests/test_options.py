@@ -17,6 +17,7 @@ REMEDY = (
 RECIPE = """\
 : date profile seed stages steps
 evaluation: batch_size image_folder max_new_tokens source
+generation: temperature top_k top_p
 init: language model projector resize_vocab vision
 mesh: data fsdp tensor
 model: compute_dtype family remat
@@ -43,7 +44,7 @@ convert export: --adapter --base --dtype --merge --out --overwrite --part --push
 convert import: --adapter --from --seed --template --to
 convert verify: --image --logits --prompt a b
 evaluate: --batch-size --data --image-folder --limit --max-new-tokens --out --run --stage --step
-generate: --image --max-new-tokens --prompt --run --seed --stage --step --system --temperature --top-p
+generate: --image --max-new-tokens --prompt --run --seed --stage --step --system --temperature --top-k --top-p
 inspect_data check: --config --out --stage
 inspect_data prepare: --config --jpeg --on-bad --out --shard-records --stage
 inspect_data show: --batch --config --first --out --rows --stage

@@ -138,6 +138,21 @@ def test_a_stop_token_of_the_folder_ends_an_answer(tmp_path):
     assert conversation.ask(QUESTION) == ""
 
 
+def test_the_sampling_of_the_folder_is_used_and_given_back(tmp_path, capsys):
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    folder = write_folder(tmp_path / "in", generation={"eos_token_id": [2, STOP]} | sampling)
+    call("import", "--from", folder, "--to", tmp_path / "run")
+    ask = ["--run", str(tmp_path / "run"), "--prompt", QUESTION, "--image", str(pictures(tmp_path, 1)[0])]
+    capsys.readouterr()
+    answer = generate.main(ask)["answer"]
+    assert "sampling: temperature 0.6, top-p 0.9, top-k 50" in capsys.readouterr().err
+    assert generate.main([*ask, "--temperature", "0.6", "--top-p", "0.9", "--top-k", "50"])["answer"] == answer
+    assert generate.main([*ask, "--temperature", "0"])["answer"] != answer
+    call("export", "--run", tmp_path / "run", "--out", tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert sampling | {"top_k": 50} == {name: written[name] for name in (*sampling, "top_k")}
+
+
 def test_rows_of_an_imported_run_are_as_long_as_the_decoder_allows(tmp_path):
     folder = write_folder(tmp_path / "in")
     call("import", "--from", folder, "--to", tmp_path / "run")
@@ -150,13 +165,15 @@ def test_rows_of_an_imported_run_are_as_long_as_the_decoder_allows(tmp_path):
 def test_what_is_not_taken_over_is_said(tmp_path, capsys):
     """Another template by choice, sampling, and an image processor of another size."""
     sampling = {"eos_token_id": 2, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    sampling["repetition_penalty"] = 1.05
     folder = write_folder(tmp_path / "in", generation=sampling)
     odd = {"size": {"shortest_edge": 30}}
     change(folder / "preprocessor_config.json", lambda values: values.update(odd))
     call("import", "--from", folder, "--to", tmp_path / "run", "--template", "vicuna_v1")
     said = capsys.readouterr().err
     assert "not used: the chat template of" in said and "vicuna_v1 replaces it" in said
-    assert "not used: temperature 0.6, top_p 0.9 of generation_config.json" in said
+    assert "temperature 0.6, top_p 0.9, top_k 50\n" in said
+    assert "not used: repetition_penalty 1.05 of generation_config.json" in said
     assert "not used: CLIPImageProcessor with {'size': {'shortest_edge': 30}" in said
     data = RunFolder(tmp_path / "run").load_config().stage["imported"].data
     assert (data.template, data.media.aspect, data.stop_tokens) == ("vicuna_v1", "pad", ())

@@ -10,7 +10,8 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jaxvlm.config import Config, DataConfig, MediaConfig, ModelConfig, build_config
+from jaxvlm.config import Config, DataConfig, MediaConfig, ModelConfig
+from jaxvlm.config_reading import build_config
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaLayout
 

@@ -53,6 +53,7 @@ class Requests(NamedTuple):
     seeds: Array  # uint32[B]
     temperatures: Array  # float32[B]; 0 takes the most likely token
     top_ps: Array  # float32[B]
+    top_ks: Array  # int32[B]; 0: all tokens
 
     @classmethod
     def same(cls, numbers_B: Array, max_new_tokens: int, sampling: Sampling) -> Requests:
@@ -64,6 +65,7 @@ class Requests(NamedTuple):
             np.full(rows, sampling.seed, np.uint32),
             np.full(rows, sampling.temperature, np.float32),
             np.full(rows, sampling.top_p, np.float32),
+            np.full(rows, sampling.top_k, np.int32),
         )
 
 
@@ -203,7 +205,7 @@ def _choose(rows: Rows, logits_BV: Array, stops_E: Array, greedy: bool) -> tuple
         is_sampled_B = asked.temperatures > 0
         keys_B = jax.vmap(_key)(asked.seeds, asked.numbers, rows.chosen)
         temperatures_B1 = jnp.where(is_sampled_B, asked.temperatures, 1)[:, None]
-        drawn_B = sample(logits_BV, keys_B, temperatures_B1, asked.top_ps[:, None])
+        drawn_B = sample(logits_BV, keys_B, temperatures_B1, asked.top_ps[:, None], asked.top_ks[:, None])
         tokens_B = jnp.where(is_sampled_B, drawn_B, tokens_B)
     goes_on_B = rows.left > 0
     ends_B = jnp.isin(tokens_B, stops_E)

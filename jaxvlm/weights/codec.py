@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxvlm.config import DataConfig, DecoderConfig, ModelConfig, ProjectorConfig, VisionConfig
+from jaxvlm.config import DecoderConfig, GenerationConfig, ModelConfig, ProjectorConfig, VisionConfig
 from jaxvlm.weights.rules import Rule
 from jaxvlm.weights.spelling import Known, Spelling
 from jaxvlm.weights.tensors import TensorSource
@@ -21,9 +21,11 @@ class Export(NamedTuple):
     """What an exporter needs for the small files of a folder."""
 
     config: Any  # of the whole model
-    tokenizer: Any  # from `extend_tokenizer`
+    tokenizer: Any  # from `extend_tokenizer`, with the chat template of the training
     image_token_id: int  # -1: none
-    data: DataConfig  # of the stage whose result is exported
+    stop_ids: tuple[int, ...]  # that end an answer
+    media: Any  # the family's MediaConfig of the stage whose result is exported
+    generation: GenerationConfig
     dtype: str  # of the weights: "float32", "bfloat16" or "float16"
     max_positions: int  # maximum sequence length for servers; the weights do not depend on it
 

@@ -1,4 +1,4 @@
-"""Saves a tokenizer so that transformers 4 and 5 load it.
+"""Saves a tokenizer so that transformers 4 and 5 load it, and how answers are generated with it.
 
 transformers 5 writes names that transformers 4 does not know: a `tokenizer_class` "TokenizersBackend", and a list
 `extra_special_tokens`, which 4 takes for a dict.
@@ -10,7 +10,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import transformers
+
+from jaxvlm.weights.codec import Export
+
 _FAST = "PreTrainedTokenizerFast"  # both versions read tokenizer.json with it, whatever the model
+
+
+def write_text_files(folder: Path, export: Export) -> None:
+    """Writes the tokenizer's files, its chat template, and generation_config.json into a folder that exists."""
+    tokenizer, chosen = export.tokenizer, export.generation
+    save_tokenizer(tokenizer, folder)
+    pad = tokenizer.pad_token_id
+    sampling: dict[str, Any] = {"do_sample": chosen.temperature > 0}
+    if chosen.temperature > 0:
+        sampling |= {"temperature": chosen.temperature, "top_p": chosen.top_p, "top_k": chosen.top_k}
+    transformers.GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(export.stop_ids),
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+        **sampling,
+    ).save_pretrained(folder)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -13,8 +13,8 @@ from jaxvlm.errors import UserError
 from jaxvlm.weights.hf.strict import CONFIG_FILE, read_json
 
 _REMEDY = "fix or remove it"
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p")  # without do_sample transformers ignores them
-_SEARCH = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
+_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' values of what a file leaves out
+_OTHERS = ("min_p", "repetition_penalty", "no_repeat_ngram_size", "num_beams")  # that change which tokens are chosen
 
 
 def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[str, ...]:
@@ -34,11 +34,12 @@ def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[str, ...]:
     return tuple(known[id] for id in ids if id != tokenizer.eos_token_id)
 
 
-def sampling_of(folder: Path) -> dict[str, Any]:
-    """The settings of generation_config.json that change how tokens are chosen."""
+def read_sampling(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of generation_config.json as those of `config.generation`, and those that we do not have."""
     values = _generation(folder)
-    names = (*_SAMPLING, *_SEARCH) if values.get("do_sample") else _SEARCH
-    return {name: values[name] for name in names if values.get(name) not in (None, 1, 0)}
+    given = {name: values[name] for name in _SAMPLING if values.get(name) is not None}
+    others = {name: values[name] for name in _OTHERS if values.get(name) not in (None, 1, 0)}
+    return _SAMPLING | given if values.get("do_sample") else {}, others
 
 
 def read_max_positions(folder: Path) -> int | None:

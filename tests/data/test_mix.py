@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxvlm.config import MediaConfig, MixConfig, build_config
+from jaxvlm.config import MediaConfig, MixConfig
+from jaxvlm.config_reading import build_config
 from jaxvlm.data.sources.mix import load_mix
 from jaxvlm.errors import UserError
 from jaxvlm.families.llava.config import LlavaMedia

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from jaxvlm.config import MeshConfig
 from jaxvlm.data.rows.packing import fill_row
@@ -100,7 +102,7 @@ def test_neighbours_and_padding_change_no_answer(model, params):
 
 
 def test_samples_depend_on_the_seed_and_the_number_alone(model, params):
-    sampling = Sampling(temperature=1.0, top_p=0.9, seed=5)
+    sampling = Sampling(temperature=1.0, top_p=0.9, top_k=40, seed=5)
     tokens, _ = answers(model, params, range(4), sampling=sampling)
     other, _ = answers(model, params, [2, None, 3, 0], sampling=sampling)
     np.testing.assert_array_equal(other[[3, 0, 2]], tokens[[0, 2, 3]])
@@ -197,21 +199,30 @@ def test_top_p_keeps_exactly_the_nucleus(top_p):
     probabilities = np.exp(logits.astype(np.float64))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     expected = [numpy_nucleus(row, top_p) for row in probabilities]
-    np.testing.assert_array_equal(nucleus(logits, top_p), expected)
+    np.testing.assert_array_equal(nucleus(logits, top_p, 0), expected)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (5, 1.0), (5, 0.8), (29, 0.5), (40, 1.0)])
+def test_top_k_is_that_of_transformers(top_k, top_p):
+    logits = np.random.default_rng(1).normal(0, 2, (40, 29)).astype(np.float32)
+    scores = transformers.TopKLogitsWarper(top_k)(None, torch.from_numpy(logits))
+    scores = transformers.TopPLogitsWarper(top_p)(None, scores)
+    np.testing.assert_array_equal(nucleus(logits, top_p, top_k), np.isfinite(scores.numpy()))
 
 
 def test_of_equal_tokens_the_first_come_first():
-    np.testing.assert_array_equal(nucleus(np.zeros((1, 4), np.float32), 0.5), [[True, True, False, False]])
+    np.testing.assert_array_equal(nucleus(np.zeros((1, 4), np.float32), 0.5, 0), [[True, True, False, False]])
+    np.testing.assert_array_equal(nucleus(np.zeros((1, 4), np.float32), 1.0, 3), [[True, True, True, False]])
 
 
 def test_samples_follow_the_distribution():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = np.broadcast_to(np.log(probabilities).astype(np.float32), (20_000, 4))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    drawn = np.bincount(sample(logits, keys, 1.0, 0.8), minlength=4) / 20_000
+    drawn = np.bincount(sample(logits, keys, 1.0, 0.8, 0), minlength=4) / 20_000
     np.testing.assert_allclose(drawn, [0.625, 0.375, 0, 0], atol=0.015)
     sharper = probabilities**2 / (probabilities**2).sum()
-    drawn = np.bincount(sample(logits, keys, 0.5, 1.0), minlength=4) / 20_000
+    drawn = np.bincount(sample(logits, keys, 0.5, 1.0, 0), minlength=4) / 20_000
     np.testing.assert_allclose(drawn, sharper, atol=0.015)
 
 
@@ -221,7 +232,7 @@ def test_buckets():
 
 
 def test_wrong_sampling_names_all_that_is_wrong():
-    with pytest.raises(UserError, match=r"temperature is -1.*top_p is 0.*seed is -2"):
-        Sampling(-1, 0, -2)
+    with pytest.raises(UserError, match=r"temperature is -1.*top_p is 0.*top_k is -3.*seed is -2"):
+        Sampling(-1, 0, -3, -2)
     with pytest.raises(UserError, match="temperature is nan"):
         Sampling(float("nan"))

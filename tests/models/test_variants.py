@@ -3,7 +3,8 @@ import dataclasses
 import jax
 import pytest
 
-from jaxvlm.config import DecoderConfig, VisionConfig, build_config
+from jaxvlm.config import DecoderConfig, VisionConfig
+from jaxvlm.config_reading import build_config
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.models import variants

@@ -9,7 +9,8 @@ import pytest
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from jaxvlm.config import DecoderConfig, ProjectorConfig, RopeScaling, VisionConfig, build_config
+from jaxvlm.config import DecoderConfig, ProjectorConfig, RopeScaling, VisionConfig
+from jaxvlm.config_reading import build_config
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava import hf

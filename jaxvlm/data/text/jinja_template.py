@@ -24,7 +24,7 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
     prompt must be tokenized with special tokens, as a processor does by default.
 
     Args:
-      tokenizer: a fast tokenizer of transformers with "<image>".
+      tokenizer: a fast tokenizer of transformers.
       name: name of a template in `TEMPLATES`.
       system: system message of conversations that have none. None: the template's own; "": none at all.
 
@@ -36,7 +36,7 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
     """
     template = find_template(name)
     notes = []
-    gap = _gap(tokenizer, IMAGE)
+    gap = _gap(tokenizer, IMAGE) if IMAGE in tokenizer.get_vocab() else ""  # of a decoder alone
     if gap is None:
         notes.append(f"text after {IMAGE} gets other ids than in training: no space before it can prevent this")
     control = [*template.control, tokenizer.eos_token]
@@ -74,7 +74,7 @@ def recognise(tokenizer: Any) -> tuple[str, str] | None:
     """
     written = tokenizer.chat_template
     found = _STATE.search(written) if isinstance(written, str) else None
-    if found is None or IMAGE not in tokenizer.get_vocab():
+    if found is None:
         return None
     system = json.loads(found["system"])
     return next(((name, system) for name in TEMPLATES if chat_template(tokenizer, name, system)[0] == written), None)

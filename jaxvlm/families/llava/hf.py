@@ -38,6 +38,7 @@ from jaxvlm.weights.hf.vision import (
 )
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
+from jaxvlm.weights.saved_tokenizer import write_text_files
 from jaxvlm.weights.source import WeightSource, part_source
 
 # `model_type` of the original LLaVA code -> its decoder. The code wrote "llava" before version 1.2.
@@ -333,7 +334,9 @@ def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
         dtype=export.dtype,
         max_positions=export.max_positions,
     )
-    return values, [*write_processor(folder, export.tokenizer, export.config.vision, export.data), _OTHER_READERS]
+    write_text_files(folder, export)
+    write_processor(folder, export.config.vision, export.media.aspect)
+    return values, [_OTHER_READERS]
 
 
 def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
 from jaxvlm.weights.hf.strict import CONFIG_FILE, Report, check_fields, fill, make, read_config, unknown
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import Rule, prefixed
-from jaxvlm.weights.saved_tokenizer import save_tokenizer
+from jaxvlm.weights.saved_tokenizer import write_text_files
 from jaxvlm.weights.source import WeightSource, part_source
 from jaxvlm.weights.spelling import Known, Spelling
 
@@ -293,7 +293,7 @@ def _open(spec: str, path: Path) -> WeightSource:
 
 
 def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
-    save_tokenizer(export.tokenizer, folder)
+    write_text_files(folder, export)
     config, tokenizer = export.config.language, export.tokenizer
     return hf_language_config(config, tokenizer, dtype=export.dtype, max_positions=export.max_positions), []
 

@@ -9,15 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxvlm.config import VisionConfig, build_config
+from jaxvlm.config import GenerationConfig, VisionConfig
+from jaxvlm.config_reading import build_config
 from jaxvlm.data.media.images import load_image
 from jaxvlm.data.records import IMAGE, Record, Turn
 from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.data.text.jinja_template import chat_template
 from jaxvlm.data.text.templates import TEMPLATES
 from jaxvlm.data.text.tokenizer import train_tokenizer, training_texts
 from jaxvlm.errors import UserError
-from jaxvlm.families.llava.processor import chat_template, ensure_image_token, write_processor
+from jaxvlm.exported_settings import exported_text
+from jaxvlm.families.llava.processor import ensure_image_token, write_processor
 from jaxvlm.models import variants
+from jaxvlm.weights.codec import Export
+from jaxvlm.weights.saved_tokenizer import write_text_files
 from tests.data.conftest import WORDS, data_config
 from tests.data.test_conversation import CHAT, byte_tokenizer, llama_tokenizer, record
 from tests.parity.pairs import tiny_config
@@ -55,6 +60,17 @@ CAPTIONS = [record("<image>"), record("<image>", "A cat"), record("Say <image>",
 
 def vision(name="clip_l14_336"):
     return build_config(VisionConfig, variants.vision(name))
+
+
+def write_files(folder, tokenizer, vision, data, **generation):
+    """The files of a folder without config.json and weights; returns the notes."""
+    tokenizer, stop_ids, notes = exported_text(tokenizer, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text_files(
+        folder, Export(None, tokenizer, 0, stop_ids, data.media, GenerationConfig(**generation), "float32", 64)
+    )
+    write_processor(folder, vision, data.media.aspect)
+    return notes
 
 
 def messages(rec, *, parts):
@@ -147,7 +163,7 @@ def test_a_tokenizer_that_one_pass_cannot_please():
 def test_processor_gives_our_ids_and_pixels(kind, aspect, encoder, tmp_path):
     config = vision(encoder)
     tokenizer, image_id, _ = ensure_image_token(TOKENIZERS[kind]())
-    write_processor(tmp_path, tokenizer, config, data_config("", template="vicuna_v1", system=None, aspect=aspect))
+    write_files(tmp_path, tokenizer, config, data_config("", template="vicuna_v1", system=None, aspect=aspect))
     processor = transformers.AutoProcessor.from_pretrained(tmp_path)
     assert type(processor) is transformers.LlavaProcessor
 
@@ -179,7 +195,7 @@ def test_processor_gives_our_ids_and_pixels(kind, aspect, encoder, tmp_path):
 def test_two_images_give_our_ids_in_both_idioms(kind, name, tmp_path):
     config = tiny_config().vision
     tokenizer, image_id, _ = ensure_image_token(TOKENIZERS[kind]())
-    write_processor(tmp_path, tokenizer, config, data_config("", template=name, system=None))
+    write_files(tmp_path, tokenizer, config, data_config("", template=name, system=None))
     processor = transformers.AutoProcessor.from_pretrained(tmp_path)
     pictures = [Image.new("RGB", (30, 40), colour) for colour in ("red", "blue")]
     content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": "What?"}]
@@ -209,7 +225,7 @@ def test_a_processors_own_template_gives_its_ids(kind, writes_bos, tmp_path):
     """One BOS, whether the template or the tokenizer writes it; a line says which idiom would give two."""
     tokenizer, _, _ = ensure_image_token(TOKENIZERS[kind]())
     tokenizer.chat_template = "{{ bos_token }}" * writes_bos + PARTS
-    notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
+    notes = write_files(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
     assert ["add_special_tokens=False" in note for note in notes] == [True] * writes_bos
     rec = record("<image>\n<image>\nWhat?", "A cat.", "And?")
     chat = messages(record("What?", "A cat.", "And?"), parts=True)
@@ -223,7 +239,7 @@ def test_a_template_of_strings_that_the_processor_puts_a_bos_before(tmp_path):
     tokenizer, _, _ = ensure_image_token(llama_tokenizer())
     tokenizer.chat_template = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ ' ' }}{% endfor %}"
     tokenizer.chat_template += "{% if add_generation_prompt %}assistant: {% endif %}"
-    notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
+    notes = write_files(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system=None))
     assert [note for note in notes if "adds a BOS token that training does not have" in note]
     rec = record("<image>\nWhat?", "A cat.")
     read = transformers.AutoProcessor.from_pretrained(tmp_path)
@@ -233,7 +249,7 @@ def test_a_template_of_strings_that_the_processor_puts_a_bos_before(tmp_path):
 
 def test_a_tokenizer_that_transformers_4_reads(tmp_path):
     tokenizer, _, _ = ensure_image_token(quickstart_tokenizer())
-    write_processor(tmp_path, tokenizer, vision(), data_config(""))
+    write_files(tmp_path, tokenizer, vision(), data_config(""))
     values = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert values["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert values["additional_special_tokens"] == [IMAGE] and "extra_special_tokens" not in values
@@ -245,10 +261,13 @@ def test_a_tokenizer_that_transformers_4_reads(tmp_path):
 
 def test_stop_tokens_are_written_and_end_an_answer(tmp_path):
     tokenizer, image_id, _ = ensure_image_token(llama_tokenizer(special=CHAT))
-    write_processor(tmp_path, tokenizer, vision(), data_config("", stop_tokens=(CHAT[0],)))
+    write_files(tmp_path, tokenizer, vision(), data_config("", stop_tokens=(CHAT[0],)))
     stop = tokenizer.convert_tokens_to_ids(CHAT[0])
     written = transformers.GenerationConfig.from_pretrained(tmp_path)
     assert written.eos_token_id == [tokenizer.eos_token_id, stop]
+    write_files(tmp_path, tokenizer, vision(), data_config(""), temperature=0.6, top_k=20)
+    written = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert (written.do_sample, written.temperature, written.top_p, written.top_k) == (True, 0.6, 1.0, 20)
     renderer = Renderer(tokenizer, "vicuna_v1", image_token_id=image_id, stop_tokens=(CHAT[0],))
     cat = tokenizer("cat", add_special_tokens=False).input_ids
     assert renderer.decode([*cat, stop, *cat]) == "cat"
@@ -260,7 +279,7 @@ def test_files_of_a_folder(tmp_path):
     tokenizer, _, added = ensure_image_token(byte_tokenizer())
     assert added == [IMAGE]
     before = tokenizer.chat_template, tokenizer.padding_side
-    notes = write_processor(
+    notes = write_files(
         tmp_path / "new" / "folder", tokenizer, vision("siglip_b16"), data_config("", template="chatml", aspect="pad")
     )
     assert notes == []
@@ -288,7 +307,7 @@ def test_the_tokenizers_own_template_is_kept(tmp_path):
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    notes = write_processor(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system="Be brief."))
+    notes = write_files(tmp_path, tokenizer, vision(), data_config("", template="tokenizer", system="Be brief."))
     assert [note.partition(":")[2] for note in notes] == [
         ' write "<image>" and a newline before the question yourself',
         " give the system message of the training yourself",
@@ -301,7 +320,7 @@ def test_the_tokenizers_own_template_is_kept(tmp_path):
 
 def test_a_folder_for_a_tiny_model(tmp_path):
     config = tiny_config().vision
-    write_processor(tmp_path, quickstart_tokenizer(), config, data_config("", aspect="square"))
+    write_files(tmp_path, quickstart_tokenizer(), config, data_config("", aspect="square"))
     processor = transformers.AutoProcessor.from_pretrained(tmp_path)
     out = processor(text=f"{IMAGE}\nwhat", images=Image.new("RGB", (30, 40)))
     assert out["input_ids"][0].count(processor.image_token_id) == config.features_per_image
@@ -327,12 +346,10 @@ def test_other_special_tokens_stay():
 
 
 def test_refused(tmp_path):
-    with pytest.raises(UserError, match="has no <image>"):
-        write_processor(tmp_path, llama_tokenizer(), vision(), data_config(""))
     tokenizer, _, _ = ensure_image_token(llama_tokenizer())
     with pytest.raises(UserError, match='no template "vicuna"'):
-        write_processor(tmp_path, tokenizer, vision(), data_config("", template="vicuna"))
+        write_files(tmp_path, tokenizer, vision(), data_config("", template="vicuna"))
     with pytest.raises(UserError, match='no template "vicuna"; templates: plain, vicuna_v1'):
         chat_template(tokenizer, "vicuna", None)
     with pytest.raises(UserError, match="lacks: <.im_start.>"):
-        write_processor(tmp_path, tokenizer, vision(), data_config("", template="chatml"))
+        write_files(tmp_path, tokenizer, vision(), data_config("", template="chatml"))
