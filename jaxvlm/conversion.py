@@ -24,7 +24,7 @@ from jaxvlm.exported_settings import exported_text
 from jaxvlm.families.build import build_model, stage_model
 from jaxvlm.families.registry import codec, resolve
 from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
-from jaxvlm.imported_settings import side_settings
+from jaxvlm.imported_settings import STAGE, side_settings
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import log
 from jaxvlm.restore import Run, open_run
@@ -44,10 +44,9 @@ from jaxvlm.weights.rules import export_tensors
 from jaxvlm.weights.side_files import adopt_processor_template
 from jaxvlm.weights.source import ResizedVocab, load_weights
 from jaxvlm.weights.spelling import Spelling, find_spelling, respelled
-from jaxvlm.weights.tensors import CastSource, TensorSource, listed
+from jaxvlm.weights.tensors import CastSource, TensorSource, listed, overflows
 from jaxvlm.weights.writing import new_folder, parse_size, write_tensors
 
-STAGE = "imported"  # the only stage of a run that `import_run` makes
 # Logits of equal models, in float32 by us and by torch, differ by less than this share of the largest (measured: 1e-5).
 _LOGITS_DIFFER = 1e-3
 
@@ -74,7 +73,6 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{folder} has adapters of a projector, and no --from has a projector; add the base model")
     with new_folder(args.to, overwrite=False) as folder:
         made = RunFolder(folder)
-        made.save_config(config)
         tokenizer.save_pretrained(made.tokenizer)
         spellings = [dataclasses.asdict(piece.spelling) for source in sources for piece in source.pieces]
         origin = {"from": args.sources, "spellings": spellings, "replaced": adapter.replaced}
@@ -89,6 +87,8 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         flat = paths(params) | paths(adapter.params)
         merged = {path: np.asarray(flat[path], np.float32) + x for path, x in adapter.added.items()}
         params = from_paths(flat | merged)
+        config, more = _wide_enough(config, params)
+        made.save_config(config)
         kept = map_paths(_with_dtype_of(params), layout.state.frozen)
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
         state = initial_state(layout, args.seed, params)
@@ -97,7 +97,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         checkpoints.close()
     random = sorted(set(PARTS) - set(owners))
     log(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
-    log(*notes)
+    log(*notes, *more)
     log(f"imported to {args.to}", f'ask it: python -m jaxvlm.generate --run {args.to} --image FILE --prompt "..."')
     return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
 
@@ -161,6 +161,19 @@ def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: 
     stage.data.update(settings)
     c.stages, c.stage[STAGE] = (STAGE,), stage
     return resolve(c.to_dict()), notes
+
+
+def _wide_enough(config: Config, params: dict) -> tuple[Config, list[str]]:
+    """A run is opened in one dtype: float32 where the decoder's float16 cannot hold all values; and a line about it."""
+    stage = config.stage[STAGE]
+    if stage.frozen_dtype != "float16":
+        return config, []
+    wide = {path: np.asarray(x) for path, x in paths(params).items() if x.dtype != np.float16}
+    beyond = [path for path, x in wide.items() if overflows(x, x.astype(np.float16))]
+    if not beyond:
+        return config, []
+    config = dataclasses.replace(config, stage={STAGE: dataclasses.replace(stage, frozen_dtype="float32")})
+    return config, [f"opened in float32: {listed(beyond)} have values beyond the decoder's float16"]
 
 
 def export_run(args: argparse.Namespace) -> dict[str, Any]:

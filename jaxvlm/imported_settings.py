@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from jaxvlm.config import DataConfig, MediaConfig, TokenizerConfig
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.jinja_template import recognise
 from jaxvlm.data.text.templates import OWN_TEMPLATE
-from jaxvlm.data.text.tokenizer import image_token_id
+from jaxvlm.data.text.tokenizer import image_token_id, load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.weights.codec import WeightSource
-from jaxvlm.weights.side_files import read_max_positions, read_sampling, read_stop_tokens
+from jaxvlm.weights.side_files import adopt_processor_template, read_max_positions, read_sampling, read_stop_tokens
 
+STAGE = "imported"  # the only stage of a run that `convert import` makes
 _DEFAULT = "vicuna_v1"
 
 
@@ -50,6 +55,35 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
         taken.append(f"up to {settings['tokens']} tokens")
     taken += [f"{name} {value}" for name, value in settings.get("generation", {}).items()]
     return settings, [f"settings: {', '.join(taken)}", *notes, *(f"not used: {note}" for note in source.notes)]
+
+
+def settings_of_folder(source: WeightSource) -> dict[str, Any]:
+    """As `side_settings` without those that no file gives; {} for a source without a usable tokenizer."""
+    try:
+        tokenizer = load_tokenizer(TokenizerConfig(str(source.path), vocab_size=0))  # 0: none is trained
+        if source.path.is_dir():
+            adopt_processor_template(tokenizer, source.path)
+        settings, _ = side_settings(source, tokenizer, None)
+    except UserError:
+        return {}
+    if not (source.template or tokenizer.chat_template):
+        del settings["template"]
+    return settings
+
+
+def overridden(settings: Mapping[str, Any], data: DataConfig) -> list[str]:
+    """The settings of a source that a stage has otherwise: "template tokenizer (here: plain)", ..."""
+    had = {name: settings[name] for name in ("template", "system", "stop_tokens") if name in settings}
+    has = {name: getattr(data, name) for name in had}
+    general = {field.name for field in dataclasses.fields(MediaConfig)}  # the others are the family's
+    of_media = {name: value for name, value in settings.get("media", {}).items() if name not in general}
+    had |= of_media
+    has |= {name: getattr(data.media, name, None) for name in of_media}
+    return [f"{name} {_shown(had[name])} (here: {_shown(has[name])})" for name in had if had[name] != has[name]]
+
+
+def _shown(value: Any) -> str:
+    return (" ".join(value) if isinstance(value, tuple) else json.dumps(value, ensure_ascii=False)) or "none"
 
 
 def _choose_template(source: WeightSource, tokenizer: Any, template: str | None) -> tuple[dict[str, Any], list[str]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 
-from jaxvlm.config import PARTS, Config, LoraConfig
+from jaxvlm.config import PARTS, Config, DataConfig, LoraConfig
+from jaxvlm.config_reading import to_dict
 from jaxvlm.errors import UserError
 from jaxvlm.families.sources import open_source
+from jaxvlm.imported_settings import STAGE, overridden, settings_of_folder
 from jaxvlm.restore import load_params
 from jaxvlm.runs import RunFolder
 from jaxvlm.training.checkpoint import is_finished, whole_steps
@@ -68,6 +71,24 @@ def _find(spec: str, parts: tuple[str, ...], config: Config, *, whole: bool = Fa
         raise UserError(f"config.init.model = {spec!r} has only {', '.join(have)}; name it as config.init.{have[0]}")
     check_fit(source, config.model, parts, resize_vocab=config.init.resize_vocab)
     return Origin(parts, spec, source=source)
+
+
+def overridden_settings(origins: list[Origin], data: DataConfig) -> list[str]:
+    """A line for each origin whose side files have settings that a stage with this data has otherwise."""
+    lines = []
+    for origin in origins:
+        settings = _settings(origin) if "language" in origin.parts else {}
+        if differing := overridden(settings, data):
+            lines.append(f"not used of {origin.name}: {', '.join(differing)}")
+    return lines
+
+
+def _settings(origin: Origin) -> dict[str, Any]:
+    if origin.source is not None:
+        return settings_of_folder(origin.source)
+    assert origin.run is not None
+    stage = origin.run.load_config().stage.get(STAGE)
+    return {} if stage is None else to_dict(stage.data)
 
 
 def starting_params(origins: list[Origin], config: Config, layout: Layout) -> tuple[dict | None, list[str]]:

@@ -16,7 +16,7 @@ from jaxvlm.data.rows.samples import Samples
 from jaxvlm.evaluation.evaluate import evaluate_run
 from jaxvlm.evaluation.scoring import score
 from jaxvlm.inference.engine import Engine
-from jaxvlm.initial_weights import find_origins, starting_params
+from jaxvlm.initial_weights import find_origins, overridden_settings, starting_params
 from jaxvlm.preflight import Setup, check_heldout, open_data, set_up
 from jaxvlm.processes import log
 from jaxvlm.restore import open_run
@@ -163,7 +163,7 @@ class StageRun:
         restored = checkpoints.restore_newest(self.layout.state)
         if restored is None:
             params, notes = starting_params(self.origins, self.config, self.layout)
-            log(*notes)
+            log(*notes, *overridden_settings(self.origins, self.stage.data))
             return initial_state(self.layout, self.config.seed, params)
         state, position, newest = restored
         batches.set_state(position)

@@ -12,9 +12,11 @@ from PIL import Image
 from jaxvlm import convert, generate
 from jaxvlm.command import run
 from jaxvlm.data.records import Record, Turn
+from jaxvlm.families.llava.config import LlavaMedia
 from jaxvlm.inference.conversation import Conversation
 from jaxvlm.inference.engine import Engine
 from jaxvlm.inference.sampling import GREEDY
+from jaxvlm.initial_weights import find_origins, overridden_settings
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from tests import hf_folders
@@ -177,6 +179,23 @@ def test_what_is_not_taken_over_is_said(tmp_path, capsys):
     assert "not used: CLIPImageProcessor with {'size': {'shortest_edge': 30}" in said
     data = RunFolder(tmp_path / "run").load_config().stage["imported"].data
     assert (data.template, data.media.aspect, data.stop_tokens) == ("vicuna_v1", "pad", ())
+
+
+def test_a_stage_says_what_it_has_otherwise_than_its_start(tmp_path):
+    """From the folder itself, and from a run that was imported from it; a stage with the same settings says nothing."""
+    folder = write_folder(tmp_path / "in", "square")
+    call("import", "--from", folder, "--to", tmp_path / "run")
+    imported = RunFolder(tmp_path / "run").load_config()
+    same = imported.stage["imported"].data
+    other = dataclasses.replace(same, template="vicuna_v1", stop_tokens=(), media=LlavaMedia(1, "pad"))
+    for start in (folder, tmp_path / "run"):
+        config = dataclasses.replace(imported, init=dataclasses.replace(imported.init, model=str(start)))
+        origins = find_origins(RunFolder(tmp_path / "new"), config, "imported")
+        assert overridden_settings(origins, same) == []
+        assert overridden_settings(origins, other) == [
+            f'not used of {start}: template "tokenizer" (here: "vicuna_v1"), stop_tokens <0x2D> (here: none), '
+            'aspect "square" (here: "pad")'
+        ]
 
 
 @pytest.mark.parametrize("template", ["", "{% for m in messages %}{{ m.role }}{% endfor %}"])

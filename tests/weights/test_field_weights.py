@@ -149,6 +149,18 @@ def test_an_export_says_that_transparent_files_are_read_otherwise_there(tmp_path
         assert (by_path != np.asarray(rgb)).any()
 
 
+def test_an_encoder_wider_than_a_float16_decoder_keeps_its_values(tmp_path, capsys):
+    hf_folders.write_vision(tmp_path / "vision", CONFIG)
+    hf_folders.write_language(tmp_path / "language", CONFIG)
+    norm = "encoder.layers.1.layer_norm1.weight"
+    change(tmp_path / "vision", lambda values: values.update({norm: values[norm] * 1e6}))
+    change(tmp_path / "language", lambda values: values.update({k: x.astype(np.float16) for k, x in values.items()}))
+    call("import", "--from", tmp_path / "vision", "--from", tmp_path / "language", "--to", tmp_path / "run")
+    assert "opened in float32: vision/blocks/attention_norm/scale have values beyond" in capsys.readouterr().err
+    scale = open_run(tmp_path / "run").params["vision"]["blocks"]["attention_norm"]["scale"]
+    assert scale.dtype == np.float32 and 1e5 < np.abs(np.asarray(scale)).max() < 1e7
+
+
 def test_values_beyond_float16_are_named(tmp_path, capsys):
     hf_folders.write_llava(tmp_path / "in", CONFIG)
     change(tmp_path / "in", lambda values: [values[name].__setitem__((0, 1), 1e6) for name in (UP, HEAD)])
