@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.config import PARTS, Config, ModelConfig, TokenizerConfig
+from jaxvlm.config import PARTS, Config, LoraConfig, ModelConfig, TokenizerConfig
 from jaxvlm.data.recipe_tokenizer import check_vocab
 from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
@@ -45,7 +45,7 @@ from jaxvlm.weights.side_files import adopt_processor_template
 from jaxvlm.weights.source import ResizedVocab, load_weights
 from jaxvlm.weights.spelling import Spelling, find_spelling, respelled
 from jaxvlm.weights.tensors import CastSource, TensorSource, listed, overflows
-from jaxvlm.weights.writing import new_folder, parse_size, write_tensors
+from jaxvlm.weights.writing import new_folder, parse_size
 
 # Logits of equal models, in float32 by us and by torch, differ by less than this share of the largest (measured: 1e-5).
 _LOGITS_DIFFER = 1e-3
@@ -198,7 +198,10 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
             f"{listed(replaced)} are not those of the base model, and the form of adapters has no place for them; "
             "pass --merge instead"
         )
-    form = PART_CODECS[args.part] if args.part else codec(opened.config.model.family)
+    whole = codec(opened.config.model.family)
+    form = {**PART_CODECS, **whole.parts}.get(args.part) if args.part else whole
+    if form is None:
+        raise UserError(f'--part {args.part}: family "{opened.config.model.family}" has no form for it alone')
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         if args.adapter:
             model = opened.config.model
@@ -211,6 +214,8 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
                 base_model=args.base,
                 projector=True,  # also a frozen one: an earlier stage or an imported adapter may have changed it
             )
+            if trained := _trained_before(opened.folder, opened.stage_name):
+                notes.append(f"{args.base or 'the base model'} must have the weights that were {listed(trained)}")
             log(*(f"note: {note}" for note in notes))
         else:
             _write_model(folder, form, opened, merge_adapters(opened.params, adapters), args, shard_bytes)
@@ -247,13 +252,16 @@ def _write_model(
     if args.dtype:
         tensors = CastSource(tensors, jnp.dtype(args.dtype))
     dtype = str(tensors.dtype)
-    write_tensors(folder, tensors, shard_bytes=shard_bytes)
+    form.save(folder, tensors, shard_bytes)
     if isinstance(tensors, CastSource):
         tensors.check()
 
     positions = max(stage.data.tokens for stage in opened.config.stage.values())
     data = opened.stage.data
-    tokenizer, stop_ids, notes = exported_text(tokenizer, data, opened.config.date)
+    notes: list[str] = []
+    stop_ids: tuple[int, ...] = ()
+    if args.part in (None, "language"):
+        tokenizer, stop_ids, notes = exported_text(tokenizer, data, opened.config.date)
     generation = opened.config.generation
     export = Export(config, tokenizer, image_id, stop_ids, data.media, generation, dtype, positions)
     values, more = form.write(folder, export)
@@ -282,12 +290,37 @@ def _origin(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _replaced(folder: Path) -> list[str]:
-    """Paths of weights that an imported adapter replaced, in this run or in the one that it started from."""
+def _starts(folder: Path) -> list[Path]:
+    """The runs that a run's encoder and decoder come from."""
     init = RunFolder(folder).load_config().init
     starts = {Path(start).resolve() for start in (init.model, init.vision, init.language) if start}
-    runs = [start for start in starts if RunFolder(start).has_begun and start != folder.resolve()]
-    return _origin(folder).get("replaced") or [path for run in runs for path in _replaced(run)]
+    return [start for start in sorted(starts) if RunFolder(start).has_begun and start != folder.resolve()]
+
+
+def _replaced(folder: Path) -> list[str]:
+    """Paths of weights that an imported adapter replaced, in this run or in the one that it started from."""
+    return _origin(folder).get("replaced") or [path for run in _starts(folder) for path in _replaced(run)]
+
+
+def _trained_before(folder: Path, stage: str) -> list[str]:
+    """What earlier stages changed of the encoder and the decoder, which the adapters of `stage` build on."""
+    config = RunFolder(folder).load_config()
+    adapters = config.stage[stage].parts.adapters()
+    found = []
+    for start in _starts(folder):
+        last = RunFolder(start).load_config().stages[-1]
+        found += _trained_before(start, last) + _trained_in(start, last, adapters)
+    for name in config.stages[: config.stages.index(stage)]:
+        found += _trained_in(folder, name, adapters)
+    return found
+
+
+def _trained_in(folder: Path, stage: str, adapters: Mapping[str, LoraConfig]) -> list[str]:
+    parts, where = RunFolder(folder).load_config().stage[stage].parts, f"in stage {stage} of {folder}"
+    own = parts.adapters()
+    full = [part for part, policy in parts.policies.items() if policy == "full" and part != "projector"]
+    merged = [part for part in own if own[part] != adapters.get(part)]
+    return [f"trained {where} ({part})" for part in full] + [f"adapted {where} ({part})" for part in merged]
 
 
 def _source_spelling(folder: Path, form: Codec) -> Spelling | None:

@@ -5,6 +5,7 @@ Examples:
   python -m jaxvlm.convert import --from openai/clip-vit-large-patch14-336 --from lmsys/vicuna-7b-v1.5 --to runs/start
   python -m jaxvlm.convert export --run runs/mine --out exported --dtype bfloat16
   python -m jaxvlm.convert export --run runs/mine --out exported/decoder --part language
+  python -m jaxvlm.convert export --run runs/mine --out exported/projector --part projector
   python -m jaxvlm.convert export --run runs/lora --out exported/adapter --adapter --base llava-hf/llava-1.5-7b-hf
   python -m jaxvlm.convert verify exported runs/mine --logits --image a.png --prompt "What is this?"
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.command import Parser, Subparser, run
+from jaxvlm.config import PARTS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     out.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
     out.add_argument("--out", required=True, metavar="FOLDER", type=Path, help="the new folder")
     out.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
-    out.add_argument("--part", choices=("vision", "language"), help="export the encoder or the decoder alone")
+    out.add_argument("--part", choices=PARTS, help="export one part alone; the projector in the original LLaVA's form")
     out.add_argument("--dtype", choices=DTYPES, help="dtype of the files (default: that of each weight in the run)")
     out.add_argument(
         "--shard-size", default="5GB", metavar="SIZE", help="maximum size of a file, such as 500MB (default: 5GB)"

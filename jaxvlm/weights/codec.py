@@ -15,6 +15,7 @@ from jaxvlm.config import DecoderConfig, GenerationConfig, ModelConfig, Projecto
 from jaxvlm.weights.rules import Rule
 from jaxvlm.weights.spelling import Known, Spelling
 from jaxvlm.weights.tensors import TensorSource
+from jaxvlm.weights.writing import write_tensors
 
 
 class Export(NamedTuple):
@@ -68,6 +69,8 @@ class Codec:
     extend_tokenizer: Callable[[Any], tuple[Any, int, list[str]]] = lambda tokenizer: (tokenizer, -1, [])
     adapters: Callable[[Any], AdapterNames] | None = None
     reference: Reference | None = None  # None: a part without logits
+    parts: Mapping[str, Codec] = dataclasses.field(default_factory=dict)  # of the family, exported alone
+    save: Callable[[Path, TensorSource, int], None] = write_tensors  # folder, tensors, most bytes of a file
 
 
 @dataclasses.dataclass(frozen=True)

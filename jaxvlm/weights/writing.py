@@ -13,6 +13,7 @@ import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -35,11 +36,30 @@ def parse_size(text: str) -> int:
     return size
 
 
+def write_pickle(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors as a file of torch, which the original LLaVA and llama.cpp read.
+
+    Raises:
+      UserError: torch is missing.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"torch is needed to write {path.name}: pip install torch") from error
+
+    def to_torch(array: np.ndarray) -> torch.Tensor:
+        if array.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    torch.save({name: to_torch(np.array(tensors[name], order="C")) for name in tensors}, path)
+
+
 def write_tensors(
     folder: Path,
     tensors: Mapping[str, np.ndarray],
-    *,
     shard_bytes: int,
+    *,
     metadata: Mapping[str, str] = types.MappingProxyType({"format": "pt"}),
 ) -> None:
     """Writes tensors as transformers does, one shard in memory at a time.

@@ -9,14 +9,14 @@ import select
 import signal
 import sys
 
-import jaxvlm.runs
-import jaxvlm.stages
-import jaxvlm.train
-from jaxvlm.command import run
-
 
 def serve() -> None:
     """Forks a child for each line of standard input and prints its id; see `report_ended` for its exit code."""
+    # Here, because a worker process for data imports this module, and needs none of them.
+    import jaxvlm.runs
+    import jaxvlm.stages
+    import jaxvlm.train  # noqa: F401
+
     folder = sys.argv[1]
     while True:
         ready, _, _ = select.select([sys.stdin], [], [], 0.02)
@@ -48,6 +48,9 @@ def report_ended(folder: str) -> None:
 
 def become(job: dict) -> None:
     """Runs `job["code"]` and then the train command, unless the code exits; ends the process as Python would."""
+    import jaxvlm.train
+    from jaxvlm.command import run
+
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)

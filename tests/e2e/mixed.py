@@ -1,4 +1,4 @@
-"""The quickstart's model on three kinds of source: easy-VQA, a Parquet file of LLaMA-Factory's, prepared records."""
+"""A tiny model on three kinds of source: easy-VQA, a Parquet file of LLaMA-Factory's, prepared records."""
 
 import os
 
@@ -8,6 +8,8 @@ from configs import quickstart
 def get_config():
     folder = os.environ["JAXVLM_TEST_MIX"]
     c = quickstart.get_config()
+    c.model.vision.update(embed_dim=24, mlp_dim=32, num_layers=1, num_heads=2)
+    c.model.language.update(embed_dim=32, mlp_dim=48, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16)
     c.stages = ("finetune",)
     del c.stage["align"]
     data = c.stage.finetune.data

@@ -16,9 +16,9 @@ def get_config():
         stage.data.augment.update(flip=True, shift=2, shuffle_turns=True)
         stage.global_batch_size = 8
         stage.micro_batches = 4
-        stage.epochs = 4.0
-        stage.eval_every = 4
-        stage.checkpoint_every = 3
+        stage.epochs = 2.0
+        stage.eval_every = 8
+        stage.checkpoint_every = 6
     finetune.parts.vision = "frozen"
     c = tiny.recipe(align=align, finetune=finetune)
     c.model.language.vocab_size = 340

@@ -8,7 +8,7 @@ from tests.e2e.small_run import HOOK, arguments
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others(start_processes, tmp_path, victim):
-    sooner = "jaxvlm.processes.LOST_SECONDS = 15"  # a killed process 1 is missed only for its silence
+    sooner = "jaxvlm.processes.LOST_SECONDS = 8"  # a killed process 1 is missed only for its silence
     running = start_processes(*arguments(tmp_path, "--config.steps=5000"), count=2, devices=2, code=sooner)
     running.wait_for(lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 7)
     running.children[victim].kill()

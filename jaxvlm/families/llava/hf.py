@@ -40,6 +40,9 @@ from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.saved_tokenizer import write_text_files
 from jaxvlm.weights.source import WeightSource, part_source
+from jaxvlm.weights.spelling import Spelling
+from jaxvlm.weights.tensors import TensorSource
+from jaxvlm.weights.writing import write_pickle
 
 # `model_type` of the original LLaVA code -> its decoder. The code wrote "llava" before version 1.2.
 # "llava_qwen2" is another name of "llava_qwen"; "share4v" is ShareGPT4V.
@@ -339,6 +342,36 @@ def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
     return values, [_OTHER_READERS]
 
 
+def _save_projector(folder: Path, tensors: TensorSource, shard_bytes: int) -> None:
+    write_pickle(folder / "mm_projector.bin", tensors)
+
+
+def _write_projector(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
+    """config.json of the original LLaVA, as its first stage leaves it beside mm_projector.bin."""
+    config = export.config
+    kinds = {decoder: kind for kind, decoder in reversed(_ORIGINAL.items())}
+    if config.language.architecture not in kinds:
+        raise UserError(
+            f'config.model.language.architecture = "{config.language.architecture}", the original LLaVA has only '
+            f"{', '.join(sorted(kinds))}; export the whole model instead"
+        )
+    values = hf_language_config(
+        config.language, export.tokenizer, dtype=export.dtype, max_positions=export.max_positions
+    )
+    tower = "vision"
+    values |= {
+        "model_type": kinds[config.language.architecture],
+        "mm_vision_tower": tower,
+        "mm_projector_type": config.projector.kind,
+        "mm_hidden_size": config.vision.embed_dim,
+        "mm_vision_select_layer": config.vision.feature_layer,
+        "mm_vision_select_feature": "patch",
+        "image_aspect_ratio": "pad" if export.media.aspect == "pad" else None,
+        "use_mm_proj": True,
+    }
+    return values, [f'config.json names the encoder "{tower}": put its name there, or its folder (--part vision)']
+
+
 def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
     opened = [decode(str(image), "--image") for image in images]
     bos = processor.tokenizer.bos_token  # as in `apply_chat_template` of a processor
@@ -346,8 +379,20 @@ def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
     return processor(text=text, images=opened or None, return_tensors="pt", add_special_tokens=special)
 
 
+_PROJECTOR_ALONE = Codec(
+    name="projector",
+    open=_open,
+    hub=Spelling(projector="model.mm_projector.{2i}."),
+    known=KNOWN,
+    rules=lambda config, spelling: llava_rules(config, Spelling(projector=spelling.projector)),
+    sizes=llava_sizes,
+    ignored=(),
+    write=_write_projector,
+    save=_save_projector,
+)
 CODEC = Codec(
     name="llava",
+    parts={"projector": _PROJECTOR_ALONE},
     open=_open,
     hub=HUB,
     known=KNOWN,
