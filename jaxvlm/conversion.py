@@ -169,7 +169,8 @@ def _wide_enough(config: Config, params: dict) -> tuple[Config, list[str]]:
     if stage.frozen_dtype != "float16":
         return config, []
     wide = {path: np.asarray(x) for path, x in paths(params).items() if x.dtype != np.float16}
-    beyond = [path for path, x in wide.items() if overflows(x, x.astype(np.float16))]
+    with np.errstate(over="ignore"):
+        beyond = [path for path, x in wide.items() if overflows(x, x.astype(np.float16))]
     if not beyond:
         return config, []
     config = dataclasses.replace(config, stage={STAGE: dataclasses.replace(stage, frozen_dtype="float32")})

@@ -244,6 +244,23 @@ def test_the_original_layout(llava, tmp_path):
     assert list(open_source(str(apart)).configs) == ["projector"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_projector_alone_is_in_the_originals_form(llava, tmp_path, dtype, capsys):
+    """For llama.cpp, whose script takes an encoder's folder and this file; and as a start of a recipe."""
+    call("import", "--from", llava, "--to", tmp_path / "run")
+    export = ("export", "--run", tmp_path / "run", "--out", tmp_path / "out", "--part", "projector", "--dtype", dtype)
+    assert 'names the encoder "vision"' in call(*export, capsys=capsys).err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "mm_projector.bin"}
+    written, named = torch.load(tmp_path / "out" / "mm_projector.bin", weights_only=True), tensors(llava)
+    assert set(written) == {f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")}
+    for name, tensor in written.items():
+        number, kind = name.removeprefix("model.mm_projector.").split(".")
+        theirs = named[f"multi_modal_projector.linear_{int(number) // 2 + 1}.{kind}"]
+        theirs = torch.from_numpy(theirs.astype(np.float32))
+        assert tensor.dtype == getattr(torch, dtype) and torch.equal(tensor, theirs.to(tensor.dtype))
+    assert list(open_source(str(tmp_path / "out")).configs) == ["projector"]
+
+
 def test_a_pickle_that_runs_code_is_refused(llava, tmp_path, capsys):
     folder = tmp_path / "evil"
     shutil.copytree(llava, folder, ignore=shutil.ignore_patterns("*.safetensors*"))

@@ -114,6 +114,25 @@ def test_adapters_over_replaced_weights_are_merged_or_refused(base, tmp_path, ca
     assert "language/embed/w, language/head/w are not those of the base model" in error
 
 
+def test_an_export_says_what_its_base_must_have(base, tmp_path, capsys):
+    """Before the adapters another run trained the decoder; without a word their base would be taken for the first."""
+    train(base, tmp_path, r=3, target_modules=["q_proj"])
+    call("import", "--from", base[0], "--to", tmp_path / "full")
+    call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
+    export = ("export", "--run", tmp_path / "run", "--adapter", "--base", "me/mine", "--out")
+    assert "must have" not in call(*export, tmp_path / "a", capsys=capsys).err
+
+    full, lora = RunFolder(tmp_path / "full"), RunFolder(tmp_path / "run")
+    config = full.load_config()
+    stage = config.stage["imported"]
+    trained = dataclasses.replace(stage, parts=dataclasses.replace(stage.parts, language="full"))
+    full.save_config(dataclasses.replace(config, stage={"imported": trained}))
+    config = lora.load_config()
+    lora.save_config(dataclasses.replace(config, init=dataclasses.replace(config.init, model=str(full.path))))
+    said = call(*export, tmp_path / "b", capsys=capsys).err
+    assert f"me/mine must have the weights that were trained in stage imported of {full.path} (language)" in said
+
+
 def test_an_adapted_projector_is_written_back(base, tmp_path):
     want = train(base, tmp_path, **FIELDS["all-linear"])
     call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
