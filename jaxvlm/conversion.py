@@ -325,7 +325,7 @@ def _trained_in(folder: Path, stage: str, adapters: Mapping[str, LoraConfig]) ->
 
 
 def _source_spelling(folder: Path, form: Codec) -> Spelling | None:
-    """The tensor spelling of the one folder a run was imported from, if transformers can load an export in it."""
+    """The tensor spelling of the one folder a run was imported from, if all versions of transformers load it."""
     found = [Spelling(**spelling) for spelling in _origin(folder).get("spellings", ())]
     return found[0] if len(found) == 1 and form.loads(found[0]) else None
 

@@ -64,7 +64,7 @@ class Codec:
     write: Callable[
         [Path, Export], tuple[dict[str, Any], list[str]]
     ]  # writes all except weights; returns config.json's values, and notes
-    loads: Callable[[Spelling], bool] = lambda spelling: False  # whether transformers loads it as well as `hub`
+    loads: Callable[[Spelling], bool] = lambda spelling: False  # whether transformers 4 and 5 load it as well as `hub`
     # The tokenizer or an extended copy, the id of its placeholder of images, and the tokens that were added.
     extend_tokenizer: Callable[[Any], tuple[Any, int, list[str]]] = lambda tokenizer: (tokenizer, -1, [])
     adapters: Callable[[Any], AdapterNames] | None = None

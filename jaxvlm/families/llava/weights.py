@@ -67,8 +67,12 @@ def llava_sizes(config: LlavaConfig) -> dict[str, int]:
 
 
 def is_of_transformers(spelling: Spelling) -> bool:
-    """Whether transformers loads a whole model of this spelling."""
-    return set(spelling.prefixes()) == set(PARTS) and "mm_projector" not in str(spelling.projector)
+    """Whether transformers loads a whole model of this spelling.
+
+    Version 5 saves an encoder without "vision_model.", and version 4 then takes a random one, with a warning.
+    """
+    is_whole = set(spelling.prefixes()) == set(PARTS) and "mm_projector" not in str(spelling.projector)
+    return is_whole and str(spelling.vision).endswith("vision_tower.vision_model.")
 
 
 def adapter_names(config: LlavaConfig) -> AdapterNames:
