@@ -104,6 +104,33 @@ def test_a_system_message_in_its_own_key(key):
     assert said(read({"question": "Who?", "answer": "I.", key: "Be brief."}))[0] == ("system", "Be brief.")
 
 
+def test_two_system_messages_that_differ_are_told():
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Who?"}]
+    turns.append({"role": "assistant", "content": "I."})
+    record = read({"messages": turns, "system": "Be brief."})
+    assert said(record)[0] == ("system", "Be kind.")
+    assert record.notes == ('key "system", since the turns have another system message',)
+    assert read({"messages": turns, "system": "Be kind."}).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<video>\nWho?", "<video>"),
+        ("<|vision_start|><|image_pad|><|vision_end|>Who?", "<|image_pad|>"),
+        ("Compare <image 1> and <image 2>.", "<image N>"),
+        ("<img>a.png</img>Who?", "<img>...</img>"),
+        ("[IMG]Who?", "[IMG]"),
+        ("<Image>Who?", "<Image>"),
+    ],
+)
+def test_a_placeholder_of_others_is_told(text, shown):
+    """It stays text: whoever asks about HTML writes <video>, too."""
+    (note,) = read(chat(text, "I.")).notes
+    assert note == f'"{shown}" in a question is text and stands for nothing; <image> stands for an image'
+    assert read(chat("<image>\nWho?", text, image="a.png")).notes == ()
+
+
 @pytest.mark.parametrize("key", ["image", "images", "img", "picture", "image_path", "image_paths", "image_file"])
 def test_an_image_under_any_of_its_names(key):
     assert read(chat("<image>\nWho?", "I.", **{key: "a.png"})).images == ("/data/a.png",)

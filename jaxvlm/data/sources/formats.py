@@ -29,7 +29,7 @@ from jaxvlm.data.sources.image_refs import (
     part_image,
     read_images,
 )
-from jaxvlm.data.sources.values import Problems, kind, short
+from jaxvlm.data.sources.values import Problems, foreign_placeholders, kind, short
 from jaxvlm.errors import UserError
 
 UNSUPPORTED = "unsupported"  # of a role that is known and cannot be trained on
@@ -87,8 +87,11 @@ class Chat:
         before, content = len(problems), Content([])
         self._read_messages(item, content, problems)
         turns = content.turns
-        if self.system and not (turns and turns[0].role == "system"):
-            turns[:0] = _system(item, self.system, problems)
+        system = _system(item, self.system, problems) if self.system else []
+        if not (turns and turns[0].role == "system"):
+            turns[:0] = system
+        elif system and system[0].text != turns[0].text:
+            content.unread.append(f"key {short(self.system)}, since the turns have another system message")
         whole = len(problems) == before  # a turn left out for a fault would be reported again as a role out of place
         if self.chosen and self.rejected:
             if self.strict and whole:
@@ -333,7 +336,8 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
         raise _rejection(origin, problems)
     read = {"id", key, *format.columns(), *_UNTRAINABLE, "label"}
     unread = [f"key {short(name)}" for name in item if name not in read and not is_empty(item[name])]
-    notes = tuple(sorted({*unread, *content.unread}))
+    foreign = foreign_placeholders(turn.text for turn in turns if turn.role == "user")
+    notes = tuple(sorted({*unread, *content.unread, *foreign}))
     return Record(str(id), tuple(turns), tuple(images), origin, rejected=content.rejected, notes=notes)
 
 

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
+from jaxvlm.data.records import IMAGE
+
 Problems = list[tuple[str, str]]  # (reason, what is wrong)
+
+
+# Placeholders of media that other trainers read; "<image>" is ours.
+_FOREIGN = re.compile(
+    r"<(?:video|audio|Image|ImageHere)>|<\|(?:image|video|audio|image_pad|video_pad)\|>|\[IMG\]"
+    r"|<(?:image|Image)[ _-]?\d+>|<img>[^<\n]*</img>"
+)
+
+
+def foreign_placeholders(questions: Iterable[str]) -> set[str]:
+    """A note for each kind of placeholder of others in questions: here it is text, and stands for nothing."""
+    found = {match for text in questions for match in _FOREIGN.findall(text)}
+    general = {re.sub(r"\d+>", "N>", re.sub("<img>.*</img>", "<img>...</img>", match)) for match in found}
+    return {f'"{match}" in a question is text and stands for nothing; {IMAGE} stands for an image' for match in general}
 
 
 def kind(value: Any) -> str:
