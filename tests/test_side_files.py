@@ -167,7 +167,7 @@ def test_rows_of_an_imported_run_are_as_long_as_the_decoder_allows(tmp_path):
 def test_what_is_not_taken_over_is_said(tmp_path, capsys):
     """Another template by choice, sampling, and an image processor of another size."""
     sampling = {"eos_token_id": 2, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
-    sampling["repetition_penalty"] = 1.05
+    sampling |= {"repetition_penalty": 1.05, "stop_strings": ["END"], "num_beams": 1, "typical_p": 1.0}
     folder = write_folder(tmp_path / "in", generation=sampling)
     odd = {"size": {"shortest_edge": 30}}
     change(folder / "preprocessor_config.json", lambda values: values.update(odd))
@@ -175,7 +175,7 @@ def test_what_is_not_taken_over_is_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "not used: the chat template of" in said and "vicuna_v1 replaces it" in said
     assert "temperature 0.6, top_p 0.9, top_k 50\n" in said
-    assert "not used: repetition_penalty 1.05 of generation_config.json" in said
+    assert "not used: repetition_penalty 1.05, stop_strings ['END'] of generation_config.json" in said
     assert "not used: CLIPImageProcessor with {'size': {'shortest_edge': 30}" in said
     data = RunFolder(tmp_path / "run").load_config().stage["imported"].data
     assert (data.template, data.media.aspect, data.stop_tokens) == ("vicuna_v1", "pad", ())

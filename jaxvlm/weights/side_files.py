@@ -14,7 +14,13 @@ from jaxvlm.weights.hf.strict import CONFIG_FILE, read_json
 
 _REMEDY = "fix or remove it"
 _SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # transformers' values of what a file leaves out
-_OTHERS = ("min_p", "repetition_penalty", "no_repeat_ngram_size", "num_beams")  # that change which tokens are chosen
+# Other fields of a generation_config.json that change an answer.
+_OTHER_NAMES = """
+bad_words_ids begin_suppress_tokens encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id guidance_scale length_penalty max_new_tokens
+min_length min_new_tokens min_p no_repeat_ngram_size num_beams penalty_alpha repetition_penalty sequence_bias
+stop_strings suppress_tokens typical_p
+"""
 
 
 def read_stop_tokens(folder: Path, tokenizer: Any) -> tuple[str, ...]:
@@ -38,7 +44,7 @@ def read_sampling(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of generation_config.json as those of `config.generation`, and those that we do not have."""
     values = _generation(folder)
     given = {name: values[name] for name in _SAMPLING if values.get(name) is not None}
-    others = {name: values[name] for name in _OTHERS if values.get(name) not in (None, 1, 0)}
+    others = {name: values[name] for name in _OTHER_NAMES.split() if values.get(name) not in (None, 1, 0, [])}
     return _SAMPLING | given if values.get("do_sample") else {}, others
 
 
