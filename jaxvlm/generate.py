@@ -41,7 +41,10 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: a conversation on standard input)")
     parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the training; '': none)")
     parser.add_argument(
-        "--temperature", type=float, metavar="X", help="0: always the most likely token (default: config.generation)"
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="0: always the most likely token (default of this, P and K: config.generation of the run)",
     )
     parser.add_argument(
         "--top-p", type=float, metavar="P", help="sample from the most likely tokens of this total probability"
