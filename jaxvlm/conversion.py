@@ -199,10 +199,7 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
             f"{listed(replaced)} are not those of the base model, and the form of adapters has no place for them; "
             "pass --merge instead"
         )
-    whole = codec(opened.config.model.family)
-    form = {**PART_CODECS, **whole.parts}.get(args.part) if args.part else whole
-    if form is None:
-        raise UserError(f'--part {args.part}: family "{opened.config.model.family}" has no form for it alone')
+    form = _form(opened.config.model.family, args.part)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         if args.adapter:
             model = opened.config.model
@@ -224,6 +221,15 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
         _push(args.out, args.push_to_hub)
     log(f"exported step {opened.step} of {opened.stage_name} to {args.out}")
     return {"folder": str(args.out), "stage": opened.stage_name, "step": opened.step}
+
+
+def _form(family: str, part: str | None) -> Codec:
+    if part in PART_CODECS:
+        return PART_CODECS[part]
+    whole = codec(family)
+    if part and part not in whole.parts:
+        raise UserError(f'--part {part}: family "{family}" has no form for it alone')
+    return whole.parts[part] if part else whole
 
 
 def _write_model(
