@@ -9,6 +9,7 @@ hypothesis draws the same examples each time, so that a change fails for what it
 
 import atexit
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAXVLM_CACHE"] = tempfile.mkdtemp(prefix="jaxvlm-tests-")
 atexit.register(shutil.rmtree, os.environ["JAXVLM_CACHE"], ignore_errors=True)
 
+NEEDS_TORCH = re.compile(r"^pytestmark = .*pytest\.mark\.torch\b", re.MULTILINE)
 LONGEST = {name: place for place, name in enumerate(("e2e", "planning", "models", "training", "objectives"))}
 
 settings.register_profile("search", deadline=None, database=None)
@@ -38,6 +40,17 @@ def one_device(monkeypatch):
     import jax
 
     monkeypatch.setattr("jaxvlm.sharding.available_devices", lambda: jax.devices()[:1])
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `-m "not torch"`, for machines without torch, the files that need it as a whole are not imported either."""
+    if (
+        "not torch" in config.option.markexpr
+        and collection_path.suffix == ".py"
+        and NEEDS_TORCH.search(collection_path.read_text(encoding="utf-8"))
+    ):
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(config, items):

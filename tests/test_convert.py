@@ -24,7 +24,7 @@ from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from jaxvlm.weights.reading import open_tensors
 from tests import hf_folders
-from tests.parity import pairs
+from tests.parity import tiny_llava
 from tests.smollm2 import smollm2_file
 
 VOCAB = len(hf_folders.tokenizer(400))
@@ -34,10 +34,10 @@ def with_vocab(config, rows=VOCAB):
     return dataclasses.replace(config, language=dataclasses.replace(config.language, vocab_size=rows))
 
 
-CONFIG = with_vocab(pairs.tiny_config())
+CONFIG = with_vocab(tiny_llava.tiny_config())
 
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,10 @@ def test_what_goes_in_comes_out(llava, tmp_path, rename):
 
 
 FAMILIES = {
-    "clip_llama": (pairs.tiny_config(), "llama"),
-    "clip_llama3_tied": (pairs.tied_config(), "llama"),
-    "siglip_qwen2": (pairs.siglip_config(architecture="qwen2", qkv_bias=True), "qwen2"),
-    "siglip_qwen3_tied": (pairs.siglip_config(architecture="qwen3", qk_norm=True, tie_embeddings=True), "qwen3"),
+    "clip_llama": (tiny_llava.tiny_config(), "llama"),
+    "clip_llama3_tied": (tiny_llava.tied_config(), "llama"),
+    "siglip_qwen2": (tiny_llava.siglip_config(architecture="qwen2", qkv_bias=True), "qwen2"),
+    "siglip_qwen3_tied": (tiny_llava.siglip_config(architecture="qwen3", qk_norm=True, tie_embeddings=True), "qwen3"),
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import jaxvlm
+from tests.conftest import NEEDS_TORCH
 
 ROOT = Path(jaxvlm.__file__).parent
 FILES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
@@ -43,3 +44,18 @@ def test_the_order_of_imports(package, above):
     """models, then weights (the engine and the codecs of parts), then families."""
     pattern = re.compile(rf"^\s*(from|import) jaxvlm\.({above})\b", re.MULTILINE)
     assert [name for name, text in FILES.items() if name.startswith(f"{package}/") and pattern.search(text)] == []
+
+
+# What imports torch at its top, itself or through a helper.
+TORCH = re.compile(
+    r"^(import (torch|peft)\b|from tests(\.parity)? import .*\b(pairs|hf_folders)\b|from tests\.test_convert import)",
+    re.MULTILINE,
+)
+
+
+def test_files_that_need_torch_say_so():
+    """For `pytest -m "not torch"`."""
+    files = {path: path.read_text() for path in Path(__file__).parent.rglob("test_*.py")}
+    needs = {path.name for path, text in files.items() if TORCH.search(text)}
+    in_processes = {"test_as_optimised.py", "test_step_cpu.py"}
+    assert needs | in_processes == {path.name for path, text in files.items() if NEEDS_TORCH.search(text)}

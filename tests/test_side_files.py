@@ -20,12 +20,12 @@ from jaxvlm.initial_weights import find_origins, overridden_settings
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from tests import hf_folders
-from tests.parity import pairs
+from tests.parity import tiny_llava
 
 STOP = 50
 QUESTION = "what color is it?"
 VOCAB = len(hf_folders.tokenizer(400))
-PIXELS = {"image_mean": list(pairs.MEAN), "image_std": list(pairs.STD), "processor_class": "LlavaProcessor"}
+PIXELS = {"image_mean": list(tiny_llava.MEAN), "image_std": list(tiny_llava.STD), "processor_class": "LlavaProcessor"}
 SIDES = {"height": 23, "width": 23}
 PROCESSORS = {
     "square": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 23}, "crop_size": SIDES},
@@ -39,12 +39,12 @@ PROCESSORS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_device")]
 
 
 def write_folder(folder, aspect="square", *, template=hf_folders.PARTS_TEMPLATE, generation=None):
     """A LLaVA folder of transformers with all its small files; its decoder takes 4,096 positions."""
-    config = pairs.siglip_config() if aspect == "squeeze" else pairs.tiny_config()
+    config = tiny_llava.siglip_config() if aspect == "squeeze" else tiny_llava.tiny_config()
     config = dataclasses.replace(config, language=dataclasses.replace(config.language, vocab_size=VOCAB))
     hf_folders.write_llava(folder, config)
     change(folder / "config.json", lambda values: values["text_config"].update(max_position_embeddings=4096))

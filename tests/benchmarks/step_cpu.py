@@ -216,13 +216,13 @@ class Theirs:
     def __init__(self, size: Size, kind: str, hf: Any):
         import torch
 
-        from tests.parity import pairs
+        from tests.parity import tiny_llava
 
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         config = make_config(size)
         samples = make_samples(config.model, size, kind)
         inputs = pad(config.model, samples)
-        inputs["pixel_values"] = pairs.normalise(config.model, make_pixels(config.model, len(samples)))
+        inputs["pixel_values"] = tiny_llava.normalise(config.model, make_pixels(config.model, len(samples)))
         self.inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
         self.hf = hf.train()
         self.hf.model.vision_tower.requires_grad_(False)

@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.mark.nightly  # two minutes of compiling; test_lora_step runs most of the same code
 def test_prints_finite_numbers():

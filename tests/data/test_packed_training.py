@@ -12,12 +12,12 @@ from jaxvlm.objectives import sft
 from jaxvlm.trees import paths
 from tests.data.conftest import data_config, write_records
 from tests.layouts import make_pipeline
-from tests.parity import pairs
+from tests.parity import tiny_llava
 
 
 @pytest.fixture(scope="module")
 def config(tokenizer):
-    config = pairs.tiny_config()
+    config = tiny_llava.tiny_config()
     return dataclasses.replace(config, language=dataclasses.replace(config.language, vocab_size=len(tokenizer) + 1))
 
 
@@ -79,7 +79,7 @@ def test_the_same_loss_and_gradients_as_a_sample_a_row(model, params, epoch, pac
 
 def test_no_sample_sees_another_of_its_row(model, params, packed, config):
     P = config.vision.features_per_image
-    logits = jax.jit(lambda batch: pairs.loss_of(model, params, batch)[1])
+    logits = jax.jit(lambda batch: tiny_llava.loss_of(model, params, batch)[1])
     before = np.asarray(logits(packed))
     for segment in range(1, packed.segments.max() + 1):
         other, here = copy.deepcopy(packed), packed.segments == segment

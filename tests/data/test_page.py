@@ -22,7 +22,7 @@ from jaxvlm.inspect.page import PageRow, page_rows, write_page
 from jaxvlm.inspect.token_text import Span, Vocabulary, spell
 from tests.data.conftest import data_config, write_records
 from tests.layouts import empty_batch, expand, make_pipeline, slots
-from tests.parity import pairs
+from tests.parity import tiny_llava
 
 P = 4  # features of an image
 
@@ -249,7 +249,7 @@ def test_a_caption_right_behind_its_image(show, tokenizer):
 
 
 def test_rows_of_a_pipeline(show, tokenizer, tmp_path):
-    vision = dataclasses.replace(pairs.tiny_config().vision, image_size=16, patch_size=8)
+    vision = dataclasses.replace(tiny_llava.tiny_config().vision, image_size=16, patch_size=8)
     source = write_records(tmp_path, 20)
     made = make_pipeline(data_config(source), tokenizer, vision=vision, rows=4, seed=0)
     batch, records = made.look_up(1)

@@ -21,9 +21,9 @@ from jaxvlm.errors import UserError
 from jaxvlm.families.llava.layout import ImageSlots
 from tests.data.conftest import conversation, data_config, write_records
 from tests.layouts import make_pipeline
-from tests.parity import pairs
+from tests.parity import tiny_llava
 
-VISION = dataclasses.replace(pairs.tiny_config().vision, image_size=16, patch_size=8)
+VISION = dataclasses.replace(tiny_llava.tiny_config().vision, image_size=16, patch_size=8)
 SHAKEN = AugmentConfig(flip=True, shift=2, shuffle_turns=True)
 
 

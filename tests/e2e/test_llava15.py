@@ -21,10 +21,12 @@ from jaxvlm.trees import paths
 from jaxvlm.weights.reading import open_tensors
 from tests import hf_folders
 from tests.e2e.conftest import COLORS
-from tests.parity import pairs
+from tests.parity import tiny_llava
+
+pytestmark = pytest.mark.torch
 
 VOCAB = len(hf_folders.tokenizer(400))
-MODEL = pairs.tiny_config()
+MODEL = tiny_llava.tiny_config()
 MODEL = dataclasses.replace(MODEL, language=dataclasses.replace(MODEL.language, vocab_size=VOCAB))
 QUESTION = "what color is it?"
 

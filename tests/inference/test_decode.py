@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from jaxvlm.config import MeshConfig
 from jaxvlm.data.rows.packing import fill_row
@@ -203,7 +201,11 @@ def test_top_p_keeps_exactly_the_nucleus(top_p):
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (5, 1.0), (5, 0.8), (29, 0.5), (40, 1.0)])
+@pytest.mark.torch
 def test_top_k_is_that_of_transformers(top_k, top_p):
+    import torch
+    import transformers
+
     logits = np.random.default_rng(1).normal(0, 2, (40, 29)).astype(np.float32)
     scores = transformers.TopKLogitsWarper(top_k)(None, torch.from_numpy(logits))
     scores = transformers.TopPLogitsWarper(top_p)(None, scores)

@@ -7,15 +7,19 @@ import torch
 
 from jaxvlm.inference.decoding import decode
 from jaxvlm.inference.programs import Programs
-from tests.parity import pairs
+from tests.parity import pairs, tiny_llava
+
+pytestmark = pytest.mark.torch
 
 COUNT = 8
 
 
-@pytest.mark.parametrize("config", [pairs.tiny_config(), pairs.tied_config()], ids=["untied", "tied"])
+@pytest.mark.parametrize("config", [tiny_llava.tiny_config(), tiny_llava.tied_config()], ids=["untied", "tied"])
 def test_greedy_answers_are_those_of_transformers(config):
     pair = pairs.make_pair(config)
-    samples = [pairs.make_sample(config, i, images=n, text=t) for i, (n, t) in enumerate([(1, 8), (2, 9), (0, 10)])]
+    samples = [
+        tiny_llava.make_sample(config, i, images=n, text=t) for i, (n, t) in enumerate([(1, 8), (2, 9), (0, 10)])
+    ]
     expected = []
     for sample in samples:
         inputs = pairs.hf_batch(config, [sample])
@@ -23,7 +27,7 @@ def test_greedy_answers_are_those_of_transformers(config):
         with torch.no_grad():
             found = pair.hf.generate(**inputs, max_new_tokens=COUNT, do_sample=False, eos_token_id=None, use_cache=True)
         expected.append(found[0, len(sample.tokens) :].numpy())
-    batch = pairs.make_batch(config, [[sample] for sample in samples], tokens=40, images=2)
+    batch = tiny_llava.make_batch(config, [[sample] for sample in samples], tokens=40, images=2)
     tokens, lengths = decode(Programs(pair.model, jax.device_put(pair.params), ()), batch, np.arange(3), COUNT)
     np.testing.assert_array_equal(tokens, expected)
     assert len({tuple(answer) for answer in expected}) == 3

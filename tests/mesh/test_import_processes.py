@@ -8,12 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import hf_folders
-from tests.parity import pairs
+from tests.parity import tiny_llava
 from tests.xla import LEVEL
 
+pytestmark = pytest.mark.torch
+
 # Widths that two processes of two devices split evenly.
-MODEL = pairs.tiny_config()
+MODEL = tiny_llava.tiny_config()
 MODEL = dataclasses.replace(MODEL, language=dataclasses.replace(MODEL.language, vocab_size=400))
 
 CHILD = """

@@ -8,7 +8,7 @@ from jaxvlm.config_reading import build_config
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.models import variants
-from tests.parity import pairs
+from tests.parity import tiny_llava
 
 # Parameters in millions as published (model cards; of CLIP and SigLIP those of the image encoder, without CLIP's
 # projection and with SigLIP's pooling; tied embeddings once).
@@ -48,7 +48,7 @@ MILLIONS = {
 
 @pytest.mark.parametrize("name", MILLIONS)
 def test_published_sizes(name):
-    config = pairs.tiny_config()
+    config = tiny_llava.tiny_config()
     if name.startswith(("clip", "siglip")):
         part, values = "vision", build_config(VisionConfig, variants.vision(name))
     else:

@@ -13,9 +13,9 @@ from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, named_shardings
 from jaxvlm.trees import paths
 from jaxvlm.tuning import POLICIES
-from tests.parity import pairs
+from tests.parity import tiny_llava
 
-CONFIG = pairs.tiny_config()
+CONFIG = tiny_llava.tiny_config()
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,14 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def samples():
-    return [pairs.make_sample(CONFIG, i, images=n, text=text) for i, (n, text) in enumerate([(1, 8), (2, 9), (0, 10)])]
+    return [
+        tiny_llava.make_sample(CONFIG, i, images=n, text=text) for i, (n, text) in enumerate([(1, 8), (2, 9), (0, 10)])
+    ]
 
 
 @pytest.fixture(scope="module")
 def forward(model):
-    return jax.jit(lambda params, batch: pairs.loss_of(model, params, batch))
+    return jax.jit(lambda params, batch: tiny_llava.loss_of(model, params, batch))
 
 
 def test_axes_have_a_name_for_each_dimension_and_a_rule(model):
@@ -61,7 +63,7 @@ def test_paths(model):
     assert {path.split("/")[0] for path in found} == {"vision", "projector", "language"}
     assert {"language/blocks/attention/q/w", "language/embed/w", "language/head/w", "projector/fc2/bias"} <= found
     assert {path.split("/")[-1] for path in found} == {"w", "bias", "scale", "class_token", "positions"}
-    assert "language/head/w" not in paths(build_model(pairs.tied_config()).abstract)
+    assert "language/head/w" not in paths(build_model(tiny_llava.tied_config()).abstract)
 
 
 def test_init_fills_the_abstract_tree_on_a_mesh(model):
@@ -81,8 +83,8 @@ def test_init_fills_the_abstract_tree_on_a_mesh(model):
 
 def test_padding_and_packing_change_nothing(forward, params, samples):
     rows = [[samples[0], samples[2]], [samples[1]]]
-    short = pairs.make_batch(CONFIG, rows, tokens=27, images=2)
-    padded = pairs.make_batch(CONFIG, [*rows, []], tokens=40, images=3)
+    short = tiny_llava.make_batch(CONFIG, rows, tokens=27, images=2)
+    padded = tiny_llava.make_batch(CONFIG, [*rows, []], tokens=40, images=3)
     padded.tokens[:, 27:] = 5  # whatever stands there
     loss, logits = forward(params, short)
     padded_loss, padded_logits = forward(params, padded)
@@ -93,8 +95,8 @@ def test_padding_and_packing_change_nothing(forward, params, samples):
 
 def test_no_position_attends_across_segments(forward, params, samples):
     rows = [[samples[0], samples[2]], [samples[1]]]
-    batch = pairs.make_batch(CONFIG, rows, tokens=40, images=2)
-    other = pairs.make_batch(CONFIG, rows, tokens=40, images=2)
+    batch = tiny_llava.make_batch(CONFIG, rows, tokens=40, images=2)
+    other = tiny_llava.make_batch(CONFIG, rows, tokens=40, images=2)
     first = len(samples[0].tokens)
     other.tokens[0, first : first + 4] = [9, 8, 9, 8]  # of the second sample
     other.media.pixels[1, 0] = 0  # the first image of the other row
@@ -103,7 +105,7 @@ def test_no_position_attends_across_segments(forward, params, samples):
     assert not np.array_equal(before[0, first:], after[0, first:])
     assert np.array_equal(before[1, :1], after[1, :1])  # text in front of the image
     assert not np.array_equal(before[1, 1:27], after[1, 1:27])
-    other = pairs.make_batch(CONFIG, rows, tokens=40, images=2)
+    other = tiny_llava.make_batch(CONFIG, rows, tokens=40, images=2)
     other.tokens[0, :1] = 9  # of the first sample
     other.media.pixels[0, 0] = 0
     after = np.asarray(forward(params, other)[1])
@@ -116,7 +118,7 @@ def test_cached_decoding_equals_the_full_forward(model, params, samples, forward
     """Three prompts of different lengths and a row of padding, four more tokens each, under one while loop."""
     steps, T = 4, 27
     more = np.random.default_rng(2).integers(8, 101, (4, steps), dtype=np.int32)
-    prompts = pairs.make_batch(CONFIG, [*([sample] for sample in samples), []], tokens=T, images=2)
+    prompts = tiny_llava.make_batch(CONFIG, [*([sample] for sample in samples), []], tokens=T, images=2)
     lengths = np.array([len(sample.tokens) for sample in samples] + [0])
 
     @jax.jit
@@ -135,24 +137,24 @@ def test_cached_decoding_equals_the_full_forward(model, params, samples, forward
     _, cache, logits = decode(params, prompts, more, lengths)
     assert int(cache.next) == T + steps and cache.keys.shape == (3, 4, T + steps, 2, 10)
     longer = [np.concatenate([sample.tokens, more[b]]) for b, sample in enumerate(samples)]
-    longer = [pairs.Sample(tokens, samples[b].images, tokens > 0) for b, tokens in enumerate(longer)]
-    _, want = forward(params, pairs.make_batch(CONFIG, [[sample] for sample in longer], tokens=40, images=2))
+    longer = [tiny_llava.Sample(tokens, samples[b].images, tokens > 0) for b, tokens in enumerate(longer)]
+    _, want = forward(params, tiny_llava.make_batch(CONFIG, [[sample] for sample in longer], tokens=40, images=2))
     for b, n in enumerate(lengths[:3]):
         np.testing.assert_allclose(logits[:, b], want[b, n - 1 : n + steps], atol=1e-5)
     assert np.isfinite(logits).all()
 
 
 def test_a_cache_must_hold_the_prompt(model, params, samples):
-    batch = pairs.make_batch(CONFIG, [[samples[2]]], tokens=27, images=1)
+    batch = tiny_llava.make_batch(CONFIG, [[samples[2]]], tokens=27, images=1)
     with pytest.raises(ValueError, match="max_length 20 is less than the 27 tokens"):
         jax.eval_shape(lambda p: model.bind(p).prefill(batch, None, 20), params)
 
 
 def test_bfloat16_is_close(forward, params, samples):
     half = build_model(dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
-    batch = pairs.make_batch(CONFIG, [[samples[0], samples[2]], [samples[1]]], tokens=40, images=2)
+    batch = tiny_llava.make_batch(CONFIG, [[samples[0], samples[2]], [samples[1]]], tokens=40, images=2)
     loss, logits = forward(params, batch)
-    half_loss, half_logits = jax.jit(lambda p, b: pairs.loss_of(half, p, b))(params, batch)
+    half_loss, half_logits = jax.jit(lambda p, b: tiny_llava.loss_of(half, p, b))(params, batch)
     assert half_logits.dtype == jnp.float32
     assert jax.eval_shape(lambda p: half.bind(p).hidden(batch), params).dtype == jnp.bfloat16
     assert float(half_loss) == pytest.approx(float(loss), rel=0.02)
@@ -160,11 +162,11 @@ def test_bfloat16_is_close(forward, params, samples):
 
 
 def test_remat_policies_give_the_same_gradients(params, samples):
-    batch = pairs.make_batch(CONFIG, [[samples[0], samples[2]]], tokens=28, images=1)
+    batch = tiny_llava.make_batch(CONFIG, [[samples[0], samples[2]]], tokens=28, images=1)
     gradients = {}
     for name in POLICIES:
         model = build_model(dataclasses.replace(CONFIG, remat=name))
-        gradients[name] = jax.jit(jax.grad(lambda p, m=model: pairs.loss_of(m, p, batch)[0]))(params)
+        gradients[name] = jax.jit(jax.grad(lambda p, m=model: tiny_llava.loss_of(m, p, batch)[0]))(params)
     for name in POLICIES:
         for path, want in paths(gradients["none"]).items():
             np.testing.assert_allclose(paths(gradients[name])[path], want, atol=1e-6, err_msg=path)
@@ -187,8 +189,8 @@ def test_feature_layer(params, samples, layer):
 
 
 def test_a_batch_without_image_slots(forward, params, samples):
-    _, want = forward(params, pairs.make_batch(CONFIG, [[samples[2]]], tokens=12, images=1))
-    _, have = forward(params, pairs.make_batch(CONFIG, [[samples[2]]], tokens=12, images=0))
+    _, want = forward(params, tiny_llava.make_batch(CONFIG, [[samples[2]]], tokens=12, images=1))
+    _, have = forward(params, tiny_llava.make_batch(CONFIG, [[samples[2]]], tokens=12, images=0))
     assert np.array_equal(want, have)
 
 

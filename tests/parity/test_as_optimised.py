@@ -9,6 +9,8 @@ import pytest
 
 from tests.xla import LEVEL
 
+pytestmark = pytest.mark.torch
+
 # CLIP and SigLIP, tied and untied, with Llama 3's frequencies and with norms of heads.
 SOME = "clip_llama3_tied or siglip_qwen3"
 

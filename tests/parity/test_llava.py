@@ -9,16 +9,18 @@ from jaxvlm.families.llava.weights import llava_rules, llava_sizes
 from jaxvlm.models.layers import run_stack
 from jaxvlm.trees import paths
 from jaxvlm.weights.rules import import_tensors
-from tests.parity import pairs
+from tests.parity import pairs, tiny_llava
+
+pytestmark = pytest.mark.torch
 
 CONFIGS = {  # config, and the decoder's type at Hugging Face
-    "clip_llama2_untied": (pairs.tiny_config(), "llama"),
-    "clip_llama3_tied": (pairs.tied_config(), "llama"),
-    "clip_llama_linear_rope": (pairs.linear_rope_config(), "llama"),
-    "clip_llama_yarn_biases": (pairs.yarn_config(), "llama"),
-    "clip_gelu_mistral": (pairs.gelu_config(), "mistral"),
-    "siglip_qwen2_tied": (pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
-    "siglip_qwen3": (pairs.siglip_config(architecture="qwen3", qk_norm=True), "qwen3"),
+    "clip_llama2_untied": (tiny_llava.tiny_config(), "llama"),
+    "clip_llama3_tied": (tiny_llava.tied_config(), "llama"),
+    "clip_llama_linear_rope": (tiny_llava.linear_rope_config(), "llama"),
+    "clip_llama_yarn_biases": (tiny_llava.yarn_config(), "llama"),
+    "clip_gelu_mistral": (tiny_llava.gelu_config(), "mistral"),
+    "siglip_qwen2_tied": (tiny_llava.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
+    "siglip_qwen3": (tiny_llava.siglip_config(architecture="qwen3", qk_norm=True), "qwen3"),
 }
 TOKENS, IMAGES = 40, 2  # of all our rows, so that a model compiles once
 
@@ -33,7 +35,7 @@ def pair(request):
 def samples(pair):
     """One image, two images, text only, one image: 17, 27, 10 and 13 tokens."""
     sizes = [(1, 8), (2, 9), (0, 10), (1, 4)]
-    return [pairs.make_sample(pair.model.config, i, images=n, text=text) for i, (n, text) in enumerate(sizes)]
+    return [tiny_llava.make_sample(pair.model.config, i, images=n, text=text) for i, (n, text) in enumerate(sizes)]
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +54,10 @@ def theirs(pair, samples):
 @pytest.fixture(scope="module")
 def ours(pair):
     """Our loss, logits and gradients for rows of samples."""
-    step = jax.jit(jax.value_and_grad(lambda p, b: pairs.loss_of(pair.model, p, b), has_aux=True))
+    step = jax.jit(jax.value_and_grad(lambda p, b: tiny_llava.loss_of(pair.model, p, b), has_aux=True))
 
     def run(rows):
-        batch = pairs.make_batch(pair.model.config, rows, tokens=TOKENS, images=IMAGES)
+        batch = tiny_llava.make_batch(pair.model.config, rows, tokens=TOKENS, images=IMAGES)
         (loss, logits), gradients = jax.device_get(step(pair.params, batch))
         return float(loss), logits, paths(gradients)
 
@@ -105,7 +107,7 @@ def test_layers_of_vision(pair):
     with torch.no_grad():
         tower = pair.hf.model.vision_tower
         want = tower(
-            torch.from_numpy(pairs.normalise(pair.model.config, pixels)), output_hidden_states=True
+            torch.from_numpy(tiny_llava.normalise(pair.model.config, pixels)), output_hidden_states=True
         ).hidden_states
 
     @jax.jit

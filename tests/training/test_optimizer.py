@@ -1,7 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from jaxvlm.config import GroupConfig, OptimizerConfig
 from jaxvlm.errors import UserError
@@ -30,9 +29,12 @@ PARAMS = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
 def test_schedule_is_that_of_transformers(name):
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     original = transformers.get_scheduler(
         {"constant": "constant_with_warmup"}.get(name, name), optimizer, num_warmup_steps=3, num_training_steps=50
@@ -74,7 +76,10 @@ def test_patterns_that_match_nothing_are_all_named_with_the_nearest_path():
     assert 'pattern "norms" matches no parameter; nearest path: language/norm' in str(error.value)
 
 
+@pytest.mark.torch
 def test_updates_are_those_of_torch_adamw_with_clipping():
+    import torch
+
     optimizer = build_optimizer(config(schedule="constant", warmup=0.0), 5, PARAMS, {})
     state, params = optimizer.init(PARAMS), PARAMS
     rates = {"w": (1e-2, 0.1), "scale": (1e-2, 0.0), "fc1w": (3e-2, 0.1), "fc1b": (3e-2, 0.0)}

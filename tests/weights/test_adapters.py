@@ -22,11 +22,13 @@ from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.weights import adapter_names
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.adapters import reading, writing
-from tests.parity import pairs
+from tests.parity import pairs, tiny_llava
+
+pytestmark = pytest.mark.torch
 
 CONFIGS = {
-    "clip_llama": (pairs.tiny_config(), "llama"),
-    "siglip_qwen2": (pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
+    "clip_llama": (tiny_llava.tiny_config(), "llama"),
+    "siglip_qwen2": (tiny_llava.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
 }
 CONFIG = CONFIGS["clip_llama"][0]
 LANGUAGE, BOTH = {"language": LoraConfig(5, 8)}, {"vision": LoraConfig(4, 6.5), "language": LoraConfig(5, 8.0)}
@@ -88,13 +90,13 @@ def our_logits(config, adapters, params):
         vlm = build_model(config, adapters).bind(params)
         return vlm.logits(vlm.hidden(batch))
 
-    sample = pairs.make_sample(config, 1, images=1, text=8)
-    batch = pairs.make_batch(config, [[sample]], tokens=len(sample.tokens), images=1)
+    sample = tiny_llava.make_sample(config, 1, images=1, text=8)
+    batch = tiny_llava.make_batch(config, [[sample]], tokens=len(sample.tokens), images=1)
     return np.asarray(jax.jit(run)(params, batch))[0]
 
 
 def their_logits(hf, config):
-    batch = pairs.hf_batch(config, [pairs.make_sample(config, 1, images=1, text=8)])
+    batch = pairs.hf_batch(config, [tiny_llava.make_sample(config, 1, images=1, text=8)])
     del batch["labels"]
     with torch.no_grad():
         return hf(**batch).logits[0].numpy()
@@ -286,12 +288,12 @@ def test_an_adapter_of_a_decoder_alone(tmp_path):
     params, found = read_adapter(tmp_path, CONFIG)
     assert found == {"language": LoraConfig(3, 7, 0.0, "blocks/(attention/k|mlp/gate)")}
 
-    sample = pairs.make_sample(CONFIG, 1, images=0, text=9)
+    sample = tiny_llava.make_sample(CONFIG, 1, images=0, text=9)
     with torch.no_grad():
         want = model(torch.from_numpy(sample.tokens[None].astype(np.int64))).logits[0].numpy()
     whole = from_paths(paths(pair.params) | paths(params))
     vlm = build_model(CONFIG, found).bind(whole)
-    have = vlm.logits(vlm.hidden(pairs.make_batch(CONFIG, [[sample]], tokens=9, images=0)))[0]
+    have = vlm.logits(vlm.hidden(tiny_llava.make_batch(CONFIG, [[sample]], tokens=9, images=0)))[0]
     np.testing.assert_allclose(have, want, rtol=0, atol=5e-5)
 
 

@@ -14,12 +14,14 @@ import torch
 from jaxvlm.errors import UserError
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.adapters.fields import check_base
-from tests.parity import pairs
+from tests.parity import pairs, tiny_llava
 from tests.weights import test_adapters as tools
 
+pytestmark = pytest.mark.torch
+
 CONFIGS = {
-    "llama": (pairs.tiny_config(), "llama"),
-    "tied": (pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
+    "llama": (tiny_llava.tiny_config(), "llama"),
+    "tied": (tiny_llava.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True), "qwen2"),
 }
 
 

@@ -14,13 +14,13 @@ from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from tests import hf_folders
-from tests.parity import pairs
+from tests.parity import tiny_llava
 from tests.test_convert import call, fail, with_vocab
 
-CONFIG = with_vocab(pairs.tiny_config())
+CONFIG = with_vocab(tiny_llava.tiny_config())
 
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_an_adapted_projector_is_written_back(base, tmp_path):
 
 def test_an_embedding_apart_from_its_head_is_merged_by_peft(base, tmp_path, capsys):
     """What the error advises gives the logits of PEFT: the merged model has a head of its own."""
-    tied = with_vocab(pairs.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True))
+    tied = with_vocab(tiny_llava.siglip_config(architecture="qwen2", qkv_bias=True, tie_embeddings=True))
     folder = tmp_path / "base"
     model = hf_folders.write_llava(folder, tied, decoder="qwen2")
     want = train((folder, model, base[2]), tmp_path, r=3, target_modules=["v_proj"], modules_to_save=["embed_tokens"])

@@ -20,7 +20,9 @@ from jaxvlm.weights.hf.decoder import hf_language_config
 from jaxvlm.weights.hf.vision import hf_vision_config
 from jaxvlm.weights.source import load_weights
 from tests import tiny
-from tests.parity import pairs
+from tests.parity import pairs, tiny_llava
+
+pytestmark = pytest.mark.torch
 
 PARTS = ("vision", "projector")
 HEAD = "language_model.lm_head.weight"
@@ -28,7 +30,7 @@ HEAD = "language_model.lm_head.weight"
 
 def write(folder, config=None, decoder="llama"):
     """A folder as `save_pretrained` writes it."""
-    pairs.make_pair(config or pairs.tiny_config(), decoder=decoder).hf.save_pretrained(folder)
+    pairs.make_pair(config or tiny_llava.tiny_config(), decoder=decoder).hf.save_pretrained(folder)
     return folder
 
 
@@ -58,15 +60,15 @@ def read(folder):
 
 def logits(config, params):
     """Our logits of one image with text."""
-    sample = pairs.make_sample(config, 1, images=1, text=8)
-    batch = pairs.make_batch(config, [[sample]], tokens=len(sample.tokens), images=1)
-    return jax.jit(lambda p, b: pairs.loss_of(build_model(config), p, b)[1])(params, batch)[0]
+    sample = tiny_llava.make_sample(config, 1, images=1, text=8)
+    batch = tiny_llava.make_batch(config, [[sample]], tokens=len(sample.tokens), images=1)
+    return jax.jit(lambda p, b: tiny_llava.loss_of(build_model(config), p, b)[1])(params, batch)[0]
 
 
 def assert_same_logits(folder):
     """Compares the logits of one image with text; returns our config."""
     config, params = read(folder)
-    sample, ours = pairs.make_sample(config, 1, images=1, text=8), logits(config, params)
+    sample, ours = tiny_llava.make_sample(config, 1, images=1, text=8), logits(config, params)
     hf = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         theirs = hf(**pairs.hf_batch(config, [sample])).logits[0].numpy()
@@ -76,7 +78,7 @@ def assert_same_logits(folder):
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_a_tied_config_with_a_head_in_the_file(equal, tmp_path):
-    folder = write(tmp_path / "in", pairs.tied_config())
+    folder = write(tmp_path / "in", tiny_llava.tied_config())
 
     def add_head(tensors):
         embedding = next(x for name, x in tensors.items() if name.endswith("embed_tokens.weight"))
@@ -115,7 +117,7 @@ def test_fields_of_trainers(tmp_path):
 
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_siglip_without_its_pooling_head(layer, tmp_path):
-    config = pairs.siglip_config(architecture="qwen2", qkv_bias=True)
+    config = tiny_llava.siglip_config(architecture="qwen2", qkv_bias=True)
     vision = dataclasses.replace(config.vision, pool=False, feature_layer=layer)
     folder = write(tmp_path / "in", dataclasses.replace(config, vision=vision), decoder="qwen2")
     found = assert_same_logits(folder).vision
@@ -125,7 +127,7 @@ def test_siglip_without_its_pooling_head(layer, tmp_path):
 
 
 def test_a_window_that_is_not_shorter_than_the_rows(tmp_path):
-    config = pairs.gelu_config()
+    config = tiny_llava.gelu_config()
     config = dataclasses.replace(config, language=dataclasses.replace(config.language, architecture="mistral"))
     folder = write(tmp_path / "in", config, decoder="mistral")
     change_config(folder, "text_config", sliding_window=17)  # the rows that `assert_same_logits` compares
@@ -178,7 +180,7 @@ def original(folder, tower, *, blocks=None, **changes):
 @pytest.fixture
 def tower(tmp_path):
     """A SigLIP, the encoder of the LLaVA in the folder `in` beside it."""
-    hf = pairs.make_pair(pairs.siglip_config(architecture="qwen2", qkv_bias=True), decoder="qwen2").hf
+    hf = pairs.make_pair(tiny_llava.siglip_config(architecture="qwen2", qkv_bias=True), decoder="qwen2").hf
     hf.save_pretrained(tmp_path / "in")
     hf.model.vision_tower.save_pretrained(tmp_path / "tower")
     return tmp_path / "tower"
@@ -215,7 +217,7 @@ def test_claims_about_the_tower(changes, message, tmp_path, tower):
 
 
 def test_linear_rope(tmp_path):
-    folder = write(tmp_path / "in", pairs.linear_rope_config())
+    folder = write(tmp_path / "in", tiny_llava.linear_rope_config())
     language = assert_same_logits(folder).language
     assert language.rope_scaling == RopeScaling(4.0, kind="linear")
 

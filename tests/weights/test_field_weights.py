@@ -17,16 +17,16 @@ from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from tests import hf_folders
-from tests.parity import pairs
+from tests.parity import tiny_llava
 from tests.test_convert import call, fail, with_vocab
 
-CONFIG = with_vocab(pairs.tiny_config())
-TIED = with_vocab(pairs.tied_config())
+CONFIG = with_vocab(tiny_llava.tiny_config())
+TIED = with_vocab(tiny_llava.tied_config())
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 UP = "language_model.model.layers.1.mlp.up_proj.weight"
 
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.tensors import DictSource, RenamedSource, TensorSource, TensorSpec
 from jaxvlm.weights.writing import new_folder, parse_size, write_tensors
 
+pytestmark = pytest.mark.torch
+
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.int64]
 TORCH = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64]
 

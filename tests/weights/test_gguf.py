@@ -8,7 +8,6 @@ import gguf
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -416,11 +415,14 @@ def test_smollm2_tokenizer(smollm2_tokenizer):
 @pytest.fixture(scope="module")
 def smollm2_of_transformers(smollm2):
     """transformers reads the file with code of its own, the order of rows included."""
+    import torch
+
     return transformers.LlamaForCausalLM.from_pretrained(
         smollm2.path.parent, gguf_file=smollm2.path.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
 
 
+@pytest.mark.torch
 def test_smollm2_has_the_weights_of_transformers(smollm2, smollm2_of_transformers):
     theirs = dict(smollm2_of_transformers.named_parameters())
     assert set(theirs) == set(smollm2)
@@ -428,7 +430,10 @@ def test_smollm2_has_the_weights_of_transformers(smollm2, smollm2_of_transformer
         np.testing.assert_array_equal(smollm2[name], weight.detach().numpy(), err_msg=name)
 
 
+@pytest.mark.torch
 def test_smollm2_has_the_logits_of_transformers(smollm2_tokenizer, smollm2_model, smollm2_of_transformers):
+    import torch
+
     ids = smollm2_tokenizer("The capital of France is Paris, and that of Japan is").input_ids
     model, params = smollm2_model
     batch = text_batch(ids, 16)
@@ -441,10 +446,13 @@ def test_smollm2_has_the_logits_of_transformers(smollm2_tokenizer, smollm2_model
 
 # Without its question word the model, in either framework, takes the sentence for French and speaks of travels. A token
 # takes 3 s as tests compile (tests/xla.py), so that answer is cut short.
+@pytest.mark.torch
 @pytest.mark.parametrize(
     ("question", "word", "N"), [("What is the capital of France?", "Paris", 24), ("The capital of France is", "", 6)]
 )
 def test_smollm2_answers(question, word, N, smollm2_tokenizer, smollm2_model, smollm2_of_transformers):
+    import torch
+
     messages = [{"role": "user", "content": question}]
     prompt = smollm2_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = smollm2_tokenizer(prompt).input_ids

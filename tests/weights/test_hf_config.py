@@ -20,7 +20,7 @@ from jaxvlm.models import variants
 from jaxvlm.models.layers import rope_table
 from jaxvlm.weights.hf import decoder, strict
 from jaxvlm.weights.hf import vision as encoders
-from tests.parity import pairs
+from tests.parity import tiny_llava
 
 LLAMA = json.loads("""{
   "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
@@ -540,7 +540,7 @@ def test_decoders_come_back(name, folder):
         "tiny_norm": dataclasses.replace(
             TINY, qk_norm=True, architecture="qwen3", rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)
         ),
-        "tiny_yarn": pairs.yarn_config().language,
+        "tiny_yarn": tiny_llava.yarn_config().language,
     }
     config = tiny.get(name) or language(name)
     values = decoder.hf_language_config(config, Ids, dtype="bfloat16", max_positions=2048)
@@ -587,14 +587,14 @@ def test_models_that_transformers_has_not():
 
 @pytest.mark.parametrize("changes", [{"architecture": "qwen2"}, {"out_bias": True}, {"architecture": "gpt2"}])
 def test_an_architecture_has_its_own_biases_and_norms(changes):
-    config = pairs.tiny_config()
+    config = tiny_llava.tiny_config()
     config = dataclasses.replace(config, language=dataclasses.replace(config.language, **changes))
     with pytest.raises(UserError, match='architecture "(llama|qwen2|gpt2)" with .*qwen3: False, False, True'):
         build_model(config)
 
 
 def test_a_kind_of_rotary_scaling_that_we_do_not_have():
-    config = pairs.tiny_config()
+    config = tiny_llava.tiny_config()
     scaling = RopeScaling(2.0, kind="dynamic")
     config = dataclasses.replace(config, language=dataclasses.replace(config.language, rope_scaling=scaling))
     with pytest.raises(UserError, match='rope_scaling.kind = "dynamic", expected linear, llama3, yarn'):

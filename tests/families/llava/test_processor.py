@@ -25,7 +25,7 @@ from jaxvlm.weights.codec import Export
 from jaxvlm.weights.saved_tokenizer import write_text_files
 from tests.data.conftest import WORDS, data_config
 from tests.data.test_conversation import CHAT, byte_tokenizer, llama_tokenizer, record
-from tests.parity.pairs import tiny_config
+from tests.parity.tiny_llava import tiny_config
 
 
 def quickstart_tokenizer():
