@@ -348,6 +348,7 @@ def test_rope_of_transformers_5(folder):
     assert (config.rope_theta, config.rope_scaling) == (1e6, None)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "more",
     [
