@@ -77,10 +77,10 @@ def get_config() -> ConfigDict:
     c.evaluation.max_new_tokens = 64
     c.evaluation.batch_size = 32  # questions answered at once
 
-    c.generation = ConfigDict()  # how `generate` chooses tokens unless it is told; evaluations take the likeliest
+    c.generation = ConfigDict()  # the defaults of `generate`; evaluations take the most likely token
     c.generation.temperature = 0.0  # 0: the most likely token
     c.generation.top_p = 1.0  # sample from the most likely tokens of this total probability
-    c.generation.top_k = 0  # sample from so many of the most likely tokens; 0: all
+    c.generation.top_k = 0  # sample from the K most likely tokens; 0: from all
 
     c.seed = 42
     c.date = ""  # "2026-11-27", for chat templates that write the date; "": the day on which the run starts

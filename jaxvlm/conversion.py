@@ -16,15 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from jaxvlm.config import PARTS, Config, LoraConfig, ModelConfig, TokenizerConfig
+from jaxvlm.config import PARTS, Config, LoraConfig, ModelConfig
 from jaxvlm.data.recipe_tokenizer import check_vocab
-from jaxvlm.data.text.tokenizer import load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.exported_settings import exported_text
 from jaxvlm.families.build import build_model, stage_model
 from jaxvlm.families.registry import codec, resolve
 from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
-from jaxvlm.imported_settings import STAGE, side_settings
+from jaxvlm.imported_settings import STAGE, side_settings, source_tokenizer
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import log
 from jaxvlm.restore import Run, open_run
@@ -41,7 +40,6 @@ from jaxvlm.weights.compare import compare_tensors, without_copies
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import export_tensors
-from jaxvlm.weights.side_files import adopt_processor_template
 from jaxvlm.weights.source import ResizedVocab, load_weights
 from jaxvlm.weights.spelling import Spelling, find_spelling, respelled
 from jaxvlm.weights.tensors import CastSource, TensorSource, listed, overflows
@@ -55,8 +53,7 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     """Makes a run whose only stage has the sources' weights, each in its own dtype."""
     sources = [open_source(spec) for spec in args.sources]
     owners = _owners(sources)
-    tokenizer = load_tokenizer(TokenizerConfig(str(owners["language"].path), vocab_size=0))  # 0: none is trained
-    adopt_processor_template(tokenizer, owners["language"].path)
+    tokenizer = source_tokenizer(owners["language"])
     config, notes = _imported_config(owners, tokenizer, args.template)
     check_vocab(tokenizer, config.model.language.vocab_size, owners["language"].spec)
     adapter = Adapter({}, {}, {})

@@ -57,12 +57,21 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
     return settings, [f"settings: {', '.join(taken)}", *notes, *(f"not used: {note}" for note in source.notes)]
 
 
+def source_tokenizer(source: WeightSource) -> Any:
+    """The tokenizer of a source, with the chat template of its folder.
+
+    Raises:
+      UserError: there is none that can be read.
+    """
+    tokenizer = load_tokenizer(TokenizerConfig(str(source.path), vocab_size=0))  # 0: none is trained
+    adopt_processor_template(tokenizer, source.path)
+    return tokenizer
+
+
 def settings_of_folder(source: WeightSource) -> dict[str, Any]:
     """As `side_settings` without those that no file gives; {} for a source without a usable tokenizer."""
     try:
-        tokenizer = load_tokenizer(TokenizerConfig(str(source.path), vocab_size=0))  # 0: none is trained
-        if source.path.is_dir():
-            adopt_processor_template(tokenizer, source.path)
+        tokenizer = source_tokenizer(source)
         settings, _ = side_settings(source, tokenizer, None)
     except UserError:
         return {}

@@ -163,7 +163,9 @@ class StageRun:
         restored = checkpoints.restore_newest(self.layout.state)
         if restored is None:
             params, notes = starting_params(self.origins, self.config, self.layout)
-            log(*notes, *overridden_settings(self.origins, self.stage.data))
+            if processes.index() == 0:  # it reads the tokenizer of a source
+                notes += overridden_settings(self.origins, self.stage.data)
+            log(*notes)
             return initial_state(self.layout, self.config.seed, params)
         state, position, newest = restored
         batches.set_state(position)

@@ -251,7 +251,7 @@ def _yarn_kept(frequency_R: Array, theta: float, s: RopeScaling) -> Array:
     R = frequency_R.size
 
     def number(turns: float) -> float:
-        """Of the frequency, not rounded, with so many turns over the original context."""
+        """The fractional index of the frequency that makes this number of turns over the original context."""
         return R * math.log(s.original_max_positions / (2 * math.pi * turns)) / math.log(theta)
 
     first, last = max(math.floor(number(s.high_freq_factor)), 0), min(math.ceil(number(s.low_freq_factor)), 2 * R - 1)

@@ -205,7 +205,8 @@ def _linear(source: GGUFSource, factor: float) -> RopeScaling:
 
 def _yarn(source: GGUFSource, factor: float) -> RopeScaling:
     """Source: llama.cpp, ggml_rope_yarn_corr_dims and rope_yarn of ggml-cpu/ops.cpp."""
-    positions = source.number("rope.scaling.original_context_length", source.number("context_length", 0))
+    key = "rope.scaling.original_context_length"
+    positions = source.number(key, source.number("context_length", 0)) or source.number(key)  # which names the key
     return RopeScaling(
         factor,
         low_freq_factor=source.number("rope.scaling.yarn_beta_slow", 1.0),

@@ -193,6 +193,9 @@ def test_scalings_of_the_metadata(tmp_path):
     yarn = GGUFSource(write_model(tmp_path / "b.gguf", "llama", tensors, **changes))
     scaling = RopeScaling(4.0, 1.0, 32.0, 32768, kind="yarn", attention_factor=0.1 * math.log(4.0) + 1)
     assert gguf_decoder_config(yarn) == config(rope_scaling=scaling)
+    del changes["rope__scaling__original_context_length"]
+    with pytest.raises(UserError, match="rope.scaling.original_context_length"):
+        gguf_decoder_config(GGUFSource(write_model(tmp_path / "d.gguf", "llama", tensors, **changes, context_length=0)))
     changes["rope__scaling__yarn_ext_factor"] = 0.5
     with pytest.raises(UserError, match='scaling "yarn" by 4.0 with rope.scaling.yarn_ext_factor = 0.5'):
         gguf_decoder_config(GGUFSource(write_model(tmp_path / "c.gguf", "llama", tensors, **changes)))

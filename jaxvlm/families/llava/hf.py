@@ -347,7 +347,7 @@ def _save_projector(folder: Path, tensors: TensorSource, shard_bytes: int) -> No
 
 
 def _write_projector(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
-    """config.json of the original LLaVA, as its first stage leaves it beside mm_projector.bin."""
+    """config.json of the original LLaVA, which its first training stage saves together with mm_projector.bin."""
     config = export.config
     kinds = {decoder: kind for kind, decoder in reversed(_ORIGINAL.items())}
     if config.language.architecture not in kinds:
