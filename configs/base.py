@@ -151,7 +151,8 @@ def stage() -> ConfigDict:
     c.epochs = 1.0
     c.global_batch_size = 128  # rows of one step
     c.micro_batches = 1  # pieces in which a step goes through its rows, to save memory
-    c.compiler_options = ""  # of the TPU compiler, "NAME=VALUE NAME=VALUE", added to those of jaxvlm/tuning.py
+    # Of the compiler for TPUs or GPUs ("xla_gpu_..."), "NAME=VALUE NAME=VALUE", added to those of jaxvlm/tuning.py
+    c.compiler_options = ""
     c.log_every = 1  # steps
     c.eval_every = 0  # steps; 0: never
     c.eval_records = 64  # of the held-out ones, for loss and for answers

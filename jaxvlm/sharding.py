@@ -120,6 +120,11 @@ class Placement:
         return self.target or self.mesh.devices.flat[0].platform
 
     @property
+    def is_gpu(self) -> bool:
+        """Whether `platform` is NVIDIA's: jax calls its devices "gpu" and the platform of a lowering "cuda"."""
+        return self.platform in ("gpu", "cuda")
+
+    @property
     def is_interpreted(self) -> bool:
         """Whether kernels for `platform` are run on another one, for tests."""
         return self.platform != self.mesh.devices.flat[0].platform

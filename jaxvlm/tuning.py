@@ -98,6 +98,16 @@ CHIPS: dict[str, Options] = {
     "TPU v5": _GATHERS,
 }
 
+# Of several NVIDIA GPUs. None has been measured by us: they are what NVIDIA's guide for large language models sets
+# (docs.nvidia.com/jax-toolbox, "Tips for High-Performance LLMs with JAX and XLA") and XLA does not set by itself.
+GPUS: Options = {
+    # Gathers and sums start early and end late, with products between.
+    "xla_gpu_enable_latency_hiding_scheduler": "true",
+    # In the loop over blocks, the gathers of the next block start in this one, and the sums of the last end in it.
+    "xla_gpu_enable_pipelined_all_gather": "true",
+    "xla_gpu_enable_pipelined_reduce_scatter": "true",
+}
+
 # Sets of options that `plan --search` tries. For several chips:
 TRIED_OF_MANY: tuple[Options, ...] = (
     # Gathers of weights and sums of gradients also overlap element-wise operations, which then take longer.
@@ -120,12 +130,23 @@ def parse_options(text: str) -> Options:
 
 
 def compiler_options(mesh: Mesh, more: str = "") -> Options:
-    """Compiler options for a program on a mesh; none except on TPUs.
+    """Compiler options for a program on a mesh of TPUs or NVIDIA GPUs; none on a CPU.
 
     Args:
-      more: a stage's `compiler_options`, which go before these.
+      more: a stage's `compiler_options`, which go before these. Those of another platform ("xla_gpu_..." on TPUs,
+        anything else on GPUs) are left out, so that one recipe serves both.
+
+    Returns:
+      libtpu takes "true", XLA for GPUs takes "True" in this place.
     """
     given, device = parse_options(more), mesh.devices.flat[0]
-    if device.platform != "tpu":
-        return {}
-    return (COLLECTIVES if mesh.size > 1 else {}) | CHIPS.get(device.device_kind, {}) | given
+    if device.platform == "tpu":
+        own = {name: value for name, value in given.items() if not name.startswith(_OF_GPUS)}
+        return (COLLECTIVES if mesh.size > 1 else {}) | CHIPS.get(device.device_kind, {}) | own
+    if device.platform in ("gpu", "cuda"):
+        own = {name: value for name, value in given.items() if name.startswith(_OF_GPUS)}
+        return {name: value.capitalize() for name, value in ((GPUS if mesh.size > 1 else {}) | own).items()}
+    return {}
+
+
+_OF_GPUS = "xla_gpu_"

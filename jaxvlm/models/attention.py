@@ -8,6 +8,7 @@ Axis letters:
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -53,8 +54,9 @@ def attend(
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal, here=here)
     q_BTNH, k_BSKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BSKH, "key")
     v_BSKH = checkpoint_name(v_BSKH, "value")
-    if here is not None and here.platform in ("gpu", "cuda") and is_square and v_BSKH.dtype == jnp.bfloat16:
-        return checkpoint_name(_attend_cudnn(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal), "attention")
+    if here is not None and here.is_gpu and is_square and v_BSKH.dtype == jnp.bfloat16:
+        y_BTNH = _attend_cudnn(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal, here=here)
+        return checkpoint_name(y_BTNH, "attention")
     run = jax.checkpoint(functools.partial(_attend_xla, causal=causal), prevent_cse=False)
     return checkpoint_name(run(q_BTNH, k_BSKH, v_BSKH, segments), "attention")
 
@@ -84,11 +86,8 @@ def attend_splash(
     k_BKTH = checkpoint_name(k_BTKH.transpose(0, 2, 1, 3), "key")
     v_BKTH = checkpoint_name(v_BTKH.transpose(0, 2, 1, 3), "value")
 
-    rows = here.spec(("batch",), (B,))[0]
-    heads, kv_heads = (here.spec((axis,), (size,))[0] for axis, size in (("heads", N), ("kv_heads", K)))
-    heads = heads if heads == kv_heads else None
-    spec = PartitionSpec(rows, heads, None, None)
-    splits = here.mesh.shape[heads] if isinstance(heads, str) else 1
+    rows, heads = _split(here, B, N, K)
+    splits = here.mesh.shape[heads] if heads else 1
     length = q_BNTH.shape[2]
     kernel = splash_kernel(N // splits, length, causal, here.is_interpreted, block_size(length))
     ids = () if ids_BT is None else (ids_BT,)
@@ -96,14 +95,29 @@ def attend_splash(
     def run(*operands: Array) -> Array:
         return jax.vmap(lambda q, k, v, *ids: kernel(q, k, v, *(splash.SegmentIds(x, x) for x in ids)))(*operands)
 
-    y_BNTH = jax.shard_map(
+    spec = PartitionSpec(rows, heads, None, None)
+    y_BNTH = _on_each_device(run, here, spec, (q_BNTH, k_BKTH, v_BKTH), ids)
+    return y_BNTH.transpose(0, 2, 1, 3)[:, :T]
+
+
+def _split(here: Placement, rows: int, heads: int, kv_heads: int) -> tuple[Any, str | None]:
+    """The mesh axes that split rows and heads; heads only if both numbers of heads divide."""
+    of_heads, of_kv_heads = (here.spec((axis,), (n,))[0] for axis, n in (("heads", heads), ("kv_heads", kv_heads)))
+    split = of_heads if of_heads == of_kv_heads and isinstance(of_heads, str) else None
+    return here.spec(("batch",), (rows,))[0], split
+
+
+def _on_each_device(
+    run: Callable[..., Array], here: Placement, spec: PartitionSpec, heads: tuple[Array, ...], ids: tuple[Array, ...]
+) -> Array:
+    """`run(*heads, *ids)` for each device's own share: `heads` and the result are split by `spec`, `ids` by rows."""
+    return jax.shard_map(
         run,
         mesh=here.mesh,
-        in_specs=(spec, spec, spec, *(PartitionSpec(rows, None) for _ in ids)),
+        in_specs=(*(spec for _ in heads), *(PartitionSpec(spec[0], None) for _ in ids)),
         out_specs=spec,
         check_vma=False,
-    )(q_BNTH, k_BKTH, v_BKTH, *ids)
-    return y_BNTH.transpose(0, 2, 1, 3)[:, :T]
+    )(*heads, *ids)
 
 
 def _lengthen(
@@ -155,13 +169,29 @@ def splash_kernel(heads: int, length: int, causal: bool, interpret: bool, block:
 
 
 def _attend_cudnn(
-    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segments: tuple[Array, Array] | None, *, causal: bool
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    segments: tuple[Array, Array] | None,
+    *,
+    causal: bool,
+    here: Placement,
 ) -> Array:
-    """`attend` by cuDNN, which takes half precision only, and for gradients an even number of positions."""
-    T = q_BTNH.shape[1]
+    """`attend` by cuDNN's flash attention, each device for its own rows and heads.
+
+    It takes half precision only, and for gradients an even number of positions. Segments are a bias [B, 1, T, T] in the
+    dtype of the queries, which the kernels read once for each head.
+    """
+    B, T, N, _ = q_BTNH.shape
     q_BTNH, k_BTKH, v_BTKH, ids_BT = _lengthen(2, q_BTNH, k_BTKH, v_BTKH, segments)
-    mask = None if ids_BT is None else (ids_BT[:, :, None] == ids_BT[:, None, :])[:, None]
-    y_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask, is_causal=causal, implementation="cudnn")
+
+    def run(q: Array, k: Array, v: Array, *ids: Array) -> Array:
+        mask = (ids[0][:, :, None] == ids[0][:, None, :])[:, None] if ids else None
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+
+    rows, heads = _split(here, B, N, k_BTKH.shape[2])
+    spec = PartitionSpec(rows, None, heads, None)
+    y_BTNH = _on_each_device(run, here, spec, (q_BTNH, k_BTKH, v_BTKH), () if ids_BT is None else (ids_BT,))
     return y_BTNH[:, :T]
 
 

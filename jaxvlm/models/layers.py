@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxvlm.batch import Array
 from jaxvlm.config import LoraConfig, RopeScaling
 from jaxvlm.errors import UserError, nearest
-from jaxvlm.models import tpu
+from jaxvlm.models import fsdp, tpu
 from jaxvlm.tuning import remat_policy
 
 BlockT = TypeVar("BlockT", bound=nnx.Module)
@@ -101,7 +101,7 @@ class Einsum(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """The projection of `x` in the compute dtype."""
         x, w = x.astype(self.dtype), self.w[...].astype(self.dtype)
-        y = tpu.project(self.equation, x, w, self.axes) if tpu.is_target() else matmul(x, w, self.summed)
+        y = fsdp.project(self.equation, x, w, self.axes) if fsdp.is_used() else matmul(x, w, self.summed)
         y = y if self.bias is None else y + self.bias[...].astype(self.dtype)
         y = y if self.lora is None else y + self.lora(x)
         return checkpoint_name(y, "projection")
