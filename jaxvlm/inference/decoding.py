@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Container, Iterator
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from jaxvlm.batch import Array, Batch
-from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.inference.programs import STEP_TOKENS, Programs, Requests, Rows, bucket
 from jaxvlm.inference.sampling import GREEDY, Sampling
 from jaxvlm.sharding import to_devices
+
+if TYPE_CHECKING:  # it needs tokenizers, which a loop of tokens does not
+    from jaxvlm.data.text.conversation import Renderer
 
 _SMALLEST_ROOM = 8  # tokens; see `bucket`
 

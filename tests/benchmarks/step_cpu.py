@@ -45,7 +45,7 @@ from configs import base
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, MeshConfig, ModelConfig
 from jaxvlm.data.rows.packing import fill_row, plan_rows
-from jaxvlm.data.text.conversation import Sample
+from jaxvlm.data.sample import Sample
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.families.registry import resolve

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxvlm.batch import Batch
 from jaxvlm.data.rows import packing
 from jaxvlm.data.rows.packing import FitError, check_row, fill_row, fit, measure, plan_rows
-from jaxvlm.data.text.conversation import Sample
+from jaxvlm.data.sample import Sample
 from jaxvlm.errors import UserError
 from tests.benchmarks.packing import make_mixture
 from tests.layouts import expand, extents, slots

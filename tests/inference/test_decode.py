@@ -7,7 +7,7 @@ import pytest
 
 from jaxvlm.config import MeshConfig
 from jaxvlm.data.rows.packing import fill_row
-from jaxvlm.data.text.conversation import Sample
+from jaxvlm.data.sample import Sample
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.inference.decoding import decode

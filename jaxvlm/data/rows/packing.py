@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxvlm.batch import Batch
-from jaxvlm.data.text.conversation import Sample
+from jaxvlm.data.sample import Sample
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaExtent, MediaLayout, Size
 

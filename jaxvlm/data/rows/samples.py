@@ -17,9 +17,10 @@ from jaxvlm.config import DataConfig
 from jaxvlm.data.media.images import read_size
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn, sides
 from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
+from jaxvlm.data.sample import Sample
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
-from jaxvlm.data.text.conversation import Renderer, Sample
+from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.turns import drop_last_question, drop_leading_answer
 from jaxvlm.media import MediaLayout, Size
 

@@ -29,22 +29,12 @@ import numpy as np
 from tokenizers import Encoding
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.sample import Sample
 from jaxvlm.data.text.chat_script import ChatScript, any_of
 from jaxvlm.data.text.marks import adds_bos, control_spellings, marked_backend
 from jaxvlm.data.text.templates import ANSWERS, OWN_TEMPLATE, Draft, Template, TemplateScript, find_template
 from jaxvlm.data.text.turns import check_turns
 from jaxvlm.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One rendered conversation of `L` tokens, before its images are expanded to their features."""
-
-    # int32[L]; with BOS if the tokenizer adds one; each image is one placeholder, the renderer's `image_token_id`.
-    tokens: np.ndarray
-    loss_weights: np.ndarray  # float32[L]; 1 where the token itself is supervised: the position before predicts it
-    is_image: np.ndarray  # bool[L]; image placeholders; their id alone can be ambiguous (it may be <unk>)
-    notes: frozenset[str] = frozenset()  # what the template did that the record's author may not expect
 
 
 class Renderer:

@@ -1,0 +1,1 @@
+"""Measures jaxvlm on the accelerator of this machine, beside transformers and torch; accelerator.md explains it."""
