@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
 
     c.tokenizer = ConfigDict()
     c.tokenizer.source = (
-        "train"  # "train": a BPE made from the recipe's own training text; else a folder, GGUF file or hub name
+        "train"  # "train": a BPE made from the recipe's own training text; else a folder, run, GGUF file or hub name
     )
     c.tokenizer.vocab_size = 1024  # of a trained one
 
@@ -86,6 +86,22 @@ def get_config() -> ConfigDict:
     c.date = ""  # "2026-11-27", for chat templates that write the date; "": the day on which the run starts
     c.steps = placeholder(int)  # at most this many steps in each stage, for a quick try
     c.profile = ()  # (first, last) steps of each stage to trace into WORKDIR/profile; (): none
+    return c
+
+
+def text_config() -> ConfigDict:
+    """The same for a decoder alone: `get_config` without what only a model with images has."""
+    c = get_config()
+    c.model.family = "text"
+    for group in (c.model, c.init):
+        del group.vision, group.projector
+    return c
+
+
+def text_stage() -> ConfigDict:
+    """The same for a decoder alone: `stage` without what only a model with images has."""
+    c = stage()
+    del c.parts.vision, c.parts.projector, c.parts.lora.vision, c.data.media
     return c
 
 

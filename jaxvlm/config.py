@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from typing import ClassVar
 
 from jaxvlm.errors import UserError
 
-PARTS = ("vision", "projector", "language")  # of every model, in this order
+PARTS = ("vision", "projector", "language")  # that a model may have, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +92,14 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A vision-language model: the fields of all families. A family's own config adds others (`families/`)."""
+    """A model: the fields of all families. A family's own config adds others (`families/`)."""
 
     family: str  # a name of `families/registry.py`, or a module
     language: DecoderConfig
     compute_dtype: str
     remat: str
+
+    parts: ClassVar[tuple[str, ...]] = PARTS  # that a model of the family has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +156,12 @@ class DataConfig:
     heldout: float
     template: str
     system: str | None
-    media: MediaConfig
     tokens: int
     pack: bool
     augment: AugmentConfig
     on_bad: str
     workers: int
+    media: MediaConfig = MediaConfig(0)  # a recipe of text alone has none
     control_tokens: tuple[str, ...] = ()  # runs before this option have none
     stop_tokens: tuple[str, ...] = ()  # the same
 
@@ -188,23 +191,26 @@ class LoraConfig:
 class LoraPartsConfig:
     """LoRA settings of the parts that can have adapters."""
 
-    vision: LoraConfig
     language: LoraConfig
+    vision: LoraConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class PartsConfig:
-    """What is trained of each part: "frozen", "full" or, of vision and language, "lora" with the settings in `lora`."""
+    """What is trained of each part: "frozen", "full" or, of vision and language, "lora" with the settings in `lora`.
 
-    vision: str
-    projector: str
+    None: the model has no such part.
+    """
+
     language: str
     lora: LoraPartsConfig
+    vision: str | None = None
+    projector: str | None = None
 
     @property
     def policies(self) -> dict[str, str]:
         """Part -> what is trained of it."""
-        return {part: getattr(self, part) for part in PARTS}
+        return {part: policy for part in PARTS if (policy := getattr(self, part)) is not None}
 
     def adapters(self) -> dict[str, LoraConfig]:
         """Part -> LoRA settings, for each part with policy "lora".
@@ -280,10 +286,10 @@ class InitConfig:
     """Sources of the initial weights; an empty string means random weights."""
 
     model: str
-    vision: str
-    projector: str
     language: str
     resize_vocab: bool
+    vision: str = ""
+    projector: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

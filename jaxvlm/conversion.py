@@ -27,7 +27,7 @@ from jaxvlm.imported_settings import STAGE, side_settings, source_tokenizer
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import log
 from jaxvlm.restore import Run, open_run
-from jaxvlm.runs import RunFolder
+from jaxvlm.runs import RunFolder, example
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, merge_adapters, state_layout
@@ -92,10 +92,10 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         checkpoints = Checkpoints(made.checkpoints(STAGE))
         checkpoints.save(state, {}, 0, wait=True)
         checkpoints.close()
-    random = sorted(set(PARTS) - set(owners))
+    random = sorted(set(config.model.parts) - set(owners))
     log(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
     log(*notes, *more)
-    log(f"imported to {args.to}", f'ask it: python -m jaxvlm.generate --run {args.to} --image FILE --prompt "..."')
+    log(f"imported to {args.to}", f"ask it: {example(args.to, config)}")
     return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
 
 
@@ -133,7 +133,7 @@ def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
                 )
             owners[part] = source
     missing = [part for part in ("vision", "language") if part not in owners]
-    if missing:
+    if missing and set(owners) != {"language"}:  # a decoder alone is a model, too
         raise UserError(
             f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder next to a LLaMA folder; "
             "a recipe can take one part alone (config.init.vision, config.init.language)"
@@ -143,13 +143,14 @@ def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
 
 def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: str | None) -> tuple[Config, list[str]]:
     """The recipe of an imported run, and lines about the settings of the folder."""
-    c, stage = base.get_config(), base.stage()
+    is_text = set(owners) == {"language"}
+    c, stage = (base.text_config(), base.text_stage()) if is_text else (base.get_config(), base.stage())
     c.model.family = next((source.family for source in owners.values() if source.family), c.model.family)
     for part, source in owners.items():
         c.model[part] = dataclasses.asdict(source.configs[part])
     language = owners["language"]
     c.tokenizer.source = str(language.path)
-    stage.parts.update(vision="frozen", projector="frozen", language="frozen")
+    stage.parts.update({part: "frozen" for part in PARTS if part in stage.parts})
     dtype = language.pieces[0].tensors.dtype
     stage.frozen_dtype = str(dtype)
     c.model.compute_dtype = "float32" if dtype == np.float32 else "bfloat16"
@@ -207,7 +208,8 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
                 _adapter_names(model),
                 adapters,
                 base_model=args.base,
-                projector=True,  # also a frozen one: an earlier stage or an imported adapter may have changed it
+                # Also a frozen one: an earlier stage or an imported adapter may have changed it.
+                projector="projector" in model.parts,
             )
             if trained := _trained_before(opened.folder, opened.stage_name):
                 notes.append(f"{args.base or 'the base model'} must have the weights that were {listed(trained)}")
@@ -265,7 +267,7 @@ def _write_model(
     notes: list[str] = []
     stop_ids: tuple[int, ...] = ()
     if args.part in (None, "language"):
-        tokenizer, stop_ids, notes = exported_text(tokenizer, data, opened.config.date)
+        tokenizer, stop_ids, notes = exported_text(tokenizer, data, opened.config.date, alone=not form.has_processor)
     generation = opened.config.generation
     export = Export(config, tokenizer, image_id, stop_ids, data.media, generation, dtype, positions)
     values, more = form.write(folder, export)

@@ -38,7 +38,8 @@ def side_settings(source: WeightSource, tokenizer: Any, template: str | None) ->
     """
     _check_image_token(source, tokenizer)
     settings, notes = _choose_template(source, tokenizer, template)
-    settings["media"] = dict(source.media)
+    if source.media:
+        settings["media"] = dict(source.media)
     if source.path.is_dir():
         settings["stop_tokens"] = read_stop_tokens(source.path, tokenizer)
         if positions := read_max_positions(source.path):
@@ -113,8 +114,9 @@ def _template_name(source: WeightSource, tokenizer: Any, template: str | None) -
         return _DEFAULT, [f"{source.spec} has no chat template: conversations are written as {_DEFAULT} (--template)"]
     try:
         renderer = Renderer(tokenizer, OWN_TEMPLATE, image_token_id=image_token_id(tokenizer))
-        turns = (Turn("user", f"{IMAGE}\nquestion"),)
-        renderer.render_prompt(Record("probe", turns, ("image",), "a probe with an image"))
+        images = ("image",) if source.media else ()
+        turns = (Turn("user", f"{IMAGE}\nquestion" if images else "question"),)
+        renderer.render_prompt(Record("probe", turns, images, "a probe of one question"))
     except (UserError, RecordError) as error:
         return _DEFAULT, [f"not used: {error}; {_DEFAULT} replaces it (--template)"]
     return OWN_TEMPLATE, []

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from jaxvlm.config import PARTS, Config, DataConfig, LoraConfig
+from jaxvlm.config import Config, DataConfig, LoraConfig
 from jaxvlm.config_reading import to_dict
-from jaxvlm.errors import UserError
+from jaxvlm.data.recipe_tokenizer import saved_tokenizer
+from jaxvlm.errors import UserError, listed
 from jaxvlm.families.sources import open_source
 from jaxvlm.imported_settings import STAGE, overridden, settings_of_folder
 from jaxvlm.restore import load_params
@@ -40,10 +41,10 @@ def find_origins(folder: RunFolder, config: Config, name: str) -> list[Origin]:
     """
     if done := folder.started(config.stages[: config.stages.index(name)]):
         _check_finished(folder, done[-1], name)
-        return [Origin(PARTS, done[-1], run=folder, stage=done[-1])]
+        return [Origin(config.model.parts, done[-1], run=folder, stage=done[-1])]
     init = config.init
-    own = {part: spec for part in PARTS if (spec := getattr(init, part))}
-    rest = tuple(part for part in PARTS if part not in own)
+    own = {part: spec for part in config.model.parts if (spec := getattr(init, part))}
+    rest = tuple(part for part in config.model.parts if part not in own)
     origins = [_find(init.model, rest, config, whole=True)] if init.model and rest else []
     return origins + [_find(spec, (part,), config) for part, spec in own.items()]
 
@@ -66,11 +67,30 @@ def _find(spec: str, parts: tuple[str, ...], config: Config, *, whole: bool = Fa
         run.load_config()
         return Origin(parts, spec, run=run)
     source = open_source(spec)
-    if whole and set(source.configs) != set(PARTS):
+    if whole and not set(config.model.parts) <= set(source.configs):
         have = list(source.configs)
         raise UserError(f"config.init.model = {spec!r} has only {', '.join(have)}; name it as config.init.{have[0]}")
     check_fit(source, config.model, parts, resize_vocab=config.init.resize_vocab)
     return Origin(parts, spec, source=source)
+
+
+def check_tokenizer(origins: list[Origin], tokenizer: Any) -> None:
+    """Checks that a decoder which comes from a run reads the ids that the recipe's tokenizer gives.
+
+    Raises:
+      UserError: its run has tokens that the recipe's tokenizer lacks, or with other ids.
+    """
+    ours = tokenizer.get_vocab()
+    for origin in origins:
+        if origin.run is None or origin.stage or "language" not in origin.parts:
+            continue
+        theirs = saved_tokenizer(origin.run.tokenizer, origin.run.load_config()).get_vocab()
+        if differing := [token for token, id in theirs.items() if ours.get(token) != id]:
+            raise UserError(
+                f"the decoder is that of {origin.name}, and its tokenizer is not the recipe's: "
+                f"{listed([repr(token) for token in differing])} have other ids or none; set config.tokenizer.source = "
+                f'"{origin.name}"'
+            )
 
 
 def overridden_settings(origins: list[Origin], data: DataConfig) -> list[str]:
@@ -110,7 +130,7 @@ def starting_params(origins: list[Origin], config: Config, layout: Layout) -> tu
     params: dict = {}
     notes: list[str] = []
     for origin in origins:
-        what = "weights" if origin.parts == PARTS else " and ".join(origin.parts)
+        what = "weights" if origin.parts == config.model.parts else " and ".join(origin.parts)
         if origin.run is not None:
             found, stage, step = _of_run(origin, config, layout)
             notes.append(f"{what} from step {step} of {stage}" + (f" in {origin.run}" if not origin.stage else ""))
@@ -121,7 +141,7 @@ def starting_params(origins: list[Origin], config: Config, layout: Layout) -> tu
             found = load_weights(origin.source, config.model, wanted, resize_vocab=config.init.resize_vocab)
             notes.append(f"{what} from {origin.name}")
         params |= found
-    random = [part for part in PARTS if part not in params]
+    random = [part for part in config.model.parts if part not in params]
     if random:
         notes.append(f"{' and '.join(random)} from random numbers")
     return params or None, notes

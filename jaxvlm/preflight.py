@@ -87,10 +87,8 @@ def check_trains(stage: StageConfig, name: str) -> None:
     """Raises `UserError` if every part of a stage is frozen, or a policy is unknown."""
     stage.parts.adapters()
     if set(stage.parts.policies.values()) == {"frozen"}:
-        raise UserError(
-            f"every part is frozen; set one of config.stage.{name}.parts.vision, parts.projector, parts.language "
-            'to "full"'
-        )
+        parts = ", ".join(f"config.stage.{name}.parts.{part}" for part in stage.parts.policies)
+        raise UserError(f'every part is frozen; set one of {parts} to "full"')
 
 
 def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:

@@ -73,6 +73,8 @@ def load_params(
     saved = run.load_config()
     if stage and stage not in saved.stages:
         raise UserError(f'{run} has no stage "{stage}"; it has {", ".join(saved.stages)}')
+    if config.model.parts != saved.model.parts:
+        config = _with_saved_parts(run, saved, config, parts or config.model.parts)
     found = {name: _saved_steps(run, name) for name in ([stage] if stage else reversed(saved.stages))}
     for name, steps in found.items():
         if steps and (not step or step in steps):
@@ -81,6 +83,30 @@ def load_params(
             return _read(run.checkpoints(name), chosen, layout, parts, keep_dtypes=keep_dtypes), name, chosen
     kept = "; ".join(f"{name}: {', '.join(map(str, steps)) or 'none'}" for name, steps in found.items())
     raise UserError(f"{run} has no checkpoint{f' of step {step}' if step else ''}; steps that it has: {kept}")
+
+
+def _with_saved_parts(run: RunFolder, saved: Config, config: Config, parts: tuple[str, ...]) -> Config:
+    """The config with the run's model, of which only `parts` are read, such as the decoder of another family.
+
+    Raises:
+      UserError: it has not all of `parts`, or one of other sizes.
+    """
+    if lacking := [part for part in parts if part not in saved.model.parts]:
+        raise UserError(
+            f'{run} is a run of the family "{saved.model.family}" and has no {" and no ".join(lacking)}; name it as '
+            f"{' or '.join(f'config.init.{part}' for part in saved.model.parts)}, and another source for the rest"
+        )
+    problems = []
+    for part in parts:
+        ours, theirs = (dataclasses.asdict(getattr(model, part)) for model in (config.model, saved.model))
+        problems += [
+            f"config.model.{part}.{name} is {ours[name]!r}, there it is {theirs[name]!r}"
+            for name in theirs
+            if ours[name] != theirs[name]
+        ]
+    if problems:
+        raise UserError(f"{run} is not what the recipe describes: {'; '.join(problems)}")
+    return dataclasses.replace(config, model=saved.model)
 
 
 def _read(folder: Path, step: int, layout: Layout, parts: tuple[str, ...] | None, *, keep_dtypes: bool) -> dict:

@@ -168,6 +168,12 @@ class RunFolder:
         return [f"  {path}: {what}" for path, what in files.items() if path.exists()]
 
 
+def example(folder: object, config: Config) -> str:
+    """The command that asks the model of a run."""
+    image = "--image FILE " if "vision" in config.model.parts else ""
+    return f'python -m jaxvlm.generate --run {folder} {image}--prompt "..."'
+
+
 def differing_keys(saved: Config, now: Config) -> list[str]:
     """`key: old -> new` for every value that a resumed run must not change."""
     old, new = all_keys(saved), all_keys(now)

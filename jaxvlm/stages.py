@@ -16,11 +16,11 @@ from jaxvlm.data.rows.samples import Samples
 from jaxvlm.evaluation.evaluate import evaluate_run
 from jaxvlm.evaluation.scoring import score
 from jaxvlm.inference.engine import Engine
-from jaxvlm.initial_weights import find_origins, overridden_settings, starting_params
+from jaxvlm.initial_weights import check_tokenizer, find_origins, overridden_settings, starting_params
 from jaxvlm.preflight import Setup, check_heldout, open_data, set_up
 from jaxvlm.processes import log
 from jaxvlm.restore import open_run
-from jaxvlm.runs import RunFolder, all_keys
+from jaxvlm.runs import RunFolder, all_keys, example
 from jaxvlm.sharding import to_devices
 from jaxvlm.training.checkpoint import Checkpoints, is_finished, whole_steps
 from jaxvlm.training.loop import Services, train
@@ -74,7 +74,7 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
                 log(*evaluation.notes, evaluation.summary())
                 result |= evaluation.score
             if processes.index() == 0:
-                log(_what_is_left(folder, stages[-1]))
+                log(_what_is_left(folder, config, stages[-1]))
             log(f"trained in {(time.perf_counter() - began) / 60:.1f} minutes; of the time: {watch.summary()}")
             return result | {"shares": watch.shares()}
     except StartAgain:
@@ -95,11 +95,10 @@ def _save_tokenizer(folder: RunFolder, config: Config) -> None:
         build_tokenizer(config).save_pretrained(folder.tokenizer)
 
 
-def _what_is_left(folder: RunFolder, stage: str) -> str:
+def _what_is_left(folder: RunFolder, config: Config, stage: str) -> str:
     """The closing message: the files of the run, and the next command."""
     step = max(whole_steps(folder.checkpoints(stage)), default=0)
-    ask = f'python -m jaxvlm.generate --run {folder} --image FILE --prompt "..."'
-    return "\n".join(["", "files:", *folder.describe(stage, step), f"try the model: {ask}"])
+    return "\n".join(["", "files:", *folder.describe(stage, step), f"try the model: {example(folder, config)}"])
 
 
 class StageRun:
@@ -114,6 +113,7 @@ class StageRun:
         self.folder, self.name, self.stage, self.tokenizer = folder, setup.name, setup.stage, tokenizer
         self.config = config
         self.origins = find_origins(folder, config, setup.name)  # before the data is indexed, which may take minutes
+        check_tokenizer(self.origins, tokenizer)
         rows = setup.stage.global_batch_size
         self.pipeline = index_rows(samples, rows=rows, seed=config.seed, process=setup.share)
         log(*(f"stage {self.name}: {line}" for line in self.pipeline.notes))

@@ -10,7 +10,7 @@ import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jaxvlm.config import Config, DataConfig, MediaConfig, ModelConfig
+from jaxvlm.config import PARTS, Config, DataConfig, MediaConfig, ModelConfig
 from jaxvlm.config_reading import build_config
 from jaxvlm.errors import UserError
 from jaxvlm.media import MediaLayout
@@ -18,7 +18,7 @@ from jaxvlm.media import MediaLayout
 if TYPE_CHECKING:  # data workers import this file without JAX
     from jaxvlm.weights.codec import Codec
 
-FAMILIES = {"llava": "jaxvlm.families.llava"}
+FAMILIES = {"llava": "jaxvlm.families.llava", "text": "jaxvlm.families.text"}
 # `model_type` of config.json -> family.
 MODEL_TYPES = dict.fromkeys(["llava_llama", "llava", "llava_mistral", "llava_qwen", "llava_qwen2", "share4v"], "llava")
 
@@ -55,7 +55,47 @@ def resolve(values: Mapping[str, Any], where: str = "config") -> Config:
     if not isinstance(family, str):
         raise UserError(f"{where}.model.family is missing; set it to one of {', '.join(FAMILIES)}")
     file = family_file(family, "config")
-    return build_config(Config, values, where, classes={ModelConfig: file.MODEL, MediaConfig: file.MEDIA})
+    _check_parts(values, family, file.MODEL.parts, where)
+    config = build_config(Config, values, where, classes={ModelConfig: file.MODEL, MediaConfig: file.MEDIA})
+    lacking = [name for name, stage in config.stage.items() if not isinstance(stage.data.media, file.MEDIA)]
+    if lacking:
+        raise UserError(
+            f"the config has missing key {', '.join(f'{where}.stage.{name}.data.media' for name in lacking)}"
+        )
+    return config
+
+
+def _check_parts(values: Mapping[str, Any], family: str, has: tuple[str, ...], where: str) -> None:
+    """Checks which parts a recipe has options of; `has` are those of the family.
+
+    Raises:
+      UserError: every part that the family does not have, or every one without a policy.
+    """
+    extra: list[str] = []
+    lacking: list[str] = []
+
+    def look(path: str, needed: tuple[str, ...]) -> None:
+        group: Any = values
+        for key in path.split("."):
+            group = group.get(key) if isinstance(group, Mapping) else None
+        # A saved run has None or "" for what its family does not have.
+        given = {k: v for k, v in group.items() if v not in (None, "")} if isinstance(group, Mapping) else {}
+        extra.extend(f"{where}.{path}.{part}" for part in PARTS if part in given and part not in has)
+        lacking.extend(f"{where}.{path}.{part}" for part in needed if part not in given)
+
+    look("model", ())
+    look("init", ())
+    stages = values.get("stage")
+    for name in stages if isinstance(stages, Mapping) else ():
+        look(f"stage.{name}.parts", has)
+        look(f"stage.{name}.parts.lora", ())
+    if extra:
+        raise UserError(
+            f'a model of the family "{family}" has no such part: {", ".join(extra)}; take them out, or set '
+            f"{where}.model.family to one that has ({', '.join(name for name in FAMILIES if name != family)})"
+        )
+    if lacking:
+        raise UserError(f"the config has missing key {', '.join(lacking)}")
 
 
 def media_layout(model: ModelConfig, data: DataConfig) -> MediaLayout:

@@ -41,7 +41,7 @@ def merge_image_features(embeds_BTD: Array, features_BFD: Array, image_index_BT:
 
 
 class VLM(nnx.Module):
-    """A media encoder, a projector and a language decoder, joined by one sequence.
+    """A media encoder, a projector and a language decoder, joined by one sequence; or a decoder alone.
 
     A family's module makes its parts in `__init__(config, rngs)`, in this order: `vision`, `projector`, `language`; and
     defines `encode`.

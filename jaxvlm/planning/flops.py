@@ -27,7 +27,8 @@ def model_flops(model: ModelConfig, parts: PartsConfig, trained: Mapping, work: 
       trained: nested dict of the trained leaves, abstract; adapters are found in it.
     """
     family = family_file(model.family, "flops")
-    into_language = parts.vision != "frozen" or parts.projector != "frozen"  # whether gradients pass to its input
+    # Whether gradients pass to its input.
+    into_language = any(policy != "frozen" for part, policy in parts.policies.items() if part != "language")
     lines = family.media_flops(model, parts, work)
     lines += _language(model.language, parts.language, work, into_language)
     positions_of = {"vision": family.vision_positions(model, work), "language": work.rows * work.tokens}

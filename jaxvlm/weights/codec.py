@@ -69,6 +69,7 @@ class Codec:
     extend_tokenizer: Callable[[Any], tuple[Any, int, list[str]]] = lambda tokenizer: (tokenizer, -1, [])
     adapters: Callable[[Any], AdapterNames] | None = None
     reference: Reference | None = None  # None: a part without logits
+    has_processor: bool = True  # False: a tokenizer alone, whose texts of a chat template get no special tokens
     parts: Mapping[str, Codec] = dataclasses.field(default_factory=dict)  # of the family, exported alone
     save: Callable[[Path, TensorSource, int], None] = write_tensors  # folder, tensors, most bytes of a file
 

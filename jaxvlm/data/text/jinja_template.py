@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import Any
 
 from jaxvlm.data.records import IMAGE
+from jaxvlm.data.text.marks import adds_bos
 from jaxvlm.data.text.templates import TEMPLATES, Template, find_template
 
 # Examples of text after an image, which begins with a newline, a word or a space.
 _PROBES = ("\nWhat is it?", "What is it?", " ASSISTANT:")
 
 
-def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, list[str]]:
+def chat_template(tokenizer: Any, name: str, system: str | None, *, bos: bool = False) -> tuple[str, list[str]]:
     """Converts a template of `TEMPLATES` to Jinja.
 
     Tokenizing the output of the Jinja template in one pass gives the ids that `Renderer` makes from separate pieces.
 
     The content of a message is a string with "<image>" in it, or a list of `{"type": "image"}` and
     `{"type": "text", "text": ...}`. Images of a list that all come before its text get a newline each, as `generate`
-    writes them. The Jinja template writes no BOS at the start: the tokenizer adds it if training has it. So a rendered
-    prompt must be tokenized with special tokens, as a processor does by default.
+    writes them.
 
     Args:
       tokenizer: a fast tokenizer of transformers.
       name: name of a template in `TEMPLATES`.
       system: system message of conversations that have none. None: the template's own; "": none at all.
+      bos: whether the template writes the BOS token that the tokenizer adds to a text. A processor tokenizes a prompt
+        with special tokens, and needs none in it; `apply_chat_template` of a tokenizer does so without them.
 
     Returns:
       The Jinja template, and a sentence for each case in which its ids differ from those of training.
@@ -40,6 +43,12 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
     if gap is None:
         notes.append(f"text after {IMAGE} gets other ids than in training: no space before it can prevent this")
     control = [*template.control, tokenizer.eos_token]
+    first = "{{- part -}}"
+    if bos and adds_bos(tokenizer):
+        after_bos = _gap(tokenizer, tokenizer.bos_token)
+        if after_bos is None:
+            notes.append(f"text after {tokenizer.bos_token} gets other ids than in training: no space can prevent this")
+        first = f"{{{{- bos_token ~ {_text_after('part', after_bos, control)} -}}}}"
     lines = [
         _TEXT_OF,
         "{%- set state = namespace(text='', begun=false, system=" + _quoted(_system(template, system)) + ") -%}",
@@ -59,7 +68,7 @@ def chat_template(tokenizer: Any, name: str, system: str | None) -> tuple[str, l
         "{%- set state.text = state.text ~ " + _expression(template.ask) + " -%}",
         "{%- endif -%}",
         f"{{%- for part in state.text.split('{IMAGE}') -%}}",
-        "{%- if loop.first -%}{{- part -}}",
+        "{%- if loop.first -%}" + first,
         f"{{%- else -%}}{{{{- '{IMAGE}' ~ {_text_after('part', gap, control)} -}}}}",
         "{%- endif -%}",
         "{%- endfor -%}",
@@ -77,7 +86,8 @@ def recognise(tokenizer: Any) -> tuple[str, str] | None:
     if found is None:
         return None
     system = json.loads(found["system"])
-    return next(((name, system) for name in TEMPLATES if chat_template(tokenizer, name, system)[0] == written), None)
+    forms = itertools.product(TEMPLATES, (False, True))
+    return next(((n, system) for n, bos in forms if chat_template(tokenizer, n, system, bos=bos)[0] == written), None)
 
 
 _STATE = re.compile(r"""namespace\(text='', begun=false, system=(?P<system>"(?:[^"\\]|\\.)*")\)""")

@@ -14,7 +14,7 @@ def media_flops(model: LlavaConfig, parts: PartsConfig, work: Work) -> list[Flop
     if not images:
         return []
     gradients_enter = parts.vision != "frozen"  # the projector
-    return _vision(model.vision, parts.vision, images) + _projector(
+    return _vision(model.vision, parts.policies["vision"], images) + _projector(
         model, images, gradients_enter, parts.projector != "frozen"
     )
 

@@ -312,4 +312,5 @@ CODEC = Codec(
     ignored=IGNORED,
     write=_write,
     reference=Reference(transformers.AutoModelForCausalLM, transformers.AutoTokenizer, _inputs),
+    has_processor=False,
 )

@@ -1,0 +1,17 @@
+"""A decoder alone has no operations beside the decoder's; `jaxvlm/planning/flops.py` explains what is counted."""
+
+from __future__ import annotations
+
+from jaxvlm.config import PartsConfig
+from jaxvlm.families.text.config import TextConfig
+from jaxvlm.flops import Flops, Work
+
+
+def media_flops(model: TextConfig, parts: PartsConfig, work: Work) -> list[Flops]:
+    """None."""
+    return []
+
+
+def vision_positions(model: TextConfig, work: Work) -> float:
+    """None."""
+    return 0.0
