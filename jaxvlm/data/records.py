@@ -28,6 +28,7 @@ class Record:
     origin: str  # its place for messages, such as "file.json[12]"
     group: str = ""  # what evaluation groups by
     rejected: str = ""  # of a pair the rejected answer; the last turn is the chosen one
+    continues: bool = False  # the text of a document that goes on in the next record: no end token follows
     notes: tuple[str, ...] = ()  # what was not read of it, such as 'key "score"', for `inspect_data check`
 
 

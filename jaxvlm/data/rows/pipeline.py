@@ -22,6 +22,7 @@ from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.rows.index import Index, Measured, load_index, measure_index, summary
 from jaxvlm.data.rows.ledger import WHOLE, Ledger
 from jaxvlm.data.rows.packing import check_row, misfit
+from jaxvlm.data.rows.passages import cut_documents
 from jaxvlm.data.rows.samples import Samples
 from jaxvlm.data.rows.schedule import RowSchedule
 from jaxvlm.data.sources.mix import Mix, load_mix
@@ -269,8 +270,8 @@ class Pipeline:
             if self._samples.config.on_bad == "skip" and not self._samples.decodes(int(index)):
                 continue
             source, _ = self._samples.source.find(int(index))
-            asked = source.questions(self._samples.record(int(index)))
-            questions.append(asked[number % len(asked)])
+            if asked := source.questions(self._samples.record(int(index))):  # a document has none
+                questions.append(asked[number % len(asked)])
         return questions
 
     def ledger(self, rows_used: int, broken: Mapping[int, str] | None = None) -> Ledger:
@@ -377,6 +378,8 @@ def open_samples(
     for part in mix.parts:
         if isinstance(part.source, PreparedSource):
             part.source.check_images(layout.settings())
+    if renderer.takes_documents:
+        mix = cut_documents(mix, renderer, config.tokens)
     return Samples(mix, renderer, config, layout, pairs=pairs)
 
 

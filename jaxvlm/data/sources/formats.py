@@ -2,6 +2,7 @@
 
   Chat    turns in a list: LLaVA's files, OpenAI's messages, and LLaMA-Factory's sharegpt and openai
   Alpaca  a question and an answer in columns, with earlier rounds in another
+  Document  a text without a question
   AnyChat one of these for each dictionary, by its keys
 
 Source: the formats of LLaMA-Factory, its data/README.md; LLaVA's docs/Finetune_Custom_Data.md; OpenAI's fine-tuning
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.sources.content import ANY, MISSING, Content, found_keys, named, read_column, read_system, read_text
 from jaxvlm.data.sources.image_refs import (
     IMAGE_KEYS,
     SURROGATES,
@@ -33,7 +35,6 @@ from jaxvlm.data.sources.values import Problems, foreign_placeholders, kind, sho
 from jaxvlm.errors import UserError
 
 UNSUPPORTED = "unsupported"  # of a role that is known and cannot be trained on
-ANY = "any"  # in place of the name of an image column: one of `IMAGE_KEYS`
 SYSTEM_KEYS = ("system", "system_prompt")
 # Keys whose content cannot be trained on, and what it is. A record that has one is refused: without it, it would teach
 # something else.
@@ -45,16 +46,6 @@ _UNTRAINABLE = (
 )
 _LOSS_KEYS = ("loss", "train", "weight", "loss_weight")  # of a turn: whether, or how much, it counts in the loss
 _PART_KEYS = {"image": IMAGE, "image_url": IMAGE, "input_image": IMAGE}
-
-
-@dataclasses.dataclass
-class Content:
-    """What a format reads from an item: its turns, the rejected answer of a pair, and images inside of turns."""
-
-    turns: list[Turn]
-    rejected: str = ""
-    images: list[str | bytes] = dataclasses.field(default_factory=list)
-    unread: list[str] = dataclasses.field(default_factory=list)  # keys of turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +71,14 @@ class Chat:
 
     def columns(self) -> list[str]:
         """Names of the columns it reads."""
-        return _named(self.messages, self.system, self.images, self.chosen, self.rejected)
+        return named(self.messages, self.system, self.images, self.chosen, self.rejected)
 
     def read(self, item: dict[str, Any], problems: Problems) -> Content:
         """The turns of an item."""
         before, content = len(problems), Content([])
         self._read_messages(item, content, problems)
         turns = content.turns
-        system = _system(item, self.system, problems) if self.system else []
+        system = read_system(item, self.system, problems) if self.system else []
         if not (turns and turns[0].role == "system"):
             turns[:0] = system
         elif system and system[0].text != turns[0].text:
@@ -103,8 +94,8 @@ class Chat:
         return content
 
     def _read_messages(self, item: dict[str, Any], content: Content, problems: Problems) -> None:
-        messages = _column(item, self.messages, problems)
-        if messages is _MISSING:
+        messages = read_column(item, self.messages, problems)
+        if messages is MISSING:
             return
         if not isinstance(messages, list):
             problems.append(("wrong_type", f'"{self.messages}" is a list of turns, found {kind(messages)}'))
@@ -113,8 +104,8 @@ class Chat:
         content.turns += [turn for turn in found if turn is not None]
 
     def _answer(self, item: dict[str, Any], column: str, content: Content, problems: Problems) -> list[Turn]:
-        turn = _column(item, column, problems)
-        found = None if turn is _MISSING else self._turn(turn, f'"{column}"', content, problems)
+        turn = read_column(item, column, problems)
+        found = None if turn is MISSING else self._turn(turn, f'"{column}"', content, problems)
         if found is None:
             return []
         if found.role != "assistant":
@@ -198,23 +189,25 @@ class Alpaca:
 
     def columns(self) -> list[str]:
         """Names of the columns it reads."""
-        return _named(*dataclasses.astuple(self))
+        return named(*dataclasses.astuple(self))
 
     def read(self, item: dict[str, Any], problems: Problems) -> Content:
         """The turns of an item."""
-        turns = _system(item, self.system, problems) if self.system else []
+        turns = read_system(item, self.system, problems) if self.system else []
         turns += self._history(item, problems)
-        question = [_text(item, column, problems) for column in (self.prompt, self.query) if column and column in item]
+        question = [
+            read_text(item, column, problems) for column in (self.prompt, self.query) if column and column in item
+        ]
         if not question:
             names = " or ".join(f'"{column}"' for column in (self.prompt, self.query) if column)
-            problems.append(("missing_key", f"the key {names} is missing ({_keys(item)})"))
+            problems.append(("missing_key", f"the key {names} is missing ({found_keys(item)})"))
         turns.append(Turn("user", "\n".join(text for text in question if text)))
         answers = [self.chosen, self.rejected] if self.chosen else [self.response]
         texts = []
         for column in answers:
             assert column is not None  # dataset_info.py refuses an entry without
-            text = _column(item, column, problems)
-            if text is _MISSING:
+            text = read_column(item, column, problems)
+            if text is MISSING:
                 text = ""
             elif not isinstance(text, str):
                 problems.append(("wrong_type", f'"{column}" is a string, found {kind(text)}'))
@@ -239,15 +232,39 @@ class Alpaca:
 
 
 @dataclasses.dataclass(frozen=True)
+class Document:
+    """The format of a text in a column of its own."""
+
+    text: str = "text"
+    images: None = None
+
+    def columns(self) -> list[str]:
+        """Names of the columns it reads."""
+        return [self.text]
+
+    def read(self, item: dict[str, Any], problems: Problems) -> Content:
+        """The text, as an answer to nothing."""
+        text = read_column(item, self.text, problems)
+        if text is not MISSING and not isinstance(text, str):
+            problems.append(("wrong_type", f'"{self.text}" is a string, found {kind(text)}'))
+        elif text is not MISSING and not text.strip():
+            problems.append(("empty_turn", f'"{self.text}" is empty'))
+        if images := [name for name in IMAGE_KEYS if not is_empty(item.get(name))]:
+            names = " and ".join(f'"{name}"' for name in images)
+            problems.append(("images_unread", f"it has {names} beside its text; only conversations have images"))
+        return Content([Turn("user", ""), Turn("assistant", text if isinstance(text, str) else "")])
+
+
+@dataclasses.dataclass(frozen=True)
 class AnyChat:
     """The format of each dictionary by its own keys, for files whose records are not all alike."""
 
-    def of(self, item: Mapping[str, Any]) -> Chat | Alpaca:
+    def of(self, item: Mapping[str, Any]) -> Chat | Alpaca | Document:
         """The format of an item; LLaVA's if its keys fit none."""
         return _format_of(frozenset(key for key in item if isinstance(key, str))) or LLAVA
 
 
-Format = Chat | Alpaca | AnyChat
+Format = Chat | Alpaca | Document | AnyChat
 
 _EITHER = (("human", "user"), ("gpt", "assistant"), ("system", "system"), ("user", "user"), ("assistant", "assistant"))
 _TOOLS = (("observation", UNSUPPORTED), ("function_call", UNSUPPORTED))
@@ -269,7 +286,7 @@ OPENAI = Chat(
 
 
 @functools.lru_cache(1024)
-def _format_of(keys: frozenset[str]) -> Chat | Alpaca | None:
+def _format_of(keys: frozenset[str]) -> Chat | Alpaca | Document | None:
     """The format of a table or a dictionary with these keys; None: there is none."""
     system = next((key for key in SYSTEM_KEYS if key in keys), None)
     if "messages" in keys:
@@ -281,10 +298,10 @@ def _format_of(keys: frozenset[str]) -> Chat | Alpaca | None:
     for question, answer in (("question", "answer"), ("query", "response")):
         if {question, answer} <= keys:
             return Alpaca(question, None, answer, system=system, images=ANY)
-    return None
+    return Document() if Document().text in keys else None
 
 
-def recognise(columns: Iterable[str], where: str, remedy: str) -> Chat | Alpaca:
+def recognise(columns: Iterable[str], where: str, remedy: str) -> Chat | Alpaca | Document:
     """The format of a table from the names of its columns.
 
     Raises:
@@ -295,12 +312,14 @@ def recognise(columns: Iterable[str], where: str, remedy: str) -> Chat | Alpaca:
     if format is None:
         raise UserError(
             f"{where}: its columns ({', '.join(sorted(found)) or 'none'}) are of no format that is recognised: "
-            f"messages, or conversations, or instruction and output, or question and answer; {remedy}"
+            f"messages, or conversations, or instruction and output, or question and answer, or text; {remedy}"
         )
+    if isinstance(format, Document):
+        return format
     return dataclasses.replace(format, images=image_columns(found, where, remedy))
 
 
-def columns_to_read(format: Chat | Alpaca, columns: Iterable[str]) -> list[str]:
+def columns_to_read(format: Chat | Alpaca | Document, columns: Iterable[str]) -> list[str]:
     """The columns of a table that are read: the format's, and those for which a record may be refused."""
     wanted = {"id", *format.columns(), *_UNTRAINABLE, "label", *IMAGE_KEYS}
     return [column for column in columns if column in wanted]
@@ -341,7 +360,9 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
     return Record(str(id), tuple(turns), tuple(images), origin, rejected=content.rejected, notes=notes)
 
 
-def _check_unread(item: Mapping[str, Any], format: Chat | Alpaca, lacks_images: bool, problems: Problems) -> None:
+def _check_unread(
+    item: Mapping[str, Any], format: Chat | Alpaca | Document, lacks_images: bool, problems: Problems
+) -> None:
     """Refuses a record whose unread keys change its meaning."""
     for name, what in _UNTRAINABLE.items():
         if name not in format.columns() and not is_empty(item.get(name)):
@@ -393,39 +414,6 @@ def _content_id(turns: list[Turn], rejected: str, images: list[str | bytes]) -> 
     names = [image if isinstance(image, str) else hashlib.blake2b(image).hexdigest() for image in images]
     content = json.dumps([[[turn.role, turn.text] for turn in turns], rejected, names])
     return "content:" + hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-
-_MISSING: Any = object()
-
-
-def _named(*columns: str | None) -> list[str]:
-    return [column for column in columns if column and column != ANY]
-
-
-def _column(item: dict[str, Any], column: str, problems: Problems) -> Any:
-    if column not in item:
-        problems.append(("missing_key", f'the key "{column}" is missing ({_keys(item)})'))
-        return _MISSING
-    return item[column]
-
-
-def _keys(item: dict[str, Any]) -> str:
-    names = ", ".join(repr(str(key))[1:-1] for key in item) or "none"
-    return f"keys found: {names if len(names) <= 200 else names[:197] + '...'}"
-
-
-def _text(item: dict[str, Any], column: str, problems: Problems) -> str:
-    """A text that may be absent."""
-    text = item.get(column)
-    if text is not None and not isinstance(text, str):
-        problems.append(("wrong_type", f'"{column}" is a string, found {kind(text)}'))
-        return ""
-    return text or ""
-
-
-def _system(item: dict[str, Any], column: str, problems: Problems) -> list[Turn]:
-    text = _text(item, column, problems)
-    return [Turn("system", text)] if text else []
 
 
 def _check_roles(turns: list[Turn], last: str, problems: Problems) -> None:

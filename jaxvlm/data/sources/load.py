@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Protocol
 
 from jaxvlm.data.records import Record
-from jaxvlm.data.sources.formats import AnyChat
+from jaxvlm.data.sources.formats import AnyChat, Document
 from jaxvlm.data.sources.image_refs import ImageRule
 from jaxvlm.data.sources.items import ItemSource
 from jaxvlm.data.sources.json_items import JsonItems
 from jaxvlm.errors import UserError
 
 _ACCEPTED = (
-    "a LLaVA file (.json or .jsonl), PATH/dataset_info.json:NAME (LLaMA-Factory's), a folder that "
+    "a file of conversations or texts (.json, .jsonl, .parquet, .arrow, .csv, .txt, or several as in DIR/*.txt), "
+    "PATH/dataset_info.json:NAME (LLaMA-Factory's), a folder that "
     '`inspect_data prepare` wrote, "hf:NAME", "tfds:NAME", "easy_vqa:train" or "easy_vqa:test"'
 )
 _ENTRY = re.compile(r"(?P<file>.+\.json):(?P<name>[^/]+)", re.DOTALL)
@@ -56,7 +57,9 @@ def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = Fals
     Args:
       spec: one of
 
-        x.json, x.jsonl               a LLaVA file
+        x.json, x.jsonl               conversations (LLaVA's, OpenAI's and others), or texts under "text"
+        x.parquet, x.arrow, x.csv     the same in columns
+        x.txt, DIR/*.txt              texts, a file each
         DIR/dataset_info.json:NAME    an entry of a LLaMA-Factory file
         DIR, gs://BUCKET/DIR          a folder of prepared records, with its card.json
         hf:NAME[:SPLIT]               a data set of the Hugging Face hub, or a folder of one
@@ -100,13 +103,21 @@ def load_source(spec: str, image_folder: str = "", *, allow_outside: bool = Fals
             f"data.source = {spec!r}: the folder holds no card.json, so `inspect_data prepare` did not write it (or "
             f'did not finish); for a Hugging Face data set give "hf:{spec}"'
         )
+    rule = ImageRule(Path(image_folder) if image_folder else path.parent, allow_outside)
+    if spec.endswith(".txt"):
+        from jaxvlm.data.sources.text_files import TextFiles
+
+        return ItemSource(TextFiles(spec), Document(), rule, image_folder)
+    if spec.endswith((".parquet", ".arrow", ".csv")) and path.is_file():
+        from jaxvlm.data.sources.tables import load_table
+
+        return load_table(spec, rule, image_folder)
     if not spec.endswith((".json", ".jsonl")):
         raise UserError(f"data.source = {spec!r} is unknown; give {_ACCEPTED}")
     if not path.is_file():
         raise UserError(f"data.source = {spec!r}: there is no such file; give {_ACCEPTED}")
     if path.name == "dataset_info.json":
         raise UserError(f"data.source = {spec!r} describes several data sets; name one, as in {spec}:NAME")
-    rule = ImageRule(Path(image_folder) if image_folder else path.parent, allow_outside)
     return ItemSource(JsonItems(path), AnyChat(), rule, image_folder)
 
 

@@ -190,6 +190,7 @@ def _pack(record: Record) -> bytes:
         "origin": record.origin,
         "group": record.group,
         "rejected": record.rejected,
+        "continues": record.continues,
     }
     return msgpack.packb(fields, unicode_errors="surrogateescape")  # a path, in `origin`, may be no UTF-8
 
@@ -198,7 +199,9 @@ def _unpack(data: bytes) -> Record:
     """Decodes a record; raises some exception if the bytes are none."""
     fields = msgpack.unpackb(data, unicode_errors="surrogateescape")
     turns = tuple(Turn(role, text, *map(float, weight)) for role, text, *weight in fields["turns"])
-    record = Record(fields["id"], turns, tuple(fields["images"]), fields["origin"], fields["group"], fields["rejected"])
+    id, origin, group, rejected = (fields[name] for name in ("id", "origin", "group", "rejected"))
+    continues = bool(fields.get("continues"))  # older files have none
+    record = Record(id, turns, tuple(fields["images"]), origin, group, rejected, continues)
     texts = [record.id, record.origin, record.group, record.rejected]
     texts.extend(text for turn in turns for text in (turn.role, turn.text))
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(image, bytes) for image in record.images):

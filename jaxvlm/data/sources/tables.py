@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxvlm.data.sources.formats import Alpaca, Chat, columns_to_read, recognise
+from jaxvlm.data.sources.formats import Alpaca, Chat, Document, columns_to_read, recognise
 from jaxvlm.data.sources.image_refs import ImageRule
 from jaxvlm.data.sources.items import ItemSource, hash_files, hash_texts
 from jaxvlm.errors import UserError, missing_extra, on_a_line
@@ -34,7 +34,7 @@ class TableItems:
         self.unread: tuple[str, ...] = ()
         self._fingerprint = ""
 
-    def select(self, format: Chat | Alpaca) -> TableItems:
+    def select(self, format: Chat | Alpaca | Document) -> TableItems:
         """The same table with only the columns that are read; the items name the others in `unread`."""
         columns = columns_to_read(format, self.columns)
         selected = TableItems(self._dataset.select_columns(columns), self._name, self._files)
@@ -95,6 +95,18 @@ def load_files(spec: str, files: Sequence[Path], split: str) -> TableItems:
     dataset = _load(spec, kind, split=split, data_files=[str(file) for file in files])
     name = files[0] if len(files) == 1 else files[0].parent
     return TableItems(dataset, str(name), files)
+
+
+def load_table(spec: str, rule: ImageRule, image_folder: str) -> ItemSource:
+    """Opens a Parquet, Arrow or CSV file.
+
+    Raises:
+      UserError: it cannot be opened, or has no format that is recognised.
+    """
+    items = load_files(f"data.source = {spec!r}", [Path(spec)], "train")
+    remedy = "describe them in a dataset_info.json and give PATH/dataset_info.json:NAME"
+    format = recognise(items.columns, f"data.source = {spec!r}", remedy)
+    return ItemSource(items.select(format), format, rule, image_folder)
 
 
 def hub_folder(spec: str) -> Path:

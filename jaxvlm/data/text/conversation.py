@@ -46,6 +46,7 @@ class Renderer:
     Attributes:
       stop_ids: ids that end an answer.
       warnings: what is wrong with all records of this template, such as that no end of an answer is supervised.
+      takes_documents: whether records are texts without questions.
 
     Source: with `TEMPLATES`, each text between images is tokenized separately, as LLaVA does (hence "▁" before the
     newline after an image). With the tokenizer's own template all text is tokenized in one pass, as transformers does.
@@ -96,6 +97,7 @@ class Renderer:
             template = find_template(template)
         self._tokenizer = tokenizer
         self._captions = isinstance(template, Template) and template.captions
+        self.takes_documents = isinstance(template, Template) and template.documents
 
         written = tokenizer.backend_tokenizer.to_str()
         inputs = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers, control_tokens]
@@ -225,7 +227,7 @@ class Renderer:
         Raises:
           RecordError: `check_turns` refuses the record, or the tokenizer's chat template does.
         """
-        check_turns(record, captions=self._captions)
+        check_turns(record, captions=self._captions, documents=self.takes_documents)
         return self._encode(record)
 
     def render_prompt(self, record: Record) -> Sample:
@@ -236,8 +238,13 @@ class Renderer:
         Raises:
           RecordError: `check_turns` refuses the record, or the tokenizer's chat template does.
         """
-        check_turns(record, last="user", captions=self._captions)
+        check_turns(record, last="user", captions=self._captions, documents=self.takes_documents)
         return self._encode(record)
+
+    def starts(self, text: str) -> np.ndarray:
+        """int64[L], the character at which each token of a text begins; tokens of one character begin at the same."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return np.array([start for start, _ in encoding.offsets], np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Decodes generated ids into an answer: up to the first stop id, without control tokens, stripped."""

@@ -27,12 +27,24 @@ class Template:
     end: str = ""  # after the last answer
     control: tuple[str, ...] = ()  # spellings in the fields above that are a single id each, like {bos} and {eos}
     captions: bool = False  # a conversation has one round, and only its images and its answer are used
+    documents: bool = False  # a record is a text without a question
 
 
 TEMPLATES: dict[str, Template] = {
     # Stage 1 of LLaVA: <s><image>caption\n, without an end token.
     "plain": Template(
         system="", opening="", bare_opening="", following="", ask="", before_answer="", after_answer="\n", captions=True
+    ),
+    # Texts to be continued, with an end token between them.
+    "document": Template(
+        system="",
+        opening="",
+        bare_opening="",
+        following="",
+        ask="",
+        before_answer="",
+        after_answer="{eos}",
+        documents=True,
     ),
     "vicuna_v1": Template(
         system="A chat between a curious user and an artificial intelligence assistant. "
@@ -172,7 +184,8 @@ class TemplateScript:
                         draft.image()
                     draft.text(text)
             else:
-                draft.answer(self._before_answer, turn.text, self.after_answer, turn.weight)
+                after = "" if record.continues else self.after_answer
+                draft.answer(self._before_answer, turn.text, after, turn.weight)
         if turns[-1].role == "assistant":
             draft.text(self._end)
 

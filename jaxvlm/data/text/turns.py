@@ -34,13 +34,14 @@ def drop_last_question(record: Record) -> Record:
     return dataclasses.replace(record, turns=turns[:-1], images=record.images[: max(0, images)])
 
 
-def check_turns(record: Record, *, last: str = "assistant", captions: bool = False) -> None:
+def check_turns(record: Record, *, last: str = "assistant", captions: bool = False, documents: bool = False) -> None:
     """Checks that a record can be rendered.
 
     Args:
       record: the record; its images are counted, not opened.
       last: the required role of its last turn: "assistant" for training, "user" for a prompt.
       captions: whether the template has `captions` set; user text may then be empty.
+      documents: whether it has `documents` set; user text is then empty, except in a prompt.
 
     Raises:
       RecordError: lists every problem of the record; its `reason` is that of the first problem.
@@ -59,8 +60,9 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
             break  # one misplaced role would be reported again at every turn after it
     for index, turn in enumerate(turns):
         where = f"turn {index} ({turn.role})"
-        if not turn.text.strip() and turn.role != "system" and not (captions and turn.role == "user"):
-            problems.append(("empty_turn", f"{where} is empty; fill it or drop the record"))
+        text = turn.text if documents else turn.text.strip()  # a passage of a document may be blank lines
+        if not text and turn.role != "system" and not ((captions or documents) and turn.role == "user"):
+            problems.append(("empty_turn", f"{where} is empty; {_remedy_of_empty(record)}"))
         found = _NOT_TEXT.search(turn.text)
         if found:
             name = f"U+{ord(found[0]):04X} at character {found.start()}"
@@ -73,7 +75,10 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         problems.append(("no_turns", f"{len(turns)} turns, none of them by a user; drop the record"))
     elif turns[-1].role != last:
         problems.append(("last_turn", f"the last turn must be of role {last}, found {turns[-1].role}; add or cut one"))
-    if captions and len(turns) - first > (2 if last == "assistant" else 1):
+    if documents and last == "assistant" and any(turn.text for turn in turns if turn.role != "assistant"):
+        problem = 'it is a conversation, and template "document" takes texts; choose another (config.data.template)'
+        problems.append(("not_a_document", problem))
+    if (captions or documents) and len(turns) - first > (2 if last == "assistant" else 1):
         problems.append(("rounds", f"a caption template takes one round, found {len(turns) - first} turns; split them"))
     placeholders = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
     if placeholders != len(record.images):
@@ -87,3 +92,9 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         raise RecordError(
             f"{record.origin}: " + "; ".join(text for _, text in problems), origin=record.origin, reason=problems[0][0]
         )
+
+
+def _remedy_of_empty(record: Record) -> str:
+    if len(record.turns) == 2 and record.turns[1].text.strip() and not record.images:
+        return 'fill it, or set config.data.template = "document" to train on texts without questions'
+    return "fill it or drop the record"
