@@ -1,4 +1,4 @@
-"""A sheet of samples: images with question, answer and reference."""
+"""A sheet of samples: images with question, answer and reference; without an image the question takes its place."""
 
 from __future__ import annotations
 
@@ -69,8 +69,11 @@ def _draw_cell(axes: plt.Axes, record: Record, answer: str) -> None:
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set(color=color, linewidth=2)
-    asked = _short(question(record), 2, 33)
-    lines = [(line, 9, "normal", "black") for line in asked]
+    asked = question(record)
+    lines = [(line, 9, "normal", "black") for line in _short(asked, 2, 33)] if record.images else []
+    if not record.images:
+        text = "\n".join(_short(asked, 10, 30))
+        axes.text(0.05, 0.95, text, transform=axes.transAxes, fontsize=9, va="top", color="black")
     lines += [(line, 10, "bold", color) for line in _short(f"{'✓' if right else '✗'} {answer or '(nothing)'}", 1, 26)]
     if not right:
         lines += [(line, 9, "normal", _QUIET) for line in _short(f"truth: {truth(record)}", 1, 33)]
