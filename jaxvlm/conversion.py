@@ -15,34 +15,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base
-from jaxvlm.config import PARTS, Config, LoraConfig, ModelConfig
-from jaxvlm.data.recipe_tokenizer import check_vocab
+from jaxvlm.config import Config, LoraConfig, ModelConfig
 from jaxvlm.errors import UserError
 from jaxvlm.exported_settings import exported_text
-from jaxvlm.families.build import build_model, stage_model
-from jaxvlm.families.registry import codec, resolve
+from jaxvlm.families.build import build_model
+from jaxvlm.families.registry import codec
 from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
-from jaxvlm.imported_settings import STAGE, side_settings, source_tokenizer
+from jaxvlm.imported_settings import STAGE
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import log
 from jaxvlm.restore import Run, open_run
 from jaxvlm.runs import RunFolder, example
-from jaxvlm.sharding import Rules, make_mesh
+from jaxvlm.source_model import SourceModel, imported_layout, load_sources, read_sources, wide_enough
 from jaxvlm.training.checkpoint import Checkpoints
-from jaxvlm.training.state import initial_state, merge_adapters, state_layout
+from jaxvlm.training.state import initial_state, merge_adapters
 from jaxvlm.trees import from_paths, map_paths, paths
 from jaxvlm.weights.adapters.fields import check_base
 from jaxvlm.weights.adapters.reading import Adapter, read_adapter
 from jaxvlm.weights.adapters.writing import write_adapter
-from jaxvlm.weights.codec import AdapterNames, Codec, Export, WeightSource
+from jaxvlm.weights.codec import AdapterNames, Codec, Export
 from jaxvlm.weights.compare import compare_tensors, without_copies
 from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import export_tensors
-from jaxvlm.weights.source import ResizedVocab, load_weights
+from jaxvlm.weights.source import ResizedVocab
 from jaxvlm.weights.spelling import Spelling, find_spelling, respelled
-from jaxvlm.weights.tensors import CastSource, TensorSource, listed, overflows
+from jaxvlm.weights.tensors import CastSource, TensorSource, listed
 from jaxvlm.weights.writing import new_folder, parse_size
 
 # Logits of equal models, in float32 by us and by torch, differ by less than this share of the largest (measured: 1e-5).
@@ -50,41 +48,27 @@ _LOGITS_DIFFER = 1e-3
 
 
 def import_run(args: argparse.Namespace) -> dict[str, Any]:
-    """Makes a run whose only stage has the sources' weights, each in its own dtype."""
-    sources = [open_source(spec) for spec in args.sources]
-    owners = _owners(sources)
-    tokenizer = source_tokenizer(owners["language"])
-    config, notes = _imported_config(owners, tokenizer, args.template)
-    check_vocab(tokenizer, config.model.language.vocab_size, owners["language"].spec)
-    adapter = Adapter({}, {}, {})
+    """Makes a run whose only stage has the sources' weights, each in its own dtype.
+
+    Raises:
+      UserError: a source or the adapter cannot be read or does not fit, or the folder of the run is not empty.
+    """
+    found = read_sources(args.sources, args.template)
+    config, adapter = found.config, Adapter({}, {}, {})
     if args.adapter:
-        folder = find_source(args.adapter)
-        log(*(f"note: {note}" for note in check_base(folder, args.sources)))
-        adapter = _read_adapter(folder, config.model)
-        parts = config.stage[STAGE].parts
-        lora = dataclasses.replace(parts.lora, **adapter.adapters)
-        parts = dataclasses.replace(parts, lora=lora, **dict.fromkeys(adapter.adapters, "lora"))
-        stage = dataclasses.replace(config.stage[STAGE], parts=parts)
-        config = dataclasses.replace(config, stage={STAGE: stage})
-        if "projector" not in owners and any(path.startswith("projector/") for path in adapter.added):
-            raise UserError(f"{folder} has adapters of a projector, and no --from has a projector; add the base model")
+        config, adapter = _adapted(found, args.adapter)
     with new_folder(args.to, overwrite=False) as folder:
         made = RunFolder(folder)
-        tokenizer.save_pretrained(made.tokenizer)
-        spellings = [dataclasses.asdict(piece.spelling) for source in sources for piece in source.pieces]
+        found.tokenizer.save_pretrained(made.tokenizer)
+        spellings = [dataclasses.asdict(piece.spelling) for source in found.sources for piece in source.pieces]
         origin = {"from": args.sources, "spellings": spellings, "replaced": adapter.replaced}
         made.origin_file.write_text(json.dumps(origin, indent=1) + "\n")
 
-        mesh, rules = make_mesh(config.mesh), Rules()
-        layout = state_layout(stage_model(config, config.stage[STAGE]), config.stage[STAGE], 1, mesh, rules)
-        params: dict[str, Any] = {}
-        for source in sources:
-            wanted = {part: layout.state.frozen[part] for part in source.configs}
-            params |= load_weights(source, config.model, wanted, keep_dtypes=True)
-        flat = paths(params) | paths(adapter.params)
+        layout = imported_layout(config)
+        flat = paths(load_sources(found, layout)) | paths(adapter.params)
         merged = {path: np.asarray(flat[path], np.float32) + x for path, x in adapter.added.items()}
         params = from_paths(flat | merged)
-        config, more = _wide_enough(config, params)
+        config, more = wide_enough(config, params)
         made.save_config(config)
         kept = map_paths(_with_dtype_of(params), layout.state.frozen)
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
@@ -92,11 +76,24 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
         checkpoints = Checkpoints(made.checkpoints(STAGE))
         checkpoints.save(state, {}, 0, wait=True)
         checkpoints.close()
-    random = sorted(set(config.model.parts) - set(owners))
-    log(*(f"{part}: {source.spec}" for part, source in owners.items()), *(f"{part}: random weights" for part in random))
-    log(*notes, *more)
+    log(*(f"{part}: {source.spec}" for part, source in found.owners.items()))
+    log(*(f"{part}: random weights" for part in found.missing), *found.notes, *more)
     log(f"imported to {args.to}", f"ask it: {example(args.to, config)}")
-    return {"run": str(args.to), "parts": {part: source.spec for part, source in owners.items()}, "random": random}
+    parts = {part: source.spec for part, source in found.owners.items()}
+    return {"run": str(args.to), "parts": parts, "random": found.missing}
+
+
+def _adapted(found: SourceModel, spec: str) -> tuple[Config, Adapter]:
+    """The recipe of an imported run with the adapters of a folder, and what that folder has."""
+    folder, config = find_source(spec), found.config
+    log(*(f"note: {note}" for note in check_base(folder, [source.spec for source in found.sources])))
+    adapter = _read_adapter(folder, config.model)
+    if "projector" not in found.owners and any(path.startswith("projector/") for path in adapter.added):
+        raise UserError(f"{folder} has adapters of a projector, and no --from has a projector; add the base model")
+    stage = config.stage[STAGE]
+    lora = dataclasses.replace(stage.parts.lora, **adapter.adapters)
+    parts = dataclasses.replace(stage.parts, lora=lora, **dict.fromkeys(adapter.adapters, "lora"))
+    return dataclasses.replace(config, stage={STAGE: dataclasses.replace(stage, parts=parts)}), adapter
 
 
 def _read_adapter(folder: Path, config: ModelConfig) -> Adapter:
@@ -120,59 +117,6 @@ def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
         return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
     return leaf
-
-
-def _owners(sources: list[WeightSource]) -> dict[str, WeightSource]:
-    """Part -> the source that has it."""
-    owners: dict[str, WeightSource] = {}
-    for source in sources:
-        for part in source.configs:
-            if part in owners:
-                raise UserError(
-                    f"--from {owners[part].spec} and --from {source.spec} both have a {part}; leave one out"
-                )
-            owners[part] = source
-    missing = [part for part in ("vision", "language") if part not in owners]
-    if missing and set(owners) != {"language"}:  # a decoder alone is a model, too
-        raise UserError(
-            f"no --from has a {' or a '.join(missing)}: add one, such as a CLIP folder next to a LLaMA folder; "
-            "a recipe can take one part alone (config.init.vision, config.init.language)"
-        )
-    return owners
-
-
-def _imported_config(owners: dict[str, WeightSource], tokenizer: Any, template: str | None) -> tuple[Config, list[str]]:
-    """The recipe of an imported run, and lines about the settings of the folder."""
-    is_text = set(owners) == {"language"}
-    c, stage = (base.text_config(), base.text_stage()) if is_text else (base.get_config(), base.stage())
-    c.model.family = next((source.family for source in owners.values() if source.family), c.model.family)
-    for part, source in owners.items():
-        c.model[part] = dataclasses.asdict(source.configs[part])
-    language = owners["language"]
-    c.tokenizer.source = str(language.path)
-    stage.parts.update({part: "frozen" for part in PARTS if part in stage.parts})
-    dtype = language.pieces[0].tensors.dtype
-    stage.frozen_dtype = str(dtype)
-    c.model.compute_dtype = "float32" if dtype == np.float32 else "bfloat16"
-    settings, notes = side_settings(language, tokenizer, template)
-    c.generation.update(settings.pop("generation", {}))
-    stage.data.update(settings)
-    c.stages, c.stage[STAGE] = (STAGE,), stage
-    return resolve(c.to_dict()), notes
-
-
-def _wide_enough(config: Config, params: dict) -> tuple[Config, list[str]]:
-    """A run is opened in one dtype: float32 where the decoder's float16 cannot hold all values; and a line about it."""
-    stage = config.stage[STAGE]
-    if stage.frozen_dtype != "float16":
-        return config, []
-    wide = {path: np.asarray(x) for path, x in paths(params).items() if x.dtype != np.float16}
-    with np.errstate(over="ignore"):
-        beyond = [path for path, x in wide.items() if overflows(x, x.astype(np.float16))]
-    if not beyond:
-        return config, []
-    config = dataclasses.replace(config, stage={STAGE: dataclasses.replace(stage, frozen_dtype="float32")})
-    return config, [f"opened in float32: {listed(beyond)} have values beyond the decoder's float16"]
 
 
 def export_run(args: argparse.Namespace) -> dict[str, Any]:

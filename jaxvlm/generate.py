@@ -1,4 +1,4 @@
-"""Answers a question about images with a run's model, or holds a conversation.
+"""Answers a question with a run's model or with published weights, or holds a conversation; with images or without.
 
 Examples:
   python -m jaxvlm.generate --run runs/quickstart --image a.png --prompt "what color is the shape?"
@@ -6,6 +6,13 @@ Examples:
   python -m jaxvlm.generate --run runs/mine --image a.png
   python -m jaxvlm.generate --run runs/mine --image a.png < questions.txt
   python -m jaxvlm.generate --run runs/mine --system "Answer in one word." --image a.png --prompt "What is this?"
+  python -m jaxvlm.generate --from SmolLM2.gguf --prompt "What is the capital of France?"
+  python -m jaxvlm.generate --from Qwen/Qwen3-0.6B --prompt "Name three rivers." --stop "2."
+  python -m jaxvlm.generate --from llava-hf/llava-1.5-7b-hf --image a.png --prompt "What is this?"
+  python -m jaxvlm.generate --from CLIP_FOLDER --from PROJECTOR_FOLDER --from LLAMA_FOLDER --image a.png
+
+--from takes what `convert import` takes, and makes no run: a Hugging Face folder, a GGUF file, or a name on the hub.
+Chat template, system message, stop tokens, sampling and longest prompt are those of its files; a line lists them.
 
 The images come before the text, in their order, unless the text has <image> where each belongs.
 
@@ -18,11 +25,12 @@ Without --prompt each line of standard input is a turn of one conversation, answ
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +38,59 @@ from jaxvlm.command import Parser, run
 from jaxvlm.errors import UserError
 
 if TYPE_CHECKING:
+    from jaxvlm.config import Config
     from jaxvlm.inference.conversation import Conversation
+    from jaxvlm.inference.engine import Engine
+    from jaxvlm.inference.sampling import Sampling
+    from jaxvlm.restore import Run
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
     """Runs the command; returns what `--json` prints: the answer, or all turns of the conversation."""
+    args = _parser().parse_args(argv)
+    _check_model(args)
+    # Here, since they take seconds, and --help needs none of them.
+    from jaxvlm.inference.conversation import Conversation, check_image
+    from jaxvlm.inference.engine import Engine
+    from jaxvlm.inference.stop_texts import StopTexts
+
+    # Check the arguments before the weights are read, which takes a while.
+    StopTexts(args.stop)
+    config, load = _from_sources(args) if args.sources else _from_run(args)
+    sampling = _sampling(args, config)
+    for image in args.image:
+        check_image(image)
+    engine = _with_stop_tokens(_with_system(Engine.of(load()), args.system), args.stop)
+    del load  # what was read of the sources; for a GGUF file of 49,000 tokens 220 MiB
+    conversation = Conversation(engine, sampling, args.max_new_tokens, args.stop)
+    conversation.add_images(args.image)
+    if args.prompt is None:
+        return {"turns": list(_converse(conversation))}
+    return {"answer": _print_answer(conversation, args.prompt)}
+
+
+def _parser() -> Parser:
     parser = Parser("generate", __doc__)
-    parser.add_argument("--run", required=True, metavar="DIR", help="folder of a run")
+    parser.add_argument("--run", metavar="DIR", help="folder of a run; this or --from is needed")
+    parser.add_argument(
+        "--from",
+        action="append",
+        default=[],
+        dest="sources",
+        metavar="SOURCE",
+        help="a folder, a GGUF file or a name on the hub; may be repeated, for parts in different places",
+    )
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: a conversation on standard input)")
-    parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the training; '': none)")
+    parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the model; '': none)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end an answer before this text; may be repeated"
+    )
     parser.add_argument(
         "--temperature",
         type=float,
         metavar="X",
-        help="0: always the most likely token (default of this, P and K: config.generation of the run)",
+        help="0: always the most likely token (default of this, P and K: those of the run or the source)",
     )
     parser.add_argument(
         "--top-p", type=float, metavar="P", help="sample from the most likely tokens of this total probability"
@@ -52,41 +98,77 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: from all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer")
-    parser.add_argument("--stage", default="", metavar="NAME", help="stage of the weights (default: the last)")
+    parser.add_argument("--stage", default="", metavar="NAME", help="stage of the run's weights (default: the last)")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
-    args = parser.parse_args(argv)
-    # Here, since they take seconds, and --help needs none of them.
-    from jaxvlm.config_reading import to_dict
-    from jaxvlm.data.text.templates import TEMPLATES
-    from jaxvlm.inference.conversation import Conversation, check_image
-    from jaxvlm.inference.engine import Engine
-    from jaxvlm.inference.sampling import Sampling
-    from jaxvlm.processes import log
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="with --from: conversation template (default: the tokenizer's own, or vicuna_v1)",
+    )
+    return parser
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    """Raises `UserError` unless one model is named, with the flags that go with it."""
+    if bool(args.sources) == (args.run is not None):
+        given = "both were given" if args.sources else "neither was given"
+        raise UserError(f"one model is needed, --run DIR or --from SOURCE, and {given}; pass one of the two")
+    if args.sources and (args.stage or args.step):
+        raise UserError("--stage and --step choose among a run's checkpoints; leave them out with --from")
+    if args.run is not None and args.template is not None:
+        raise UserError("--template goes with --from; a run keeps the template of its training")
+
+
+def _from_run(args: argparse.Namespace) -> tuple[Config, Callable[[], Run]]:
+    """The recipe of a run, and what opens it."""
     from jaxvlm.restore import open_run
     from jaxvlm.runs import RunFolder
 
-    # Check the arguments before the weights are read, which takes a while.
+    folder = Path(args.run)
+    return RunFolder(folder).load_config(), lambda: open_run(folder, stage=args.stage, step=args.step)
+
+
+def _from_sources(args: argparse.Namespace) -> tuple[Config, Callable[[], Run]]:
+    """The recipe that the sources would have as a run, and what loads their weights."""
+    from jaxvlm.processes import log
+    from jaxvlm.source_model import open_model, read_sources
+
+    found = read_sources(args.sources, args.template)
+    log(*found.notes)
+    return found.config, lambda: open_model(found)
+
+
+def _sampling(args: argparse.Namespace, config: Config) -> Sampling:
+    """The sampling of the flags, and for those not given, of the model."""
+    from jaxvlm.config_reading import to_dict
+    from jaxvlm.inference.sampling import Sampling
+    from jaxvlm.processes import log
+
     chosen = {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    sampling = Sampling(**to_dict(RunFolder(args.run).load_config().generation) | chosen, seed=args.seed)
+    sampling = Sampling(**to_dict(config.generation) | chosen, seed=args.seed)
     if sampling.temperature and "temperature" not in chosen:
         log(f"sampling: temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}")
-    for image in args.image:
-        check_image(image)
-    engine = Engine.of(open_run(Path(args.run), stage=args.stage, step=args.step))
-    if args.system is not None:
-        template = TEMPLATES.get(engine.data.template)
-        if args.system and template is not None and template.captions:
-            raise UserError(
-                f'--system: the run\'s template "{engine.data.template}" writes no system message; leave it out'
-            )
-        engine = dataclasses.replace(engine, data=dataclasses.replace(engine.data, system=args.system))
+    return sampling
 
-    conversation = Conversation(engine, sampling, args.max_new_tokens)
-    conversation.add_images(args.image)
-    if args.prompt is None:
-        return {"turns": list(_converse(conversation))}
-    return {"answer": _print_answer(conversation, args.prompt)}
+
+def _with_system(engine: Engine, system: str | None) -> Engine:
+    """The engine with another system message; None: with its own."""
+    from jaxvlm.data.text.templates import TEMPLATES
+
+    if system is None:
+        return engine
+    template = TEMPLATES.get(engine.data.template)
+    if system and template is not None and template.captions:
+        raise UserError(f'--system: the template "{engine.data.template}" writes no system message; leave it out')
+    return dataclasses.replace(engine, data=dataclasses.replace(engine.data, system=system))
+
+
+def _with_stop_tokens(engine: Engine, stops: list[str]) -> Engine:
+    """The engine, which also ends an answer at those of `stops` that spell a special token: they are never text."""
+    special = tuple(stop for stop in stops if stop in engine.tokenizer.all_special_tokens)
+    data = dataclasses.replace(engine.data, stop_tokens=(*engine.data.stop_tokens, *special))
+    return dataclasses.replace(engine, data=data) if special else engine
 
 
 def _print_answer(conversation: Conversation, text: str) -> str:

@@ -5,6 +5,7 @@ Source: docs/gguf.md of ggml.
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ class Metadata:
         raise UserError(f"{self.path}: {key} = {value!r}, expected one number for all blocks")
 
 
+# Files that are in use, by path, size and time of the last change: weights and tokenizer need the same values.
+_IN_USE: weakref.WeakValueDictionary[tuple[Path, int, int], Metadata] = weakref.WeakValueDictionary()
+
+
 def read_metadata(path: Path) -> Metadata:
-    """Opens a file; takes seconds, for the vocabulary.
+    """Opens a file; takes seconds, for the vocabulary, unless it is in use already.
 
     Raises:
       UserError: the package gguf is missing, or the file is absent or not GGUF.
@@ -54,11 +59,16 @@ def read_metadata(path: Path) -> Metadata:
         raise missing_extra(f"reading {path}", "gguf", "gguf") from error
     if not path.is_file():
         raise UserError(f"{path} is not a file; expected a .gguf")
+    status = path.stat()
+    key = path.resolve(), status.st_size, status.st_mtime_ns
+    if (known := _IN_USE.get(key)) is not None:
+        return known
     try:
-        return Metadata(path, gguf.GGUFReader(path))
+        metadata = _IN_USE[key] = Metadata(path, gguf.GGUFReader(path))
     except (
         ValueError,
         KeyError,
         IndexError,
     ) as error:  # raised by NumPy and the reader for a corrupt or truncated file
         raise UserError(f"{path} cannot be read as GGUF ({error}); is the download complete?") from error
+    return metadata

@@ -22,9 +22,9 @@ from jaxvlm.training.state import Layout, merge, state_layout
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained model."""
+    """A model with its weights: of a run, or of sources that `source_model` opened."""
 
-    folder: Path
+    folder: Path  # of the run, or of the decoder's source
     config: Config
     stage_name: str
     stage: StageConfig  # the stage whose weights these are; its data settings are used for inference

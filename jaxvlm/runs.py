@@ -107,6 +107,11 @@ class RunFolder:
             raise UserError(
                 f"{self.config_file} is damaged ({error}); repair it, or start a new run in another folder"
             ) from error
+        if isinstance(saved, dict) and "model_type" in saved:
+            raise UserError(
+                f"{self} is a Hugging Face folder, not that of a run; ask it with `python -m jaxvlm.generate --from "
+                f"{self}`, or make a run of it with `python -m jaxvlm.convert import --from {self} --to DIR`"
+            )
         return resolve(saved, str(self.config_file))
 
     def check(self, config: Config, stages: Sequence[str], how: str) -> None:

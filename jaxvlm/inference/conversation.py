@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from jaxvlm.data.media.images import decode
 from jaxvlm.data.records import IMAGE, Record, Turn
@@ -13,10 +13,11 @@ from jaxvlm.inference.sampling import Sampling
 
 
 class Conversation:
-    """A conversation with a model: its turns and images so far."""
+    """A conversation with a model: its turns and images so far. Each answer ends before the first of `stop_texts`."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, max_new_tokens: int):
+    def __init__(self, engine: Engine, sampling: Sampling, max_new_tokens: int, stop_texts: Sequence[str] = ()):
         self._engine, self._sampling, self._max_new_tokens = engine, sampling, max_new_tokens
+        self._stop_texts = stop_texts
         self.reset()
 
     def reset(self) -> None:
@@ -63,7 +64,9 @@ class Conversation:
         record = Record("conversation", turns, images, f"turn {len(turns) // 2 + 1}")
         # A seed for each turn, or a question asked twice would draw the same numbers twice.
         sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + len(self._turns)) % 2**32)
-        with self._engine.stream(record, max_new_tokens=self._max_new_tokens, sampling=sampling) as answer:
+        with self._engine.stream(
+            record, max_new_tokens=self._max_new_tokens, sampling=sampling, stop_texts=self._stop_texts
+        ) as answer:
             yield from answer
         if answer.text:  # templates refuse an empty turn, so a question without an answer is dropped
             self._turns, self._images, self._waiting = (*turns, Turn("assistant", answer.text)), images, ()

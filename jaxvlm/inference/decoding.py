@@ -7,7 +7,7 @@ Axis letters:
 from __future__ import annotations
 
 import collections
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from jaxvlm.batch import Array, Batch
 from jaxvlm.inference.programs import STEP_TOKENS, Programs, Requests, Rows, bucket
 from jaxvlm.inference.sampling import GREEDY, Sampling
+from jaxvlm.inference.stop_texts import StopTexts
 from jaxvlm.sharding import to_devices
 
 if TYPE_CHECKING:  # it needs tokenizers, which a loop of tokens does not
@@ -116,16 +117,24 @@ class Stream(Iterator[str]):
     Attributes:
       tokens: ids so far, without the stop id.
       text: the pieces so far.
-      finish_reason: "stop" (the model ended it), "length" (cut at the limit), "cancelled", or "" while it is written.
+      finish_reason: "stop" (the model ended it, or a stop text appeared), "length" (cut at the limit), "cancelled", or
+        "" while it is written.
     """
 
-    def __init__(self, decoding: Decoding, renderer: Renderer, open_ids: Container[int]):
+    def __init__(
+        self, decoding: Decoding, renderer: Renderer, open_ids: Container[int], stop_texts: Sequence[str] = ()
+    ):
         """The text of the first row of `decoding`.
 
         Args:
           open_ids: tokens that are bytes, and special ones, which are not written; runs of them are decoded together.
+          stop_texts: the answer ends before the first of them, and the decoding is cancelled.
+
+        Raises:
+          UserError: a stop text is empty.
         """
         self._decoding, self._renderer, self._open_ids = decoding, renderer, open_ids
+        self._stop_texts, self._decoded = StopTexts(stop_texts), 0  # characters of the answer so far
         self.tokens: list[int] = []
         self.text = self.finish_reason = ""
 
@@ -144,13 +153,21 @@ class Stream(Iterator[str]):
             if piece:
                 return piece
         self.finish_reason = self.finish_reason or "length"
-        piece = "" if self.finish_reason == "cancelled" else self._new_text(self._renderer.decode(self.tokens))
+        piece = ""
+        if self.finish_reason != "cancelled":
+            piece = self._new_text(self._renderer.decode(self.tokens), is_last=True)
         if not piece:
             raise StopIteration
         return piece
 
-    def _new_text(self, text: str) -> str:
-        piece = text[len(self.text) :]
+    def _new_text(self, text: str, *, is_last: bool = False) -> str:
+        """What can be shown of `text`, the answer so far, and has not been."""
+        new = text[self._decoded :]
+        self._decoded += len(new)
+        piece = self._stop_texts.push(new) + (self._stop_texts.rest() if is_last else "")
+        if self._stop_texts.found:
+            self._decoding.cancel()
+            self.finish_reason = "stop"
         self.text += piece
         return piece
 

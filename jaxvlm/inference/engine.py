@@ -128,21 +128,30 @@ class Engine:
                         bar.update()
         return answers
 
-    def stream(self, record: Record, *, max_new_tokens: int, sampling: Sampling = GREEDY, steps: int = 1) -> Stream:
+    def stream(
+        self,
+        record: Record,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        steps: int = 1,
+        stop_texts: Sequence[str] = (),
+    ) -> Stream:
         """Starts the answer to one record; its text comes in pieces, which together are what `answer` returns.
 
         Args:
           record, max_new_tokens, sampling: as those of `answer`.
           steps: tokens that the device chooses between two pieces, at most `programs.STEP_TOKENS`.
+          stop_texts: the answer ends before the first of them.
 
         Raises:
-          UserError: as `answer`.
+          UserError: as `answer`; or a stop text is empty.
         """
         _check_counts(max_new_tokens, 1)
         prompts = self._prompts([record])
         ((_, here_B, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
         decoding = Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling), steps)
-        return Stream(decoding, self.renderer, self._open_ids)
+        return Stream(decoding, self.renderer, self._open_ids, stop_texts)
 
     def logits(self, record: Record) -> np.ndarray:
         """float32[T, V], logits after each token of a record's prompt."""

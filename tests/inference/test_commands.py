@@ -148,7 +148,7 @@ def test_a_system_message_that_captions_would_lose_is_refused(folder, tmp_path):
     (name, stage), *_ = config.stage.items()
     stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, template="plain"))
     run_folder.save_config(dataclasses.replace(config, stage={name: stage}))
-    with pytest.raises(UserError, match='--system: the run\'s template "plain" writes no system message; leave it out'):
+    with pytest.raises(UserError, match='--system: the template "plain" writes no system message; leave it out'):
         generate.main(["--run", str(tmp_path / "run"), "--prompt", "", "--system", "Be kind."])
 
 

@@ -16,6 +16,7 @@ from jaxvlm.config import DecoderConfig, RopeScaling
 from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
+from jaxvlm.gguf_metadata import read_metadata
 from jaxvlm.inference.decoding import decode
 from jaxvlm.inference.programs import Programs
 from jaxvlm.weights.gguf_file import GGUFSource, gguf_decoder_config
@@ -320,6 +321,15 @@ def test_words_are_cut_as_the_family_does(pre, pieces, tmp_path):
 def test_the_file_says_whether_a_text_begins_with_bos(tmp_path):
     assert byte_level(tmp_path / "a.gguf", "smollm", add_bos_token=True)("a").input_ids[0] == 0
     assert byte_level(tmp_path / "b.gguf", "llama-bpe", add_bos_token=False)("a").input_ids[0] != 0
+
+
+def test_a_file_in_use_is_not_read_again(tmp_path):
+    path = tmp_path / "a.gguf"
+    finish(write_header(path, "llama"))
+    first = read_metadata(path)
+    assert read_metadata(path) is first
+    finish(write_header(path, "llama", block_count=7))
+    assert read_metadata(path) is not first
 
 
 def test_sentencepiece(tmp_path):
