@@ -69,18 +69,28 @@ def _draw_cell(axes: plt.Axes, record: Record, answer: str) -> None:
     axes.set(xticks=[], yticks=[])
     for side in axes.spines.values():
         side.set(color=color, linewidth=2)
-    asked = question(record)
-    lines = [(line, 9, "normal", "black") for line in _short(asked, 2, 33)] if record.images else []
-    if not record.images:
-        text = "\n".join(_short(asked, 10, 30))
-        axes.text(0.05, 0.95, text, transform=axes.transAxes, fontsize=9, va="top", color="black")
-    lines += [(line, 10, "bold", color) for line in _short(f"{'✓' if right else '✗'} {answer or '(nothing)'}", 1, 26)]
+    given = f"{'✓' if right else '✗'} {answer or '(nothing)'}"
+    if record.images:
+        lines = [(line, 9, "normal", "black") for line in _short(question(record), 2, 33)]
+        lines += [(line, 10, "bold", color) for line in _short(given, 1, 26)]
+    else:  # there is room for more
+        inside = [(line, 9, "normal", "black") for line in _short(question(record), 5, 31)]
+        inside += [(line, 9, "bold", color) for line in _short(given, 6, 27)]
+        _write(axes, inside, (0.04, 1.0))
+        lines = []
     if not right:
-        lines += [(line, 9, "normal", _QUIET) for line in _short(f"truth: {truth(record)}", 1, 33)]
+        lines += [
+            (line, 9, "normal", _QUIET) for line in _short(f"truth: {truth(record)}", 1 if record.images else 3, 33)
+        ]
+    _write(axes, lines, (0, 0))
+
+
+def _write(axes: plt.Axes, lines: Sequence[tuple[str, int, str, str]], corner: tuple[float, float]) -> None:
+    """Writes lines (text, size, weight, colour) downwards from a place of the cell, as a share of its sides."""
     for number, (text, size, weight, shade) in enumerate(lines):
         axes.annotate(
             text,
-            (0, 0),
+            corner,
             (0, -5 - number * _LINE),
             xycoords="axes fraction",
             textcoords="offset points",
