@@ -9,15 +9,16 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxvlm import processes
-from jaxvlm.config import Config, MeshConfig, StageConfig
+from jaxvlm.config import Config, MeshConfig, ModelConfig, StageConfig
 from jaxvlm.data.recipe_tokenizer import saved_tokenizer
 from jaxvlm.errors import UserError, out_of_memory
-from jaxvlm.families.build import stage_model
+from jaxvlm.families.build import build_model, stage_model
 from jaxvlm.models.vlm import Model
 from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints, whole_steps
 from jaxvlm.training.state import Layout, merge, state_layout
+from jaxvlm.trees import paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,10 @@ def load_params(
     saved = run.load_config()
     if stage and stage not in saved.stages:
         raise UserError(f'{run} has no stage "{stage}"; it has {", ".join(saved.stages)}')
-    if config.model.parts != saved.model.parts:
-        config = _with_saved_parts(run, saved, config, parts or config.model.parts)
+    wanted = parts or config.model.parts
+    whole = wanted == config.model.parts == saved.model.parts
+    if config.model != saved.model and not whole:
+        config = _with_saved_parts(run, saved, config, wanted)
     found = {name: _saved_steps(run, name) for name in ([stage] if stage else reversed(saved.stages))}
     for name, steps in found.items():
         if steps and (not step or step in steps):
@@ -86,7 +89,7 @@ def load_params(
 
 
 def _with_saved_parts(run: RunFolder, saved: Config, config: Config, parts: tuple[str, ...]) -> Config:
-    """The config with the run's model, of which only `parts` are read, such as the decoder of another family.
+    """The config with the run's model, of which only `parts` are read, such as the encoder of another decoder's model.
 
     Raises:
       UserError: it has not all of `parts`, or one of other sizes.
@@ -104,9 +107,21 @@ def _with_saved_parts(run: RunFolder, saved: Config, config: Config, parts: tupl
             for name in theirs
             if ours[name] != theirs[name]
         ]
+    if not problems:
+        problems += _other_shapes(saved.model, config.model, parts)
     if problems:
         raise UserError(f"{run} is not what the recipe describes: {'; '.join(problems)}")
     return dataclasses.replace(config, model=saved.model)
+
+
+def _other_shapes(saved: ModelConfig, now: ModelConfig, parts: tuple[str, ...]) -> list[str]:
+    """Weights of `parts` whose shapes follow from other parts, as a projector's do, and differ."""
+    there, here = (paths(build_model(model).abstract) for model in (saved, now))
+    return [
+        f"{path} is {there[path].shape}, here {leaf.shape}"
+        for path, leaf in here.items()
+        if path.partition("/")[0] in parts and there[path].shape != leaf.shape
+    ]
 
 
 def _read(folder: Path, step: int, layout: Layout, parts: tuple[str, ...] | None, *, keep_dtypes: bool) -> dict:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxvlm.data.records import Record, RecordError
-from jaxvlm.data.sources.formats import LLAVA, OPENAI, SHAREGPT, Alpaca, ImageRule, make_record, recognise
+from jaxvlm.data.sources.formats import LLAVA, OPENAI, SHAREGPT, Alpaca, Document, ImageRule, make_record, recognise
 from jaxvlm.errors import UserError
 
 RULE = ImageRule(Path("/data"))
@@ -188,13 +188,14 @@ def test_a_relative_image_folder(tmp_path, monkeypatch):
         (["question", "answer", "image", "image_url"], Alpaca("question", None, "answer", images="image")),
         (["instruction", "output", "system"], Alpaca(query=None, system="system")),
         (["instruction", "input", "output"], Alpaca()),
+        (["text", "url"], Document()),
     ],
 )
 def test_recognise(columns, expected):
     assert recognise(columns, "x", "") == expected
 
 
-@pytest.mark.parametrize("columns", [[], ["text"], ["instruction"], ["messages", "image", "images"]])
+@pytest.mark.parametrize("columns", [[], ["texts"], ["instruction"], ["messages", "image", "images"]])
 def test_columns_of_no_format(columns):
     with pytest.raises(UserError, match="hf:x: its columns .*; fix them"):
         recognise(columns, "hf:x", "fix them")

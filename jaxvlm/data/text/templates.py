@@ -35,17 +35,6 @@ TEMPLATES: dict[str, Template] = {
     "plain": Template(
         system="", opening="", bare_opening="", following="", ask="", before_answer="", after_answer="\n", captions=True
     ),
-    # Texts to be continued, with an end token between them.
-    "document": Template(
-        system="",
-        opening="",
-        bare_opening="",
-        following="",
-        ask="",
-        before_answer="",
-        after_answer="{eos}",
-        documents=True,
-    ),
     "vicuna_v1": Template(
         system="A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
@@ -78,6 +67,17 @@ TEMPLATES: dict[str, Template] = {
         after_answer="<|im_end|>",
         end="\n",
         control=("<|im_start|>", "<|im_end|>"),
+    ),
+    # Texts to be continued, with an end token between them.
+    "document": Template(
+        system="",
+        opening="",
+        bare_opening="",
+        following="",
+        ask="",
+        before_answer="",
+        after_answer="{eos}",
+        documents=True,
     ),
 }
 OWN_TEMPLATE = "tokenizer"  # name of the chat template in the tokenizer's files
@@ -169,7 +169,7 @@ class TemplateScript:
         template = self._template
         system, turns = split_system(record.turns, self._system)
         opening = f"{self._before_system}{system}{self._after_system}" if system else self._bare_opening
-        if template.captions:
+        if template.captions or template.documents:
             opening = ""
         for turn in turns:
             if turn.role == "user":

@@ -103,7 +103,7 @@ def training_texts(records: Iterable[Record], template: str, system: str | None 
     script = TemplateScript(TEMPLATES[template], system, tokens)
     for record in records:
         with contextlib.suppress(RecordError):  # the index reports records that cannot be rendered
-            check_turns(record, captions=TEMPLATES[template].captions, documents=TEMPLATES[template].documents)
+            check_turns(record, documents=TEMPLATES[template].documents)
             draft = Draft()
             script.write(draft, record)
             yield IMAGE.join("".join(chunk) for chunk in draft.chunks)

@@ -55,6 +55,7 @@ CONVERSATIONS = [
     record("<image> vs <image>\nWhich?", "B", "<image>Why", "\nA"),
     record("<image><image> ", "It", " now "),
 ]
+DOCUMENTS = [record("", "A cat."), record("", " A\ncat "), record("the cat")]  # the last is a prompt
 CAPTIONS = [record("<image>"), record("<image>", "A cat"), record("Say <image>", " A\ncat"), record("<image>", "cat ")]
 
 
@@ -111,7 +112,7 @@ def test_templates_give_our_ids(kind, name, system):
     tokenizer, _, _ = ensure_image_token(TOKENIZERS[kind]())
     tokenizer.chat_template, notes = chat_template(tokenizer, name, system)
     assert notes == []
-    for rec in CAPTIONS if name == "plain" else CONVERSATIONS:
+    for rec in {"plain": CAPTIONS, "document": DOCUMENTS}.get(name, CONVERSATIONS):
         expected = ours(tokenizer, name, rec, system)
         assert theirs(tokenizer, rec) == expected
         assert theirs(tokenizer, rec, parts=True) == expected

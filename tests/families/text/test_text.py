@@ -196,3 +196,16 @@ def test_out_and_in_again(trained, tmp_path):
     assert convert.main(["verify", str(trained), str(tmp_path / "back")])["differing"] == 0
     config = RunFolder(tmp_path / "back").load_config()
     assert config.model.family == "text" and config.stage["imported"].data.template == "vicuna_v1"
+
+
+def test_an_encoder_moves_to_another_decoder(data, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVLM_TEST_RUN", str(trained))
+    give_eyes(tmp_path / "first")
+    other = ["--config.init.language=", "--config.model.language.mlp_dim=57"]
+    give_eyes(tmp_path / "second", *other, f"--config.init.vision={tmp_path / 'first'}")
+    have, want = (paths(open_run(tmp_path / name).params["vision"]) for name in ("second", "first"))
+    for path in want:
+        np.testing.assert_array_equal(have[path], want[path])
+    narrow = ["--config.init.language=", "--config.model.language.embed_dim=36"]
+    with pytest.raises(UserError, match=r"projector/fc1/w is \(36, 48\), here \(36, 36\)"):
+        give_eyes(tmp_path / "third", *narrow, f"--config.init.projector={tmp_path / 'first'}")
