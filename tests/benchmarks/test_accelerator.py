@@ -11,6 +11,7 @@ from tests.benchmarks.accelerator.measurements import MEASUREMENTS, make_batches
 from tests.benchmarks.accelerator.peaks import find_peak
 from tests.benchmarks.accelerator.process import OutOfMemoryError, OutOfTimeError, WorkerError
 from tests.benchmarks.accelerator.trace import Event, read_jax_trace, shares
+from tests.xla import LEVEL
 
 
 def numbers_of(tree):
@@ -172,7 +173,8 @@ def test_rehearsal(tmp_path):
 
 @pytest.mark.nightly
 @pytest.mark.torch
-def test_rehearsal_beside_torch(tmp_path):
+def test_rehearsal_beside_torch(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", LEVEL)  # one device, as torch uses
     results = command.main(["--out", str(tmp_path), "--rounds", "1", "--minutes", "9"])
     sides = {(row["measurement"], row["side"]) for row in results.rows if row["seconds"]}
     assert sides >= {(name, side) for name in MEASUREMENTS for side in ("jaxvlm", "transformers")}, results.notes

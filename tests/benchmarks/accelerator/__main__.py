@@ -279,7 +279,8 @@ class Bench:
         row |= {"tokens": runs[0]["tokens"], "bytes": runs[0].get("bytes", ours.get("bytes"))}
         row["seconds"] = [run["seconds"] for run in runs]
         row["prompt_seconds"] = [run["prompt_seconds"] for run in runs]
-        row["compile_seconds"] = warm - runs[0]["seconds"] - runs[0]["prompt_seconds"] if side == OURS else None
+        first = max(0.0, warm - runs[0]["seconds"] - runs[0]["prompt_seconds"])
+        row["compile_seconds"] = first if side == OURS else None
         self.results.save()
 
     def _compiled(self, measurement: Measurement) -> None:
