@@ -127,6 +127,9 @@ def parse_options(text: str) -> Options:
     return dict(word.lstrip("-").split("=", 1) for word in words)
 
 
+_OF_GPUS = "xla_gpu_"  # how names of their options begin
+
+
 def compiler_options(mesh: Mesh, more: str = "") -> Options:
     """Compiler options for a program on a mesh of TPUs or NVIDIA GPUs; none on a CPU.
 
@@ -143,8 +146,6 @@ def compiler_options(mesh: Mesh, more: str = "") -> Options:
         return (COLLECTIVES if mesh.size > 1 else {}) | CHIPS.get(device.device_kind, {}) | own
     if device.platform in ("gpu", "cuda"):
         own = {name: value for name, value in given.items() if name.startswith(_OF_GPUS)}
-        return {name: value.capitalize() for name, value in ((GPUS if mesh.size > 1 else {}) | own).items()}
+        booleans = {"true": "True", "false": "False"}
+        return {name: booleans.get(value, value) for name, value in ((GPUS if mesh.size > 1 else {}) | own).items()}
     return {}
-
-
-_OF_GPUS = "xla_gpu_"

@@ -32,7 +32,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ import optax
 from configs import base
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, MeshConfig, ModelConfig
-from jaxvlm.data.rows.packing import fill_row, plan_rows
+from jaxvlm.data.rows.packing import Piece, fill_row, plan_rows
 from jaxvlm.data.sample import Sample
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.layout import ImageSlots
@@ -174,7 +174,11 @@ def pack(config: ModelConfig, size: Size, samples: list[Sample]) -> Batch:
 
 def pad(config: ModelConfig, samples: list[Sample]) -> dict[str, np.ndarray]:
     """Their batch: a sample a row, padded on the right; labels stand at their own token."""
-    pieces = [expand(sample, ImageSlots.of(config.vision, "pad")) for sample in samples]
+    return pad_pieces([expand(sample, ImageSlots.of(config.vision, "pad")) for sample in samples])
+
+
+def pad_pieces(pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
+    """The same for expanded samples."""
     B, T = len(pieces), max(len(piece.tokens) for piece in pieces)
     inputs = {"input_ids": np.zeros((B, T), np.int64), "labels": np.full((B, T), -100, np.int64)}
     mask = np.zeros((B, T), np.int64)

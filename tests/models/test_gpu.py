@@ -109,6 +109,12 @@ def test_a_recipe_may_name_options_of_both_platforms(platform, kept):
     assert list(options) == ([kept] if kept else [])
 
 
+def test_only_booleans_are_spelled_otherwise():
+    given = "xla_gpu_a=FUSION,CUBLAS xla_gpu_b=false xla_gpu_c=12"
+    options = tuning.compiler_options(mesh_of("gpu", size=1), given)
+    assert options == {"xla_gpu_a": "FUSION,CUBLAS", "xla_gpu_b": "False", "xla_gpu_c": "12"}
+
+
 def mesh_of(platform, size):
     """What `compiler_options` asks of a mesh."""
     device = types.SimpleNamespace(platform=platform, device_kind="?")

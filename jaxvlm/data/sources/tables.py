@@ -78,9 +78,15 @@ def load_hf(spec: str, image_folder: str, *, allow_outside: bool) -> ItemSource:
         items, folder = _open_folder(spec, Path(name), split), Path(name)
     else:
         items, folder = load_hub(spec, name, split=split or "train"), hub_folder(spec)
-    remedy = "describe them in a dataset_info.json and give PATH/dataset_info.json:NAME"
-    format = recognise(items.columns, spec, remedy)
     rule = ImageRule(Path(image_folder) if image_folder else folder, allow_outside)
+    return _recognised(items, spec, rule, image_folder)
+
+
+def _recognised(items: TableItems, where: str, rule: ImageRule, image_folder: str) -> ItemSource:
+    """The records of a table, in the format that its columns show."""
+    format = recognise(
+        items.columns, where, "describe them in a dataset_info.json and give PATH/dataset_info.json:NAME"
+    )
     return ItemSource(items.select(format), format, rule, image_folder)
 
 
@@ -103,10 +109,8 @@ def load_table(spec: str, rule: ImageRule, image_folder: str) -> ItemSource:
     Raises:
       UserError: it cannot be opened, or has no format that is recognised.
     """
-    items = load_files(f"data.source = {spec!r}", [Path(spec)], "train")
-    remedy = "describe them in a dataset_info.json and give PATH/dataset_info.json:NAME"
-    format = recognise(items.columns, f"data.source = {spec!r}", remedy)
-    return ItemSource(items.select(format), format, rule, image_folder)
+    where = f"data.source = {spec!r}"
+    return _recognised(load_files(where, [Path(spec)], "train"), where, rule, image_folder)
 
 
 def hub_folder(spec: str) -> Path:

@@ -33,7 +33,7 @@ class Setting:
     checkpointing: bool  # theirs
 
     def __str__(self) -> str:
-        return f"{self.rows} rows a device, remat {self.remat}"
+        return f"{self.rows} rows a device" + (", each block computed twice" if self.checkpointing else "")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from jaxvlm.config import Config
 from tests.benchmarks.accelerator import measurements
 from tests.benchmarks.accelerator.measurements import Batches, Measurement, Setting
 from tests.benchmarks.accelerator.trace import Event, shares
+from tests.benchmarks.step_cpu import pad_pieces
 from tests.parity.pairs import hf_config
 from tests.parity.tiny_llava import normalise
 
@@ -174,15 +175,7 @@ def _batches(config: Config, made: Batches, rows: int) -> list[dict[str, torch.T
     batches = []
     for start in range(0, len(made.pieces), rows):
         pieces, images = made.pieces[start : start + rows], sum(made.images[start : start + rows])
-        B, T = len(pieces), max(len(piece.tokens) for piece in pieces)
-        inputs = {"input_ids": np.zeros((B, T), np.int64), "labels": np.full((B, T), -100, np.int64)}
-        mask = np.zeros((B, T), np.int64)
-        for row, piece in enumerate(pieces):
-            n = len(piece.tokens)
-            inputs["input_ids"][row, :n], mask[row, :n] = piece.tokens, 1
-            inputs["labels"][row, 1:n] = np.where(piece.loss_weights > 0, piece.targets, -100)[:-1]
-        if not mask.all():  # without padding attention needs no mask and is faster
-            inputs["attention_mask"] = mask
+        inputs = pad_pieces(pieces)
         if images:
             inputs["pixel_values"] = np.repeat(normalise(config.model, pixels), images, axis=0)
         batches.append({name: torch.from_numpy(array).to(device()) for name, array in inputs.items()})
