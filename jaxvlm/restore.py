@@ -19,6 +19,7 @@ from jaxvlm.sharding import Rules, make_mesh
 from jaxvlm.training.checkpoint import Checkpoints, whole_steps
 from jaxvlm.training.state import Layout, merge, state_layout
 from jaxvlm.trees import paths
+from jaxvlm.weights.source import part_differences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +100,12 @@ def _with_saved_parts(run: RunFolder, saved: Config, config: Config, parts: tupl
             f'{run} is a run of the family "{saved.model.family}" and has no {" and no ".join(lacking)}; name it as '
             f"{' or '.join(f'config.init.{part}' for part in saved.model.parts)}, and another source for the rest"
         )
-    problems = []
-    for part in parts:
-        ours, theirs = (dataclasses.asdict(getattr(model, part)) for model in (config.model, saved.model))
-        problems += [
-            f"config.model.{part}.{name} is {ours[name]!r}, there it is {theirs[name]!r}"
-            for name in theirs
-            if ours[name] != theirs[name]
-        ]
-    if not problems:
-        problems += _other_shapes(saved.model, config.model, parts)
-    if problems:
+    problems = [
+        difference
+        for part in parts
+        for difference in part_differences(part, getattr(config.model, part), getattr(saved.model, part)).values()
+    ]
+    if problems := problems or _other_shapes(saved.model, config.model, parts):
         raise UserError(f"{run} is not what the recipe describes: {'; '.join(problems)}")
     return dataclasses.replace(config, model=saved.model)
 

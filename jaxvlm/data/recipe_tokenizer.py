@@ -14,16 +14,19 @@ from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.sources.mix import Mix, load_mix
 from jaxvlm.data.text.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError, listed
+from jaxvlm.runs import RunFolder
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """Loads or trains the tokenizer of a recipe.
+    """Loads or trains the tokenizer of a recipe; its source may also be a run, which has one.
 
     Raises:
       UserError: it cannot be loaded, or it has more tokens than the model's vocabulary.
     """
-    trains = config.tokenizer.source == "train"
-    tokenizer = load_tokenizer(config.tokenizer, _texts(config) if trains else None)
+    chosen = config.tokenizer
+    if (run := RunFolder(chosen.source)).has_begun:
+        chosen = dataclasses.replace(chosen, source=str(run.tokenizer))
+    tokenizer = load_tokenizer(chosen, _texts(config) if chosen.source == "train" else None)
     check_vocab(tokenizer, config.model.language.vocab_size)
     return tokenizer
 

@@ -1,7 +1,7 @@
 """Products of activations, whose rows are split over devices, and weights that are split over the same devices (FSDP).
 
-Left to itself, XLA's partitioner chooses anew for each product whether it gathers the weight, moves the activation, or
-adds up partial results. Here the weight is always gathered, and its gradient summed and scattered once it is made.
+By default XLA's partitioner chooses for each product whether it gathers the weight, moves the activation, or adds up
+partial results. Here the weight is always gathered, and its gradient summed and scattered once it is made.
 
 Axis letters: as in the equations of `layers.Einsum`.
 """

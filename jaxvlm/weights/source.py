@@ -106,20 +106,28 @@ def check_fit(source: WeightSource, config: ModelConfig, parts: tuple[str, ...],
         if not isinstance(getattr(config, part, None), type(source.configs[part])):
             problems.append(f'the family "{config.family}" has no such {part}')
             continue
-        ours, theirs = dataclasses.asdict(getattr(config, part)), dataclasses.asdict(source.configs[part])
-        for name, value in theirs.items():
-            if ours[name] == value or name == _EXPORTED_AS or (alone and name in _OWN_CHOICES):
+        ours, theirs = getattr(config, part), source.configs[part]
+        for name, difference in part_differences(part, ours, theirs).items():
+            if name == _EXPORTED_AS or (alone and name in _OWN_CHOICES):
                 continue
-            if name == "vocab_size" and resize_vocab and ours[name] > value:
-                continue
-            hint = ""
-            if name == "vocab_size" and ours[name] > value:
-                hint = " (or set config.init.resize_vocab to add rows)"
-            problems.append(f"config.model.{part}.{name} is {ours[name]!r}, there it is {value!r}{hint}")
+            has_more_rows = name == "vocab_size" and getattr(ours, name) > getattr(theirs, name)
+            if not (has_more_rows and resize_vocab):
+                hint = " (or set config.init.resize_vocab to add rows)" if has_more_rows else ""
+                problems.append(f"{difference}{hint}")
     if problems:
         raise UserError(
             f"{source.spec} is not what the recipe describes: {'; '.join(problems)}; change the recipe or the source"
         )
+
+
+def part_differences(part: str, ours: Any, theirs: Any) -> dict[str, str]:
+    """Field -> a clause, for each field in which the config of a part is not that of a source."""
+    here, there = dataclasses.asdict(ours), dataclasses.asdict(theirs)
+    return {
+        name: f"config.model.{part}.{name} is {here[name]!r}, there it is {value!r}"
+        for name, value in there.items()
+        if here[name] != value
+    }
 
 
 def load_weights(

@@ -18,6 +18,7 @@ from jaxvlm.families.registry import media_layout
 from jaxvlm.media import MediaError, Size
 from jaxvlm.planning.program import build_step
 from jaxvlm.runs import RunFolder
+from tests.metrics import losses
 from tests.toy_family.layout import ToyLayout, grid
 
 RECIPE = __file__.replace("test_toy_family.py", "recipe.py")
@@ -53,11 +54,6 @@ def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     train.main(["--config", RECIPE, "--workdir", str(folder)])
     return folder
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines if "gradient_norm" in line}
 
 
 def test_rows_are_packed_under_both_budgets(data, run):

@@ -18,7 +18,7 @@ from jaxvlm.data.sources.mix import Mix, MixedSource
 from jaxvlm.data.text.conversation import Renderer
 
 _WINDOW = 2**17  # characters that are tokenized at once
-_SPECIAL = 2  # tokens of a passage beside its text: BOS, and the end token
+_SPECIAL = 2  # tokens of a passage in addition to its text: BOS and the end token
 
 
 class Passages:

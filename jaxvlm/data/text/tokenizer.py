@@ -28,8 +28,8 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
     """Loads or trains the tokenizer that a recipe names.
 
     Args:
-      config: its `source` is "train", a folder, a run, a GGUF file, or a name on the hub. Code in a folder or on the
-        hub is never run.
+      config: its `source` is "train", a folder, a GGUF file, or a name on the hub. Code in a folder or on the hub is
+        never run.
       texts: the texts to train on (`training_texts`); other sources do not need them.
 
     Raises:
@@ -42,15 +42,13 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
     folder = Path(config.source)
     if folder.is_file():
         return gguf_tokenizer(folder)
-    if folder.is_dir() and not _has_files(folder) and _has_files(folder / "tokenizer"):  # a run
-        folder = folder / "tokenizer"
-    if folder.is_dir() and not _has_files(folder):
+    if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
         raise UserError(
             f"tokenizer.source = {config.source!r} contains none of {', '.join(_FILES)}; "
             "point it at a folder that a tokenizer's `save_pretrained` wrote"
         )
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(config.source, trust_remote_code=False)
     except Exception as error:  # the hub client, HTTP, JSON and tokenizers raise a dozen unrelated types
         what = "cannot be read as a tokenizer" if folder.is_dir() else "is not a folder, and the hub did not return it"
         reason = str(error).strip().partition("\n")[0]
@@ -62,10 +60,6 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
     if model and Path(model).name == "tokenizer.model" and not Path(model).with_name("tokenizer.json").is_file():
         return convert(loaded, Path(model))
     return loaded
-
-
-def _has_files(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _FILES)
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,4 +1,4 @@
-"""A decoder alone has no operations beside the decoder's; `jaxvlm/planning/flops.py` explains what is counted."""
+"""A decoder alone has only the operations of the decoder; `jaxvlm/planning/flops.py` explains what is counted."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
 from jaxvlm.trees import paths
 from tests.families.text import recipe
+from tests.metrics import losses
 
 RECIPE = __file__.replace("test_text.py", "recipe.py")
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -42,11 +43,6 @@ def trained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "run"
     train.main(["--config", RECIPE, "--workdir", str(folder)])
     return folder
-
-
-def losses(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: (line["loss"], line["gradient_norm"]) for line in lines if "gradient_norm" in line}
 
 
 def test_a_run_has_a_decoder_and_nothing_else(trained):
