@@ -192,7 +192,7 @@ def _write_model(
             )
         rows = needed
         log(f"the embedding was resized from {config.language.vocab_size} to {rows} rows")
-    spelling = _source_spelling(opened.folder, form) or form.hub
+    spelling = _source_spelling(opened.folder, form) or (form.written(config) if form.written else form.hub)
     chosen = {args.part: params[args.part]} if args.part else params
     rules = form.rules(config, spelling)
     tensors: TensorSource = export_tensors(rules, chosen, form.sizes(config))

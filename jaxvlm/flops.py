@@ -13,6 +13,7 @@ class Work:
     tokens: float  # positions of a row without padding, image features included
     samples: float  # that share a row
     units: float  # media units of a row in use
+    images: float  # that share these units
     supervised: float  # supervised positions of a row
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from configs import base
 from jaxvlm.config import PARTS, Config
@@ -154,7 +155,11 @@ def _config(owners: Mapping[str, WeightSource], tokenizer: Any, template: str | 
     """The recipe of an imported run, and lines about the settings of the folder."""
     is_text = set(owners) == {"language"}
     c, stage = (base.text_config(), base.text_stage()) if is_text else (base.get_config(), base.stage())
-    c.model.family = next((source.family for source in owners.values() if source.family), c.model.family)
+    if named := next((source for source in owners.values() if source.family), None):
+        if named.model:  # options of its own, and not those of the base recipe's images
+            stage.data.media = ConfigDict()
+            del c.model.vision, c.model.projector
+        c.model.update({"family": named.family, **named.model})
     for part, source in owners.items():
         c.model[part] = dataclasses.asdict(source.configs[part])
     language = owners["language"]

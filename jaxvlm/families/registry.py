@@ -18,9 +18,14 @@ from jaxvlm.media import MediaLayout
 if TYPE_CHECKING:  # data workers import this file without JAX
     from jaxvlm.weights.codec import Codec
 
-FAMILIES = {"llava": "jaxvlm.families.llava", "text": "jaxvlm.families.text"}
+FAMILIES = {
+    "llava": "jaxvlm.families.llava",
+    "qwen_vl": "jaxvlm.families.qwen_vl",
+    "text": "jaxvlm.families.text",
+}
 # `model_type` of config.json -> family.
 MODEL_TYPES = dict.fromkeys(["llava_llama", "llava", "llava_mistral", "llava_qwen", "llava_qwen2", "share4v"], "llava")
+MODEL_TYPES |= dict.fromkeys(["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], "qwen_vl")
 
 
 def family_file(family: str, name: str) -> types.ModuleType:

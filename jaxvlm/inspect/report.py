@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ class RowSize:
     truncated: int  # records whose text would be cut
     cut: int  # tokens of text that would be cut from those
     filled: float  # share of positions with a token, for a sample of the records
+    units_filled: float  # share of media units in use
     samples: float  # in a row
+    cost: float  # operations of training on a sample, padding included, where the recipe's rows are 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,16 @@ class Report:
         return bool(self.errors) or len(self.truncated) > 0 or isinstance(self.plan, str)
 
 
-def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int, epochs: float, seed: int) -> Report:
+def make_report(
+    samples: Samples,
+    index: Index,
+    measured: Measured,
+    *,
+    rows: int,
+    epochs: float,
+    seed: int,
+    cost: Callable[[int, int, float], float],
+) -> Report:
     """Makes the report of a stage.
 
     Args:
@@ -107,6 +118,7 @@ def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int
       rows: of a step.
       epochs: of the stage.
       seed: of the run, for the schedule of rows.
+      cost: operations of training on a row of so many tokens, media units and samples, padding included.
 
     Raises:
       UserError: rows are too short for any image.
@@ -119,7 +131,9 @@ def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int
     readable = measured.length > 0
     lossless = _lossless(measured, samples.layout.least_positions)
     sizes = _sizes_to_try(config.tokens, config.media.units, lossless)
-    tried = [_try(measured, tokens, units, config.pack) for tokens, units in sizes]
+    tried = [_try(measured, tokens, units, config.pack, cost) for tokens, units in sizes]
+    whole = _try(measured, *lossless, config.pack, cost) if lossless else None
+    unit = tried[0].cost or 1.0
     return Report(
         sources=tuple(
             _count_source(samples, index, measured, bad, held, number) for number in range(len(samples.source.parts))
@@ -130,8 +144,8 @@ def make_report(samples: Samples, index: Index, measured: Measured, *, rows: int
         unanswered=int(np.count_nonzero(index.dropped_question & ~bad)),
         notes=index.notes,
         warnings=samples.renderer.warnings,
-        lossless=_try(measured, *lossless, config.pack) if lossless else None,
-        rows=tuple(tried),
+        lossless=whole and dataclasses.replace(whole, cost=whole.cost / unit),
+        rows=tuple(dataclasses.replace(size, cost=size.cost / unit) for size in tried),
         duplicates=(
             _duplicates("conversation", index.text_hash[readable], np.flatnonzero(readable), held),
             _duplicates("image", index.image_hash, np.repeat(np.arange(len(index)), index.images), held),
@@ -185,22 +199,26 @@ def _sizes_to_try(tokens: int, units: int, lossless: tuple[int, int] | None) -> 
     return [(tokens, units), *((T, units) for T in lengths), *((tokens, other) for other in others if other >= 0)]
 
 
-def _try(measured: Measured, tokens: int, units: int, pack: bool) -> RowSize:
+def _try(measured: Measured, tokens: int, units: int, pack: bool, cost: Callable[[int, int, float], float]) -> RowSize:
+    """Rows of a size; their cost is that of a sample, in operations."""
     misfits = measured.misfits(tokens, units)
     fits = (measured.length > 0) & ~misfits
     long = fits & (measured.length > tokens)
     order = np.random.default_rng(0).permutation(np.flatnonzero(fits))[:_TRIED]
     lengths = np.minimum(measured.length, tokens)
     rows = plan_rows(lengths, measured.units, order, tokens=tokens, budget=units, pack=pack)
-    positions = max(1, len(rows)) * tokens
+    count = max(1, len(rows))
+    in_row = len(order) / count
     return RowSize(
         tokens,
         units,
         rejected=int(np.count_nonzero(misfits)),
         truncated=int(np.count_nonzero(long)),
         cut=int((measured.length[long] - tokens).sum()),
-        filled=float(lengths[order].sum()) / positions,
-        samples=len(order) / max(1, len(rows)),
+        filled=float(lengths[order].sum()) / (count * tokens),
+        units_filled=float(measured.units[order].sum()) / (count * units) if units else 1.0,
+        samples=in_row,
+        cost=cost(tokens, units, in_row) / in_row if in_row else 0.0,
     )
 
 
@@ -376,12 +394,28 @@ def _rows_lines(report: Report) -> list[str]:
             f"{r.truncated:,}",
             f"{r.cut:,}",
             f"{r.filled:.1%}",
+            f"{r.units_filled:.1%}" if r.units else "",
             f"{r.samples:.2f}",
+            f"{r.cost:.2f}",
         )
         for name, r in named
     ]
     return _aligned(
-        [("rows", "tokens", report.unit, "rejected", "truncated", "tokens cut", "filled", "samples"), *rows]
+        [
+            (
+                "rows",
+                "tokens",
+                report.unit,
+                "rejected",
+                "truncated",
+                "tokens cut",
+                "filled",
+                "in use",
+                "samples",
+                "cost",
+            ),
+            *rows,
+        ]
     )
 
 

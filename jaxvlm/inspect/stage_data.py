@@ -22,9 +22,11 @@ from jaxvlm.data.sources.mix import Mix
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import media_layout
 from jaxvlm.files import replace_text
+from jaxvlm.flops import Work
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
 from jaxvlm.inspect.report import make_report, plot_lengths, table, to_json, write_problems
 from jaxvlm.objectives.registry import find_objective
+from jaxvlm.planning.flops import model_flops, total_flops
 from jaxvlm.runs import RunFolder
 
 
@@ -55,7 +57,15 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> Findings:
     samples, _ = _open(config, stage)
     index = load_index(samples)
     measured = measure_index(index, samples.layout)
-    report = make_report(samples, index, measured, rows=stage.global_batch_size, epochs=stage.epochs, seed=config.seed)
+    report = make_report(
+        samples,
+        index,
+        measured,
+        rows=stage.global_batch_size,
+        epochs=stage.epochs,
+        seed=config.seed,
+        cost=lambda tokens, units, in_row: _cost_of_row(config, stage, tokens, units, in_row),
+    )
     result = to_json(report)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -64,6 +74,14 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> Findings:
         replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     files = f"{out}: report.json, lengths.png, and in problems.jsonl every record that would be lost or cut"
     return Findings(f"{table(report, samples)}\n\n{files}", result)
+
+
+def _cost_of_row(config: Config, stage: StageConfig, tokens: int, units: int, in_row: float) -> float:
+    """Operations of training on a row, padding included, without adapters."""
+    work = Work(
+        rows=1, tokens=tokens, samples=max(in_row, 1.0), units=units, images=max(in_row, 1.0), supervised=tokens / 4
+    )
+    return total_flops(model_flops(config.model, stage.parts, {}, work))
 
 
 def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, out: Path) -> Findings:

@@ -191,6 +191,17 @@ def check_window(c: DecoderConfig, tokens: int) -> None:
         )
 
 
+def _with_added(x_BTD: Array, added: Array | None, layer: Array) -> Array:
+    """The output of block `layer` with what `Decoder.__call__` adds to it.
+
+    The stack is not split after the first K blocks: a slice of the others would copy their weights.
+    """
+    if added is None:
+        return x_BTD
+    K = added.shape[0]
+    return x_BTD + jnp.where(layer < K, added[jnp.minimum(layer, K - 1)], 0)
+
+
 class Decoder(nnx.Module):
     """From the embeddings of a row to its final hidden states, and from those to logits."""
 
@@ -228,13 +239,14 @@ class Decoder(nnx.Module):
         c = self.config
         return rope_table(positions_BT, c.head_dim, c.rope_theta, c.rope_scaling, c.rope_axes)
 
-    def __call__(self, x_BTD: Array, positions_BT: Array, segments_BT: Array) -> Array:
+    def __call__(self, x_BTD: Array, positions_BT: Array, segments_BT: Array, added: Array | None = None) -> Array:
         """Final-normed hidden states.
 
         Args:
           x_BTD: float[B, T, D], embeddings.
           positions_BT: int32[B, T], or int32[B, T, A] with `rope_axes`.
           segments_BT: int32[B, T]; positions of different segments do not see each other, 0 is padding.
+          added: float[K, B, T, D], what is added to the output of each of the first K blocks; None: nothing.
 
         Returns:
           float[B, T, D].
@@ -246,8 +258,9 @@ class Decoder(nnx.Module):
         table = self._table(positions_BT)
         x_BTD, _ = run_stack(
             self.blocks,
-            lambda block, x_BTD, _: (block(x_BTD, table, segments_BT)[0], None),
+            lambda block, x_BTD, layer: (_with_added(block(x_BTD, table, segments_BT)[0], added, layer), None),
             x_BTD,
+            None if added is None else jnp.arange(self.config.num_layers),
             remat=self.remat,
             dtype=self.dtype,
         )
@@ -257,18 +270,20 @@ class Decoder(nnx.Module):
         """float[..., D], final-normed hidden states -> float32[..., V]."""
         return (self.embed if self.head is None else self.head).logits(x)
 
-    def prefill(self, x_BTD: Array, positions_BT: Array, segments_BT: Array, max_length: int) -> tuple[Array, Cache]:
+    def prefill(
+        self, x_BTD: Array, positions_BT: Array, segments_BT: Array, max_length: int, added: Array | None = None
+    ) -> tuple[Array, Cache]:
         """Final-normed hidden states, and a cache of `max_length` slots of which the first T are written."""
         check_window(self.config, max_length)
         table, T = self._table(positions_BT), x_BTD.shape[1]
         free = [(0, 0), (0, max_length - T), (0, 0), (0, 0)]
 
         # Pad per layer: padding afterwards would hold two caches.
-        def apply(block: Block, x_BTD: Array, _: None) -> tuple[Array, Pair]:
+        def apply(block: Block, x_BTD: Array, layer: Array) -> tuple[Array, Pair]:
             x_BTD, (k_BTKH, v_BTKH) = block(x_BTD, table, segments_BT)
-            return x_BTD, (jnp.pad(k_BTKH, free), jnp.pad(v_BTKH, free))
+            return _with_added(x_BTD, added, layer), (jnp.pad(k_BTKH, free), jnp.pad(v_BTKH, free))
 
-        x_BTD, (k_LBSKH, v_LBSKH) = run_stack(self.blocks, apply, x_BTD)
+        x_BTD, (k_LBSKH, v_LBSKH) = run_stack(self.blocks, apply, x_BTD, jnp.arange(self.config.num_layers))
         cache = Cache(k_LBSKH, v_LBSKH, jnp.pad(segments_BT, free[:2]), jnp.int32(T))
         return self.norm(x_BTD), cache
 

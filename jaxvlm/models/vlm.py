@@ -54,14 +54,15 @@ class VLM(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         raise NotImplementedError
 
-    def encode(self, media: Any) -> Array | None:
+    def encode(self, media: Any) -> Any:
         """Features of the media of all rows.
 
         Args:
           media: the family's struct, `Batch.media`.
 
         Returns:
-          float[B, F, D], or None if the rows have no media units.
+          float[B, F, D]; or what the family's `merge` and `added` take, arrays with B first; or None if the rows have
+          no media units.
         """
         raise NotImplementedError
 
@@ -70,6 +71,10 @@ class VLM(nnx.Module):
         if features is None:
             return x_BTD
         return merge_image_features(x_BTD, constrain(features, ("batch", None, None)), image_index_BT)
+
+    def added(self, features: Any, image_index_BT: Array) -> Array | None:
+        """float[K, B, T, D], what the features of `encode` add to the outputs of the decoder's first K blocks."""
+        return None
 
     def next_position(self, batch: Batch) -> Array:
         """int32[B], the position of the token after each row's prompt; equal on all axes of a position."""
@@ -80,8 +85,9 @@ class VLM(nnx.Module):
     def hidden(self, batch: Batch) -> Array:
         """Final-normed hidden states, float[B, T, D]; `logits` makes logits of all or some of them."""
         x_BTD = self.language.embed(batch.tokens)
-        x_BTD = self.merge(x_BTD, self.encode(batch.media), batch.image_index)
-        return self.language(x_BTD, batch.positions, batch.segments)
+        features = self.encode(batch.media)
+        x_BTD = self.merge(x_BTD, features, batch.image_index)
+        return self.language(x_BTD, batch.positions, batch.segments, self.added(features, batch.image_index))
 
     def head(self) -> Array:
         """float[V, D], the output projection of `logits`, for losses that never make all logits at once."""
@@ -110,7 +116,8 @@ class VLM(nnx.Module):
                 f"prefill: max_length {max_length} is less than the {batch.tokens.shape[1]} tokens of a row"
             )
         x_BTD = self.merge(self.language.embed(batch.tokens), features, batch.image_index)
-        x_BTD, cache = self.language.prefill(x_BTD, batch.positions, batch.segments, max_length)
+        added = self.added(features, batch.image_index)
+        x_BTD, cache = self.language.prefill(x_BTD, batch.positions, batch.segments, max_length, added)
         last_B = jnp.maximum(jnp.sum(batch.segments != 0, axis=1) - 1, 0)
         return self.logits(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]), cache
 

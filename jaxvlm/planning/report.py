@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import StageConfig
+from jaxvlm.media import MediaExtent, Size
 from jaxvlm.planning.compiler import Compiled
 from jaxvlm.planning.estimate import Estimate, estimate_step
 from jaxvlm.planning.flops import Flops, Work, model_flops, total_flops
@@ -19,6 +20,8 @@ from jaxvlm.tuning import LOSS_POSITIONS
 
 # Records of the published data sets that the recipes name (arXiv:2310.03744, and the files' own names).
 KNOWN_RECORDS = {"blip_laion_cc_sbu_558k.json": 558_128, "llava_v1_5_mix665k.json": 665_344}
+
+USUAL_IMAGE = Size(480, 640)  # of COCO, for families in which the size of an image decides what it takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +76,19 @@ def make_plan(step: Step, compiled: Compiled, assumptions: Assumptions) -> Plan:
 
 
 def work_of(step: Step, given: Assumptions) -> Work:
-    """The work of a step: as assumed, else rows full of samples with every media unit used.
+    """The work of a step: as assumed, else rows full of samples of one usual image, with every media unit used.
 
     A quarter of the text is supervised, as in `Batch.fake`.
     """
     data = step.stage.data
     units = data.media.units if given.units_per_row is None else given.units_per_row
-    samples = given.samples_per_row or (max(1, data.media.units // step.media.least_units) if data.pack else 1)
+    image = step.media.measure(USUAL_IMAGE) if data.media.units else MediaExtent(0, 1)
+    images = max(1.0, units / image.units)
+    samples = given.samples_per_row or (max(1, data.media.units // image.units) if data.pack else 1)
     tokens = data.tokens * given.filled
-    text = max(0.0, tokens - units * step.media.least_positions / step.media.least_units)
+    text = max(0.0, tokens - units * image.positions / image.units)
     supervised = text / 4 if given.supervised is None else given.supervised
-    return Work(step.stage.global_batch_size, tokens, samples, units, supervised)
+    return Work(step.stage.global_batch_size, tokens, samples, units, images, supervised)
 
 
 def records_of(stage: StageConfig, given: Assumptions) -> int | None:

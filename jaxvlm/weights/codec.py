@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxvlm.config import DecoderConfig, GenerationConfig, ModelConfig, ProjectorConfig, VisionConfig
+from jaxvlm.config import GenerationConfig, ModelConfig
 from jaxvlm.weights.rules import Rule
 from jaxvlm.weights.spelling import Known, Spelling
 from jaxvlm.weights.tensors import TensorSource
@@ -47,7 +47,7 @@ class AdapterNames(NamedTuple):
     sizes: Mapping[str, int]
     module: str  # regex of a module of a block in any spelling; groups "vision" (None: the decoder), "layer", "name"
     known: Known
-    projector: str  # the module that is saved as a whole
+    projector: tuple[str, ...]  # the modules that are saved as a whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Codec:
 
     name: str
     open: Callable[[str, Path], WeightSource]  # the spec, and its folder; reads only names and shapes of the weights
-    hub: Spelling  # of the files that transformers writes
+    hub: Spelling  # of the files that transformers writes; the names of comparisons
     known: Known
     rules: Callable[[Any, Spelling], tuple[Rule, ...]]  # of the parts that the spelling has, with paths of the model
     sizes: Callable[[Any], dict[str, int]]  # of the engine
@@ -65,6 +65,7 @@ class Codec:
         [Path, Export], tuple[dict[str, Any], list[str]]
     ]  # writes all except weights; returns config.json's values, and notes
     loads: Callable[[Spelling], bool] = lambda spelling: False  # whether transformers 4 and 5 load it as well as `hub`
+    written: Callable[[Any], Spelling] | None = None  # of exported files, by the model's config; None: `hub`
     # The tokenizer or an extended copy, the id of its placeholder of images, and the tokens that were added.
     extend_tokenizer: Callable[[Any], tuple[Any, int, list[str]]] = lambda tokenizer: (tokenizer, -1, [])
     adapters: Callable[[Any], AdapterNames] | None = None
@@ -94,8 +95,9 @@ class WeightSource:
     spec: str  # as given by the user
     path: Path  # the folder, or the GGUF file; also the tokenizer's
     pieces: tuple[Piece, ...]
-    configs: Mapping[str, VisionConfig | ProjectorConfig | DecoderConfig]  # by part
+    configs: Mapping[str, Any]  # part -> its config, of a class in the family's `config.model`
     family: str = ""  # "": parts that any family may take
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # other fields of `config.model`
     template: str = ""  # of conversations; "": the tokenizer's own
     media: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # settings of `data.media` found in the files
     image_token_id: int | None = None  # of config.json; None: it has none

@@ -99,6 +99,11 @@ def check_fit(source: WeightSource, config: ModelConfig, parts: tuple[str, ...],
       UserError: with every value that differs, and parts that the source does not have.
     """
     problems = [f"it has no {part}" for part in parts if part not in source.configs]
+    problems += [
+        f"config.model.{name} is {getattr(config, name)!r}, there it is {value!r}"
+        for name, value in source.model.items()
+        if getattr(config, name, value) != value
+    ]
     alone = "language" not in source.configs
     for part in parts:
         if part not in source.configs:

@@ -10,7 +10,7 @@ from tests import tiny
 # tests/tiny.py: vision D=36 F=44 L=4 (3 used) of 9 patches of 147 values; projector 36 -> 48 -> 48;
 # language D=48 N=6 K=2 H=10 F=56 L=3 V=101.
 BLOCK = 48 * 60 + 2 * 48 * 20 + 60 * 48 + 3 * 48 * 56
-WORK = Work(rows=8, tokens=30, samples=2, units=2, supervised=5)
+WORK = Work(rows=8, tokens=30, samples=2, units=2, images=2, supervised=5)
 
 
 def flops_of(work=WORK, **parts):
@@ -63,7 +63,7 @@ def test_adapters_are_counted_apart():
 
 
 def test_without_images_there_is_no_encoder():
-    found = flops_of(Work(8, 30, 1, 0, 5))
+    found = flops_of(Work(8, 30, 1, 0, 1, 5))
     assert {name.split(":")[0] for name in found} == {"language"}
 
 
@@ -75,7 +75,7 @@ def test_llama_2_7b_as_published():
     assert 32 * decoder_block_weights(language) + head == pytest.approx(6.607e9, rel=1e-3)
     stage = config.stage["finetune"]
     trained, _ = split(stage_model(config, stage).abstract, stage.parts)
-    work = Work(rows=1, tokens=2048, samples=1, units=0, supervised=2048)
+    work = Work(rows=1, tokens=2048, samples=1, units=0, images=1, supervised=2048)
     lines = model_flops(config.model, stage.parts, trained, work)
     without_attention = [x for x in lines if "attention" not in x.name]
     assert total_flops(without_attention) / 2048 == pytest.approx(6 * 6.607e9, rel=1e-3)
@@ -84,7 +84,7 @@ def test_llama_2_7b_as_published():
 def test_clip_l_14_at_336_as_published():
     """ViT-L/14 at 336 pixels takes 191 G multiply-adds an image for its 24 blocks; 23 of them are used."""
     config = load_config("configs/llava15_7b_finetune.py")
-    work = Work(rows=1, tokens=2048, samples=1, units=1, supervised=0)
+    work = Work(rows=1, tokens=2048, samples=1, units=1, images=1, supervised=0)
     lines = model_flops(config.model, config.stage["finetune"].parts, {}, work)
     vision = sum(x.forward for x in lines if x.name.startswith("vision"))
     assert vision / 2 == pytest.approx(191e9 * 23 / 24, rel=0.01)

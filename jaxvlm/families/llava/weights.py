@@ -84,5 +84,5 @@ def adapter_names(config: LlavaConfig) -> AdapterNames:
         module=r"((?P<vision>(model\.)?(vision_tower\.)*(vision_model\.)?)encoder\.|(model\.|language_model\.)*)"
         r"layers\.(?P<layer>\d+)\.(?P<name>.+)",
         known=KNOWN,
-        projector="multi_modal_projector",
+        projector=("multi_modal_projector",),
     )

@@ -45,7 +45,7 @@ class QwenVLConfig(ModelConfig):
     kind: str  # of KINDS; it decides positions of videos, timestamps and the names in Hugging Face's files
     vision: TowerConfig
     projector: MergerConfig
-    tokens_per_second: float = 2.0  # of qwen2_5_vl: steps of a video's time axis for a second
+    tokens_per_second: int = 2  # of qwen2_5_vl: steps of a video's time axis for a second
 
 
 @dataclasses.dataclass(frozen=True)

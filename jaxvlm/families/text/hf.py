@@ -23,7 +23,7 @@ def adapter_names(config: TextConfig) -> AdapterNames:
         {},
         module=r"(?P<vision>(?!))?(model\.|language_model\.)*layers\.(?P<layer>\d+)\.(?P<name>.+)",
         known=decoder.KNOWN,
-        projector="",
+        projector=(),
     )
 
 

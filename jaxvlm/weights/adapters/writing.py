@@ -81,7 +81,7 @@ def write_adapter(
         (Path(new) / "model.safetensors").replace(folder / WEIGHT_FILES[0])
     values, notes = _peft_config(adapted, adapters, names.spelling)
     values["base_model_name_or_path"] = base_model or None
-    values["modules_to_save"] = [names.projector] if projector else None
+    values["modules_to_save"] = list(names.projector) if projector else None
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return notes
 

@@ -57,6 +57,11 @@ class Report:
         """Adds a problem in words."""
         self._problems.append(problem)
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All so far."""
+        return tuple(self._problems)
+
     def error(self) -> UserError:
         """All problems in one message."""
         return UserError(f"{self.where} is not a supported model: " + "; ".join(self._problems))

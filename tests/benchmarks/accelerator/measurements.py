@@ -162,6 +162,7 @@ class Batches:
             tokens=self.tokens / per_row,
             samples=len(self.pieces) / per_row,
             units=sum(self.images) / per_row,
+            images=sum(self.images) / per_row,
             supervised=supervised / per_row,
         )
 

@@ -1,0 +1,15 @@
+"""Qwen2.5-VL 7B: adapters at the decoder's attention, and the merger.
+
+    python -m jaxvlm.train --config configs/qwen25_vl_7b_lora.py --config.stage.finetune.data.source=data/mine.json
+
+Rates, adapters and sizes of images: configs/qwen_vl.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import qwen_vl
+
+
+def get_config() -> ConfigDict:
+    """The recipe."""
+    return qwen_vl.lora("qwen25_vl_7b")

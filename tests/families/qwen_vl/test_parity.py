@@ -1,0 +1,91 @@
+"""The same numbers as transformers in torch: logits, loss and the gradient of every weight, of all three kinds."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxvlm.trees import paths
+from tests.families.qwen_vl import pairs
+from tests.parity.tiny_llava import loss_of
+
+pytestmark = pytest.mark.torch
+
+TOKENS = 96  # of all our rows, so that a model compiles once
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request):
+    return pairs.make_pair(request.param, tie_word_embeddings=request.param == "qwen2_vl")
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """One image; two of different odd sizes, one a strip two patches high; text alone; an image alone with one word."""
+    kinds = [(12, [(40, 72)]), (9, [(33, 21), (8, 100)]), (10, []), (4, [(24, 16)])]
+    return [pairs.make_example(number, text, sizes) for number, (text, sizes) in enumerate(kinds)]
+
+
+@pytest.fixture(scope="module")
+def theirs(pair, examples):
+    """Hugging Face's loss over all samples, logits of each, and gradients in our tree."""
+    pair.hf.zero_grad()
+    logits, total, count = [], 0.0, 0
+    for example in examples:
+        inputs = pairs.hf_inputs(pair.model.config, example)
+        labels = inputs.pop("labels")
+        found = pair.hf(**inputs).logits[0]
+        logits.append(found.detach().numpy())
+        losses = pairs.torch.nn.functional.cross_entropy(found[:-1], labels[0, 1:], reduction="sum")
+        total, count = total + losses, count + int((labels[0, 1:] >= 0).sum())
+    loss = total / count
+    loss.backward()
+    gradients = {
+        name: (pairs.torch.zeros_like(x) if x.grad is None else x.grad).numpy()
+        for name, x in pair.hf.named_parameters()
+    }
+    return float(loss), logits, paths(pairs.to_ours(pair.model, gradients))
+
+
+@pytest.fixture(scope="module")
+def ours(pair):
+    """Our loss, logits and gradients for rows of samples."""
+    step = jax.jit(jax.value_and_grad(lambda p, b: loss_of(pair.model, p, b), has_aux=True))
+
+    def run(rows):
+        batch = pairs.make_batch(pair.model.config, rows, tokens=TOKENS)
+        (loss, logits), gradients = jax.device_get(step(pair.params, batch))
+        return float(loss), logits, paths(gradients), batch
+
+    return run
+
+
+def check(theirs, ours, rows, examples):
+    loss, logits, gradients, batch = ours(rows)
+    for b, row in enumerate(rows):
+        for segment, example in enumerate(row, 1):
+            index = next(i for i, other in enumerate(examples) if other is example)
+            np.testing.assert_allclose(logits[b][batch.segments[b] == segment], theirs[1][index], rtol=0, atol=1e-4)
+    assert loss == pytest.approx(theirs[0], rel=1e-5)
+    errors = {}
+    for path, want in theirs[2].items():
+        found = gradients[path]
+        if path.endswith("qkv/bias"):
+            # The keys' bias moves all scores of a query alike: its true gradient is zero, and rounding is all there is.
+            want, found = want[:, ::2], found[:, ::2]
+        scale = np.linalg.norm(want)
+        errors[path] = np.linalg.norm(found - want) / scale if scale else np.abs(found).max()
+    assert not {path: error for path, error in errors.items() if not error < 1e-4}
+
+
+def test_a_sample_a_row(theirs, ours, examples):
+    check(theirs, ours, [[example] for example in examples], examples)
+
+
+def test_packed_rows(theirs, ours, examples):
+    one, two, text, small = examples
+    check(theirs, ours, [[two, text], [small, one], [], []], examples)
+
+
+def test_every_weight_has_a_gradient(theirs):
+    assert {path for path, gradient in theirs[2].items() if not gradient.any()} == set()

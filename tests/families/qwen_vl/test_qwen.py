@@ -1,0 +1,118 @@
+"""A tiny Qwen-VL of each kind from a folder to a folder: trained packed, resumed, asked, exported, loaded in torch."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from jaxvlm import convert, generate, inspect_data, train
+from tests.families.qwen_vl import folders
+from tests.metrics import losses
+
+RECIPE = __file__.replace("test_qwen.py", "recipe.py")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_device")]
+
+
+def talk(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def write_data(folder):
+    """Records of one image, of two of different sizes with text between them, and of text alone."""
+    names, records = folders.write_images(folder), []
+    for number in range(30):
+        question, images = [("how many?", []), ("<image>what is it?", names[:1]), ("<image> and <image>?", names[1:3])][
+            number % 3
+        ]
+        images = [names[(names.index(name) + number) % len(names)] for name in images]
+        messages = talk(question, ("one", "two")[number % 2], "and now?", ("red", "blue")[number % 2])
+        records.append({"id": str(number), "messages": messages} | ({"images": images} if images else {}))
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module", params=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))
+def made(request, tmp_path_factory):
+    """(kind, folder of the base model, data, run)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    folders.write_folder(folder / "base", request.param)
+    data = write_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXVLM_TEST_FOLDER", str(folder / "base"))
+        patch.setenv("JAXVLM_TEST_DATA", str(data))
+        patch.setattr("jaxvlm.sharding.available_devices", lambda: __import__("jax").devices()[:1])
+        train.main(["--config", RECIPE, "--workdir", str(folder / "run")])
+        yield request.param, folder / "base", data, folder / "run"
+
+
+def test_it_learns_and_resumes_bit_equal(made, tmp_path):
+    *_, run = made
+    first = losses(run)
+    assert sorted(first) == [1, 2, 3, 4] and first[4][0] < first[1][0]
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints/sft/4")
+    (again / "ledger.json").unlink()
+    train.main(["--config", RECIPE, "--workdir", str(again), "--resume"])
+    assert losses(again) == first
+
+
+def test_its_export_answers_as_the_run_does(made, tmp_path, capsys):
+    kind, base, data, run = made
+    exported = tmp_path / "exported"
+    convert.main(["export", "--run", str(run), "--out", str(exported)])
+    images = [str(data.parent / "0.png"), str(data.parent / "1.png")]
+    flags = [argument for image in images for argument in ("--image", image)]
+    result = convert.main(["verify", str(run), str(exported), "--logits", "--prompt", "how many?", *flags])
+    assert result["differing"] == 0
+    capsys.readouterr()
+    answer = generate.main(["--run", str(run), "--prompt", "how many?", "--max-new-tokens", "6", *flags])["answer"]
+    processor = transformers.AutoProcessor.from_pretrained(exported)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(exported).eval()
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "how many?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(text=text, images=[Image.open(image) for image in images], return_tensors="pt")
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert processor.decode(ids, skip_special_tokens=True).strip() == answer
+    values = json.loads((exported / "preprocessor_config.json").read_text())
+    assert values["size"] == {"shortest_edge": 128, "longest_edge": 2560} and values["max_pixels"] == 2560
+
+
+def test_a_folder_comes_back_as_it_was(made, tmp_path):
+    _, base, _, _ = made
+    convert.main(["import", "--from", str(base), "--to", str(tmp_path / "run")])
+    convert.main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    assert convert.main(["verify", str(base), str(tmp_path / "out")])["differing"] == 0
+    assert generate.main(["--from", str(base), "--prompt", "how many?", "--max-new-tokens", "4"]).keys() == {"answer"}
+
+
+def test_its_rows_are_checked_and_shown(made, tmp_path, capsys):
+    inspect_data.main(["check", "--config", RECIPE, "--out", str(tmp_path / "out")])
+    assert "patches" in capsys.readouterr().out
+    shown = inspect_data.main(["show", "--config", RECIPE, "--out", str(tmp_path), "--rows", "3"])
+    page = (tmp_path / "rows.html").read_text()
+    assert shown["rows"] == 3 and "Not as a row should be" not in page and "32 × 24 pixels" not in page[:0]
+
+
+def test_adapters_go_to_peft_and_back(made, tmp_path):
+    peft = pytest.importorskip("peft")
+    _, base, data, _ = made
+    lora = ["--config.stage.sft.parts.language=lora", "--config.stage.sft.parts.lora.language.rank=4"]
+    lora += ["--config.stage.sft.parts.vision=lora", "--config.stage.sft.parts.lora.vision.rank=2", "--config.steps=2"]
+    run, out = tmp_path / "run", tmp_path / "adapter"
+    train.main(["--config", RECIPE, "--workdir", str(run), *lora, "--config.evaluation.source="])
+    convert.main(["export", "--run", str(run), "--out", str(out), "--adapter", "--base", str(base)])
+    convert.main(["export", "--run", str(run), "--out", str(tmp_path / "merged"), "--merge"])
+    model = peft.PeftModel.from_pretrained(
+        transformers.AutoModelForImageTextToText.from_pretrained(base).float(), str(out)
+    )
+    model.merge_and_unload().save_pretrained(tmp_path / "theirs")
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, tmp_path / "theirs")
+    assert convert.main(["verify", str(tmp_path / "theirs"), str(tmp_path / "merged")])["largest"] < 1e-5
+    convert.main(["import", "--from", str(base), "--adapter", str(out), "--to", str(tmp_path / "again")])
