@@ -12,12 +12,9 @@ Axis letters:
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -26,14 +23,8 @@ from jaxvlm.config import VisionConfig
 from jaxvlm.errors import UserError
 from jaxvlm.models import tpu
 from jaxvlm.models.attention import LANES, attend
-from jaxvlm.models.layers import Einsum, LayerNorm, make_stack, make_weight, run_stack
+from jaxvlm.models.layers import ACTIVATIONS, Einsum, LayerNorm, make_stack, make_weight, run_stack
 from jaxvlm.sharding import constrain
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-}
 
 
 class Attention(nnx.Module):

@@ -57,7 +57,7 @@ _WHOLE = {encoder.whole: kind for kind, encoder in ENCODERS.items()}
 MODEL_TYPES = (*ENCODERS, *_WHOLE)
 
 _FEATURE_LAYER = -2  # LLaVA's choice, for encoders without a decoder
-_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 
 # Ours on the left, Hugging Face's on the right.
 _FIELDS = {
