@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c.model.vision.pre_norm = True  # a norm before the first block
     c.model.vision.patch_bias = False
     c.model.vision.pool = False  # a pooling head, which is kept for exports and not computed with
-    c.model.vision.activation = "quick_gelu"  # of the MLP; gelu: exact; gelu_tanh
+    c.model.vision.activation = "quick_gelu"  # of the MLP; gelu: exact; gelu_tanh; silu
     c.model.vision.image_size = 336  # pixels along each side
     c.model.vision.patch_size = 14
     c.model.vision.embed_dim = 1024

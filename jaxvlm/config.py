@@ -33,7 +33,7 @@ class VisionConfig:
     pre_norm: bool
     patch_bias: bool
     pool: bool
-    activation: str  # of the MLP: quick_gelu, gelu (exact) or gelu_tanh
+    activation: str  # of the MLP: quick_gelu, gelu (exact), gelu_tanh or silu
 
     @property
     def features_per_image(self) -> int:

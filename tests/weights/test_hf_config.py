@@ -428,7 +428,7 @@ def changed(values, part, **changes):
 
 
 REFUSED_ENCODERS = {
-    'hidden_act = "relu", supported: quick_gelu, gelu, gelu_pytorch_tanh': changed(
+    'hidden_act = "relu", supported: quick_gelu, gelu, gelu_pytorch_tanh, silu': changed(
         SIGLIP, "vision_config", hidden_act="relu"
     ),
     "vision_config.num_channels = 4, supported: 3": changed(SIGLIP, "vision_config", num_channels=4),
