@@ -50,7 +50,7 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
         processor = reference.processor.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"transformers cannot load {folder}: {error}") from error
-    text = _prompt_text(processor, folder, len(images), prompt)
+    text = _prompt_text(processor, reference.image_token, folder, len(images), prompt)
     try:
         with torch.no_grad():
             return model(**reference.inputs(processor, text, images)).logits[0].float().numpy()
@@ -59,7 +59,7 @@ def logits_of_folder(folder: Path, images: list[Path], prompt: str) -> np.ndarra
         raise UserError(f"transformers cannot run {folder} on this question: {reason}") from error
 
 
-def _prompt_text(processor: Any, folder: Path, images: int, prompt: str) -> str:
+def _prompt_text(processor: Any, image_token: str, folder: Path, images: int, prompt: str) -> str:
     """A question as the folder's chat template writes it: from parts, or from one text if it takes no parts.
 
     Raises:
@@ -70,7 +70,7 @@ def _prompt_text(processor: Any, folder: Path, images: int, prompt: str) -> str:
         messages = [{"role": "user", "content": content}]
         with contextlib.suppress(ValueError, TypeError, jinja2.TemplateError):  # no template, or it takes the other
             text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            if prompt.strip() in text and text.count(IMAGE) == images:
+            if prompt.strip() in text and text.count(image_token) == images:
                 return text
     raise UserError(
         f"the chat template of {folder} does not write a question with {images} images, neither as one text nor as a "

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from jaxvlm.data.media.images import decode
 from jaxvlm.errors import UserError
 from jaxvlm.families.qwen_vl.hf_config import HF_KINDS, hf_qwen_config, read_qwen
 from jaxvlm.families.qwen_vl.processor import IMAGE_TOKEN, VIDEO_TOKEN, read_limits, read_video, write_processor
+from jaxvlm.families.qwen_vl.reference import ReferenceProcessor
 from jaxvlm.families.qwen_vl.weights import KNOWN, MEMORY, adapter_names, hub_spelling, qwen_rules, qwen_sizes
 from jaxvlm.weights.codec import Codec, Export, Reference
 from jaxvlm.weights.hf.decoder import CODEC as DECODER
@@ -81,11 +80,6 @@ def _write(folder: Path, export: Export) -> tuple[dict[str, Any], list[str]]:
     return values, []
 
 
-def _inputs(processor: Any, text: str, images: list[Path]) -> Mapping[str, Any]:
-    opened = [decode(str(image), "--image") for image in images]
-    return processor(text=text, images=opened or None, return_tensors="pt")
-
-
 CODEC = Codec(
     name="qwen_vl",
     open=_open,
@@ -98,5 +92,7 @@ CODEC = Codec(
     write=_write,
     extend_tokenizer=_image_token,
     adapters=adapter_names,
-    reference=Reference(transformers.AutoModelForImageTextToText, transformers.AutoProcessor, _inputs),
+    reference=Reference(
+        transformers.AutoModelForImageTextToText, ReferenceProcessor, ReferenceProcessor.inputs, IMAGE_TOKEN
+    ),
 )

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 import transformers
-from PIL import Image
 
 from jaxvlm import convert, generate, inspect_data, train
+from jaxvlm.families.qwen_vl.reference import ReferenceProcessor
 from tests.families.qwen_vl import folders
 from tests.metrics import losses
 
@@ -71,14 +71,15 @@ def test_its_export_answers_as_the_run_does(made, tmp_path, capsys):
     assert result["differing"] == 0
     capsys.readouterr()
     answer = generate.main(["--run", str(run), "--prompt", "how many?", "--max-new-tokens", "6", *flags])["answer"]
-    processor = transformers.AutoProcessor.from_pretrained(exported)
+    processor = ReferenceProcessor.from_pretrained(exported)
     model = transformers.AutoModelForImageTextToText.from_pretrained(exported).eval()
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "how many?"}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(text=text, images=[Image.open(image) for image in images], return_tensors="pt")
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    inputs = processor.inputs(text, images)
     with torch.no_grad():
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert processor.decode(ids, skip_special_tokens=True).strip() == answer
+    assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer
     values = json.loads((exported / "preprocessor_config.json").read_text())
     assert values["size"] == {"shortest_edge": 128, "longest_edge": 2560} and values["max_pixels"] == 2560
 
