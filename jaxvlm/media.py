@@ -10,37 +10,73 @@ Axis letters:
 from __future__ import annotations
 
 import abc
+import dataclasses
 import random as python_random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+DEFAULT_FPS = 2.0  # of a list of frames, if the data does not say
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A video of a record: one file, or a list of frame files."""
+
+    source: str | bytes | tuple[str | bytes, ...]  # a path, the bytes of a file, or the frames in order
+    fps: float = DEFAULT_FPS  # frames a second of the list; a file has times of its own
+
+    @property
+    def is_list(self) -> bool:
+        """Whether its source is a list of frame files."""
+        return isinstance(self.source, tuple)
+
+
+# A path of an image file or its bytes, or a video.
+Medium = str | bytes | Video
+
+
+def describe(medium: Medium) -> str:
+    """A medium in a few words, for pages and messages: its path, or its number of bytes or frames."""
+    if not isinstance(medium, Video):
+        return medium if isinstance(medium, str) else f"{len(medium)} bytes"
+    if not isinstance(medium.source, tuple):
+        return describe(medium.source)
+    first = f", the first {describe(medium.source[0])}" if medium.source else ""
+    return f"{len(medium.source)} frames at {medium.fps:g} a second{first}"
+
 
 class Size(NamedTuple):
-    """The size of an image or a video as displayed (EXIF orientation applied), in pixels."""
+    """The size of an image or a video as displayed (EXIF orientation or display matrix applied), in pixels."""
 
     height: int
     width: int
-    frames: int = 1
+    frames: int = 1  # of a video, in its source
+    milliseconds: int = 0  # the duration of a video, at least 1; 0: it is an image
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is the size of a video."""
+        return self.milliseconds > 0
 
 
 class MediaExtent(NamedTuple):
-    """The size of an image in a row."""
+    """The size of an image or a video in a row."""
 
     positions: int  # of the T token positions
     units: int  # of the U media units
 
 
 class Picture(NamedTuple):
-    """An image as the model sees it, for pages that show batches."""
+    """An image, or a frame of a video, as the model sees it, for pages that show batches."""
 
     pixels: np.ndarray  # uint8[Y, X, 3]
     features: np.ndarray  # int32[K]; which of the row's features are its own, in the order of their positions
 
 
 class MediaError(Exception):
-    """An image that no row of this layout can hold.
+    """An image or a video that no row of this layout can hold.
 
     Attributes:
       reason: the short name under which the ledger counts it.
@@ -60,10 +96,12 @@ class MediaLayout(abc.ABC):
       position_axes: numbers that the decoder needs for a position: 1, or 3 for time, row and column.
       least_positions: the fewest token positions that any image takes.
       least_units: the media units of that image.
+      takes_videos: whether it measures and loads videos; otherwise `extent` refuses them.
     """
 
     unit: str
     position_axes: int = 1
+    takes_videos: bool = False
     least_positions: int
     least_units: int = 1
 
@@ -71,9 +109,23 @@ class MediaLayout(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """Everything on which `load` depends, ready for JSON: equal settings give equal arrays."""
 
+    def extent(self, size: Size) -> MediaExtent:
+        """The size of a medium in a row: `measure`, after a check that the layout takes its kind.
+
+        Raises:
+          MediaError: the layout takes no videos, or no row can hold a medium of this size.
+        """
+        if size.is_video and not self.takes_videos:
+            raise MediaError(
+                "video_not_supported",
+                "it has a video, which models of this family do not take; train a family that takes videos, such as "
+                "Qwen-VL, or leave such records out",
+            )
+        return self.measure(size)
+
     @abc.abstractmethod
     def measure(self, size: Size) -> MediaExtent:
-        """The size of an image in a row.
+        """The size of an image, or of a video if the layout takes them, in a row; other code calls `extent`.
 
         Raises:
           MediaError: no row can hold an image of this size.
@@ -84,11 +136,11 @@ class MediaLayout(abc.ABC):
         """The struct `Batch.media`: a NamedTuple of `ArraySpec`s, each with `rows` first."""
 
     @abc.abstractmethod
-    def load(self, source: str | bytes, origin: str, *, exact: bool) -> np.ndarray:
-        """Decodes and preprocesses a file into the array that `write` takes.
+    def load(self, source: Medium, origin: str, *, exact: bool) -> np.ndarray:
+        """Decodes and preprocesses a medium into the array that `write` takes.
 
         Args:
-          source: path of a file, or its bytes.
+          source: path of an image file, its bytes, or a `Video` if the layout takes videos.
           origin: its record's place, for messages.
           exact: bit-equal to the family's original processor; otherwise a faster resize within 2 levels may be used.
 
@@ -98,17 +150,17 @@ class MediaLayout(abc.ABC):
 
     @abc.abstractmethod
     def blank(self, size: Size) -> np.ndarray:
-        """What a row contains in place of a corrupt image of this size."""
+        """What a row contains in place of a corrupt image or video of this size."""
 
     def augment(self, loaded: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
         """A random variant of a loaded image (see `DataConfig.augment`); the same by default."""
         return loaded
 
     def expand(self, placeholder: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens that represent an image in the sequence.
+        """The tokens that represent an image or a video in the sequence.
 
         Args:
-          placeholder: the id of the image placeholder.
+          placeholder: the id of its placeholder.
 
         Returns:
           int32[L] ids, and bool[L], which of them are features; the others are text that is never supervised.
@@ -145,8 +197,10 @@ class MediaLayout(abc.ABC):
         """The pictures in a row, in their order; empty slots may be among them."""
 
     @abc.abstractmethod
-    def store(self, source: str | bytes, origin: str, jpeg: int) -> bytes:
-        """The image file that `inspect_data prepare` writes: `load` gives the same for it as for the source.
+    def store(self, source: Medium, origin: str, jpeg: int) -> bytes | Video:
+        """What `inspect_data prepare` writes: `load` and `measure` give the same for it as for the source.
+
+        An image becomes the bytes of an image file; a video becomes a `Video` of bytes: the frames that `load` takes.
 
         Args:
           jpeg: quality from 1 to 95; 0: PNG, which keeps every pixel.

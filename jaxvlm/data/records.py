@@ -1,12 +1,18 @@
-"""The in-memory record: a conversation, its images, and where it came from."""
+"""The in-memory record: a conversation, its images and videos, and where it came from."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from jaxvlm.errors import UserError
+from jaxvlm.media import Medium, Video
 
 IMAGE = "<image>"  # the placeholder of an image in a user turn
+VIDEO = "<video>"  # the same of a video, in a record that has one; in others it is text, such as HTML's tag
+_IMAGES = re.compile(f"({IMAGE})")
+_IMAGES_AND_VIDEOS = re.compile(f"({IMAGE}|{VIDEO})")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Record:
 
     id: str
     turns: tuple[Turn, ...]
-    images: tuple[str | bytes, ...]  # paths, or the bytes of an image file; the k-th `<image>` of the turns is the k-th
+    images: tuple[Medium, ...]  # images and videos; the k-th is that of the k-th placeholder of the user turns
     origin: str  # its place for messages, such as "file.json[12]"
     group: str = ""  # what evaluation groups by
     rejected: str = ""  # of a pair the rejected answer; the last turn is the chosen one
@@ -64,9 +70,33 @@ class RecordError(UserError):
         self.reason = reason
 
 
+def placeholder_of(medium: Medium) -> str:
+    """`IMAGE` or `VIDEO`."""
+    return VIDEO if isinstance(medium, Video) else IMAGE
+
+
+def split_media(text: str, *, videos: bool) -> list[str]:
+    """Splits a text at placeholders and keeps them: ["Who?", "<image>", ""] of "Who?<image>".
+
+    Args:
+      videos: whether `VIDEO` is a placeholder, `has_videos` of the record.
+    """
+    return (_IMAGES_AND_VIDEOS if videos else _IMAGES).split(text)
+
+
+def has_videos(media: Iterable[Medium]) -> bool:
+    """Whether a video is among the media of a record, so that `VIDEO` is a placeholder."""
+    return any(isinstance(medium, Video) for medium in media)
+
+
+def placeholders(turns: Iterable[Turn], *, videos: bool) -> list[str]:
+    """The placeholders of the user turns, in order."""
+    return [found for turn in turns if turn.role == "user" for found in split_media(turn.text, videos=videos)[1::2]]
+
+
 def part(record: Record, turns: tuple[Turn, ...], number: int, group: str = "") -> Record:
     """Part `number` of a record: these turns, with the images of their placeholders."""
-    images = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
+    images = len(placeholders(turns, videos=has_videos(record.images)))
     return Record(f"{record.id}#{number}", turns, record.images[:images], record.origin, group or record.group)
 
 

@@ -12,8 +12,10 @@ import matplotlib
 import numpy as np
 
 from jaxvlm.data.media.images import load_image
+from jaxvlm.data.media.video import read_still
 from jaxvlm.data.records import Record
 from jaxvlm.evaluation.scoring import is_right, question, truth
+from jaxvlm.media import Video
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -108,7 +110,8 @@ def _pixels(record: Record) -> np.ndarray:
     canvas = np.full((_PIXELS, _PIXELS, 3), 235, np.uint8)
     for number, image in enumerate(record.images):
         y, x = (size * k for k in divmod(number, side))
-        canvas[y : y + size, x : x + size] = load_image(image, size, "pad", record.origin)
+        still = read_still(image, record.origin) if isinstance(image, Video) else image
+        canvas[y : y + size, x : x + size] = load_image(still, size, "pad", record.origin)
     return canvas
 
 

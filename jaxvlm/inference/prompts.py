@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jaxvlm.batch import Batch
-from jaxvlm.data.media.images import read_size
+from jaxvlm.data.media.sizes import read_size
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.rows.packing import Piece, expand, fill_row
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.errors import UserError, listed
 from jaxvlm.inference.programs import bucket
-from jaxvlm.media import MediaError, MediaExtent, MediaLayout
+from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Medium
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _build_prompt(renderer: Renderer, record: Record, layout: MediaLayout) -> Pr
         record = dataclasses.replace(record, turns=record.turns[:-1])
     sample = renderer.render_prompt(record)
     sizes = [read_size(image, record.origin) for image in record.images]
-    extents = [layout.measure(size) for size in sizes]
+    extents = [layout.extent(size) for size in sizes]
     media = MediaExtent(sum(extent.positions for extent in extents), sum(extent.units for extent in extents))
     return Prompt(record, expand(sample, sizes, layout), media)
 
@@ -79,7 +79,7 @@ def group(prompts: Sequence[Prompt], rows: int) -> Iterator[np.ndarray]:
 
     The last group ends in -1, rows of padding.
     """
-    first_seen: dict[tuple[str | bytes, ...], int] = {}
+    first_seen: dict[tuple[Medium, ...], int] = {}
     for prompt in prompts:
         first_seen.setdefault(prompt.record.images, len(first_seen))
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].size, first_seen[prompts[i].record.images]))

@@ -164,8 +164,8 @@ def test_num_samples_draws_the_same_ones_each_time(tmp_path):
         ({"ms_hub_url": "x"}, ["ModelScope", "hf_hub_url"]),
         ({"om_hub_url": "x"}, ["Modelers"]),
         (
-            {"file_name": "d.json", "columns": {"prompt": "p", "response": "r", "tools": "t", "videos": "v"}},
-            ["tools cannot be trained on", "videos cannot"],
+            {"file_name": "d.json", "columns": {"prompt": "p", "response": "r", "tools": "t", "audios": "a"}},
+            ["tools cannot be trained on", "audio cannot"],
         ),
         (
             {"file_name": "d.json", "columns": {"prompt": "p", "response": "r", "kto_tag": "k"}},

@@ -183,11 +183,15 @@ def test_a_relative_image_folder(tmp_path, monkeypatch):
     "columns, expected",
     [
         (["messages", "images", "source"], dataclasses.replace(OPENAI, images="images", strict=False)),
-        (["conversations", "image", "id"], dataclasses.replace(LLAVA, images="image")),
-        (["conversations", "imgs", "system_prompt"], dataclasses.replace(LLAVA, images="imgs", system="system_prompt")),
+        (["conversations", "image", "id"], dataclasses.replace(LLAVA, images="image", videos=None)),
+        (
+            ["conversations", "imgs", "system_prompt"],
+            dataclasses.replace(LLAVA, images="imgs", videos=None, system="system_prompt"),
+        ),
         (["question", "answer", "image", "image_url"], Alpaca("question", None, "answer", images="image")),
         (["instruction", "output", "system"], Alpaca(query=None, system="system")),
         (["instruction", "input", "output"], Alpaca()),
+        (["question", "answer", "video", "fps"], Alpaca("question", None, "answer", videos="video")),
         (["text", "url"], Document()),
     ],
 )
@@ -195,7 +199,9 @@ def test_recognise(columns, expected):
     assert recognise(columns, "x", "") == expected
 
 
-@pytest.mark.parametrize("columns", [[], ["texts"], ["instruction"], ["messages", "image", "images"]])
+@pytest.mark.parametrize(
+    "columns", [[], ["texts"], ["instruction"], ["messages", "image", "images"], ["messages", "video", "videos"]]
+)
 def test_columns_of_no_format(columns):
     with pytest.raises(UserError, match="hf:x: its columns .*; fix them"):
         recognise(columns, "hf:x", "fix them")
@@ -203,7 +209,25 @@ def test_columns_of_no_format(columns):
 
 NAMES = ["conversations", "messages", "from", "value", "role", "content", "image", "images", "chosen", "rejected"]
 NAMES += ["instruction", "input", "output", "system", "history", "id", "type", "text", "bytes", "path", "tool_calls"]
-WORDS = ["human", "gpt", "system", "user", "assistant", "tool", "text", "image", "\ud800", "\0", "../a", "a://b", "x"]
+NAMES += ["video", "videos", "fps"]
+WORDS = [
+    "human",
+    "gpt",
+    "system",
+    "user",
+    "assistant",
+    "tool",
+    "text",
+    "image",
+    "video",
+    "<video>",
+    "<image>",
+    "\ud800",
+    "\0",
+    "../a",
+    "a://b",
+    "x",
+]
 LEAVES = (
     st.none()
     | st.booleans()
@@ -235,12 +259,15 @@ def test_whatever_comes_in_a_record_or_a_record_error_comes_out(item, data):
         st.sampled_from([LLAVA, SHAREGPT, OPENAI]),
         messages=st.sampled_from(NAMES),
         images=COLUMN,
+        videos=COLUMN,
         system=COLUMN,
         chosen=COLUMN,
         rejected=COLUMN,
     )
     response, prompt = st.sampled_from(NAMES), st.sampled_from(NAMES)
-    alpacas = st.builds(Alpaca, prompt, COLUMN, response, COLUMN, COLUMN, COLUMN, st.none() | response, response)
+    alpacas = st.builds(
+        Alpaca, prompt, COLUMN, response, COLUMN, COLUMN, COLUMN, COLUMN, st.none() | response, response
+    )
     format = data.draw(chats | alpacas | st.sampled_from([LLAVA, FULL, OPENAI, ALPACA, PAIRS, ALPACA_PAIRS]))
     try:
         record = make_record(item, "x[0]", format, RULE)

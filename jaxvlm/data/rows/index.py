@@ -18,14 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxvlm.data.cache import cached_arrays
-from jaxvlm.data.media.images import IMAGE_REASONS
+from jaxvlm.data.media.sizes import MEDIA_REASONS
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.rows.packing import Extent
 from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 7  # of the checks and the meaning of the columns; a cached index of another version is not used
+_VERSION = 8  # of the checks and the meaning of the columns; a cached index of another version is not used
 _CHUNK = 1000  # records that a worker process inspects at a time
 _NAMED_PROBLEMS = 10
 PARALLEL = 20_000  # number of records from which worker processes are worth their start-up time
@@ -39,7 +39,7 @@ class Index:
     text_to_image: np.ndarray  # int32[n]
     text_to_answer: np.ndarray  # int32[n]
     images_to_answer: np.ndarray  # int32[n]
-    images: np.ndarray  # int32[n]; number of images
+    images: np.ndarray  # int32[n]; number of images and videos
     supervised: np.ndarray  # int32[n]; tokens
     sides: np.ndarray  # int32[n]; 2 for a pair
     shuffles: np.ndarray  # bool[n]
@@ -48,7 +48,7 @@ class Index:
     id_hash: np.ndarray  # uint64[n]
     text_hash: np.ndarray  # uint64[n]; of the turns
     image_hash: np.ndarray  # uint64[N]; of the first bytes of an image file and its size in bytes
-    image_size: np.ndarray  # int32[N, 3]; height, width and frames, as displayed
+    image_size: np.ndarray  # int32[N, 4]; the fields of `Size`
     errors: dict[int, RecordError]  # record -> the rule that it breaks, independent of the row size
     notes: dict[str, int]  # what was not read, or becomes something else than expected -> number of records
 
@@ -91,11 +91,11 @@ class Measured:
 
 def measure_index(index: Index, layout: MediaLayout) -> Measured:
     """Computes the space that each record takes. Each distinct image size is measured once."""
-    distinct, inverse = np.unique(index.image_size.reshape(-1, 3), axis=0, return_inverse=True)
+    distinct, inverse = np.unique(index.image_size.reshape(-1, len(Size._fields)), axis=0, return_inverse=True)
     extents, problems = [], {}
     for number, size in enumerate(distinct.tolist()):
         try:
-            extents.append(layout.measure(Size(*size)))
+            extents.append(layout.extent(Size(*size)))
         except MediaError as error:
             problems[number] = error
             extents.append(MediaExtent(0, 0))
@@ -143,7 +143,7 @@ def load_index(samples: Samples, *, quiet: bool = False) -> Index:
 
 def _same_images_fail(samples: Samples, kept: Index) -> bool:
     for at, error in kept.errors.items():
-        if error.reason in IMAGE_REASONS:
+        if error.reason in MEDIA_REASONS:
             try:
                 samples.inspect(at)
                 return False
@@ -215,7 +215,7 @@ def _inspect_chunk(samples: Samples, chunk: Sequence[int]) -> Index:
         id_hash=column("id_hash", np.uint64),
         text_hash=column("text_hash", np.uint64),
         image_hash=np.array([number for fact in facts for number in fact.image_hashes], np.uint64),
-        image_size=np.array([size for fact in facts for size in fact.sizes], np.int32).reshape(-1, 3),
+        image_size=np.array([size for fact in facts for size in fact.sizes], np.int32).reshape(-1, len(Size._fields)),
         errors=errors,
         notes=dict(Counter(note for fact in facts for note in fact.notes)),
     )
@@ -233,7 +233,7 @@ def _joined(parts: list[Index]) -> Index:
 
 
 def _no_facts() -> Index:
-    columns = {name: np.zeros((0, 3) if name == "image_size" else 0, np.int32) for name in _COLUMNS}
+    columns = {name: np.zeros((0, len(Size._fields)) if name == "image_size" else 0, np.int32) for name in _COLUMNS}
     columns |= {name: np.zeros(0, bool) for name in ("shuffles", "dropped_answer", "dropped_question")}
     return Index(
         **columns | {n: np.zeros(0, np.uint64) for n in ("id_hash", "text_hash", "image_hash")}, errors={}, notes={}

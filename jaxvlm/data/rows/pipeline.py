@@ -31,7 +31,7 @@ from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.data.workers import end_with_parent
 from jaxvlm.errors import UserError
-from jaxvlm.media import MediaLayout
+from jaxvlm.media import MediaLayout, describe
 
 _CACHE_BYTES = 2**30  # decoded images are kept in memory if all of them fit into this
 _BATCHES_AHEAD = 4  # training batches built in advance, each by one thread
@@ -231,7 +231,7 @@ class Pipeline:
 
     def _describe(self, index: int) -> list[dict[str, Any]]:
         record = self._samples.record(index)
-        images = [image if isinstance(image, str) else f"{len(image)} bytes" for image in record.images]
+        images = [describe(medium) for medium in record.images]
         conversations = [
             [[turn.role, turn.text] for turn in segment.turns] for segment in self._samples.segments(record)
         ]

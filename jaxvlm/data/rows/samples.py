@@ -14,15 +14,15 @@ import numpy as np
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig
-from jaxvlm.data.media.images import read_size
-from jaxvlm.data.records import IMAGE, Record, RecordError, Turn, sides
+from jaxvlm.data.media.sizes import read_size
+from jaxvlm.data.records import Record, RecordError, Turn, has_videos, placeholders, sides, split_media
 from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
 from jaxvlm.data.sample import Sample
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.turns import drop_last_question, drop_leading_answer
-from jaxvlm.media import MediaLayout, Size
+from jaxvlm.media import MediaLayout, Medium, Size, Video
 
 # Shuffling the rounds puts other words after the image and at the start, which may take a few tokens more. This many
 # extra tokens are planned for; an order that needs more is not used.
@@ -48,7 +48,7 @@ class Facts:
     id_hash: int = 0  # 64 bits, like the hashes below
     text_hash: int = 0
     image_hashes: tuple[int, ...] = ()
-    sizes: tuple[Size, ...] = ()  # of its images
+    sizes: tuple[Size, ...] = ()  # of its images and videos
     notes: tuple[str, ...] = ()  # what was not read of it, or becomes something else than its author may expect
 
 
@@ -187,8 +187,9 @@ class Samples:
         # Evaluation decodes exactly, so that answers can be compared with other programs'; training decodes fast.
         images = [self._image(record, index, number, exact=random is None) for number in range(len(record.images))]
         for image, size in zip(images, self.sizes_of(index), strict=True):
-            if self.layout.units_of(image) != self.layout.measure(size).units:
-                problem = f"one of its images is no longer {size.width} x {size.height} pixels as in the index"
+            if self.layout.units_of(image) != self.layout.extent(size).units:
+                shape = f"{size.width} x {size.height} pixels" + f" in {size.frames} frames" * size.is_video
+                problem = f"one of its {'videos' if size.is_video else 'images'} is no longer {shape} as in the index"
                 raise RecordError(f"{record.origin}: {problem}; start the run again", record.origin, "image_changed")
         if random is None:
             return images
@@ -198,7 +199,7 @@ class Samples:
     def _samples(self, record: Record, index: int, random: python_random.Random | None) -> list[Sample]:
         if self.pairs:  # the index rejects pairs that do not fit into a row
             return [self.renderer.render(segment) for segment in self.segments(record)]
-        extents = [self.layout.measure(size) for size in self.sizes_of(index)]
+        extents = [self.layout.extent(size) for size in self.sizes_of(index)]
         if random is not None and self.config.augment.shuffle_turns and _shuffles(record):
             sample = self.renderer.render(shuffle_turns(record, random))
             if len(sample.tokens) + sum(image.positions - 1 for image in extents) <= self.lengths[index]:
@@ -232,7 +233,7 @@ class ImageSizes:
 
         Args:
           counts: int[n], number of images of each record.
-          sizes: int32[sum of counts, 3], height, width and frames.
+          sizes: int32[sum of counts, 4], the fields of `Size`.
         """
         self._ends, self._sizes = np.cumsum(counts), sizes
 
@@ -242,37 +243,40 @@ class ImageSizes:
 
 
 def shuffle_turns(record: Record, random: python_random.Random) -> Record:
-    """Shuffles the rounds (question and answer) of a record; its image moves to the new first question."""
+    """Shuffles the rounds (question and answer) of a record; its image or video moves to the new first question."""
     start = int(record.turns[0].role == "system")
     rounds = [record.turns[i : i + 2] for i in range(start, len(record.turns), 2)]
-    has_image = IMAGE in rounds[0][0].text
-    if has_image:
-        question, answer = rounds[0]
-        rounds[0] = (Turn("user", question.text.replace(IMAGE, "").strip()), answer)
+    question, answer = rounds[0]
+    pieces = split_media(question.text, videos=has_videos(record.images))
+    if len(pieces) > 1:
+        rounds[0] = (Turn("user", "".join(pieces[::2]).strip()), answer)
     random.shuffle(rounds)
-    if has_image:
+    if len(pieces) > 1:
         question, answer = rounds[0]
-        rounds[0] = (Turn("user", f"{IMAGE}\n{question.text}"), answer)
+        rounds[0] = (Turn("user", f"{pieces[1]}\n{question.text}"), answer)
     turns = record.turns[:start] + tuple(turn for both in rounds for turn in both)
     return dataclasses.replace(record, turns=turns)
 
 
 def _shuffles(record: Record) -> bool:
     """Whether the rounds make sense in another order; not if several images are placed within the text."""
-    users = [turn.text for turn in record.turns if turn.role == "user"]
-    placeholders = [text.count(IMAGE) for text in users]
-    alone = users[0].replace(IMAGE, "")
+    users, videos = [turn for turn in record.turns if turn.role == "user"], has_videos(record.images)
+    counts = [len(placeholders([user], videos=videos)) for user in users]
+    alone = "".join(split_media(users[0].text, videos=videos)[::2])
     # Without its image, the first question must still be a question, and contain no second placeholder.
-    sound = bool(alone.strip()) and IMAGE not in alone
-    return len(users) > 1 and placeholders[0] <= 1 and not any(placeholders[1:]) and sound
+    sound = bool(alone.strip()) and len(split_media(alone, videos=videos)) == 1
+    return len(users) > 1 and counts[0] <= 1 and not any(counts[1:]) and sound
 
 
 def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def _image_hash(image: str | bytes) -> int:
-    """Hashes an image's first bytes and its size. Files that differ only after these bytes count as the same."""
+def _image_hash(image: Medium) -> int:
+    """Hashes a file's first bytes and its size. Files that differ only after these bytes count as the same."""
+    if isinstance(image, Video):
+        files = image.source if isinstance(image.source, tuple) else (image.source,)
+        return _hash(b"video" + b"".join(_image_hash(file).to_bytes(8, "big") for file in files))
     if isinstance(image, bytes):
         return _hash(len(image).to_bytes(8, "big") + image[:_DIGESTED_BYTES])
     path = Path(image)

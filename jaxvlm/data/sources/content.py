@@ -7,17 +7,19 @@ from typing import Any
 
 from jaxvlm.data.records import Turn
 from jaxvlm.data.sources.values import Problems, kind
+from jaxvlm.media import Video
 
-ANY = "any"  # in place of the name of an image column: one of `IMAGE_KEYS`
+ANY = "any"  # in place of the name of an image or a video column: one of `IMAGE_KEYS` or `VIDEO_KEYS`
 
 
 @dataclasses.dataclass
 class Content:
-    """What a format reads from an item: its turns, the rejected answer of a pair, and images inside of turns."""
+    """What a format reads from an item: its turns, the rejected answer of a pair, and media inside of turns."""
 
     turns: list[Turn]
     rejected: str = ""
     images: list[str | bytes] = dataclasses.field(default_factory=list)
+    videos: list[Video] = dataclasses.field(default_factory=list)
     unread: list[str] = dataclasses.field(default_factory=list)  # keys of turns
 
 

@@ -37,12 +37,11 @@ _NO_PLACE = {
 _HUB_ONLY = ("subset", "folder")
 _STRINGS = (*_PLACES, *_HUB_ONLY, "split", "formatting")
 _KEYS = (*_STRINGS, "ranking", "num_samples", "columns", "tags")
-_COMMON = {"system": None, "images": None, "chosen": None, "rejected": None}
+_COMMON = {"system": None, "images": None, "videos": None, "chosen": None, "rejected": None}
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": None}
 _COLUMNS: dict[str, str | None] = {**_ALPACA, "messages": "conversations", **_COMMON}
 _NOT_TRAINED = {  # columns
     "tools": "calls of tools",
-    "videos": "videos",
     "audios": "audio",
     "kto_tag": "answers that are marked as desired or not",
 }

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,14 +22,16 @@ from jaxvlm.data.sources.content import ANY, MISSING, Content, found_keys, named
 from jaxvlm.data.sources.image_refs import (
     IMAGE_KEYS,
     SURROGATES,
+    VIDEO_KEYS,
     ImageRule,
-    find_image_key,
-    image_columns,
+    find_column,
+    find_key,
     is_empty,
-    part_image,
     read_images,
 )
+from jaxvlm.data.sources.media_refs import PARTS, content_id, in_order, read_part, resolve, with_medium_in_front
 from jaxvlm.data.sources.values import Problems, foreign_placeholders, kind, short
+from jaxvlm.data.sources.video_refs import FPS_KEYS, rate_key, read_videos
 from jaxvlm.errors import UserError
 
 UNSUPPORTED = "unsupported"  # of a role that is known and cannot be trained on
@@ -39,13 +39,11 @@ SYSTEM_KEYS = ("system", "system_prompt")
 # Keys whose content cannot be trained on, and what it is. A record that has one is refused: without it, it would teach
 # something else.
 _UNTRAINABLE = (
-    dict.fromkeys(("video", "videos", "video_path"), "videos")
-    | dict.fromkeys(("audio", "audios"), "audio")
+    dict.fromkeys(("audio", "audios"), "audio")
     | dict.fromkeys(("tools", "functions"), "calls of tools")
     | {"objects": "objects that placeholders of the text refer to", "kto_tag": "marks of desired answers (KTO)"}
 )
 _LOSS_KEYS = ("loss", "train", "weight", "loss_weight")  # of a turn: whether, or how much, it counts in the loss
-_PART_KEYS = {"image": IMAGE, "image_url": IMAGE, "input_image": IMAGE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +62,7 @@ class Chat:
     )
     system: str | None = None
     images: str | None = None
+    videos: str | None = None
     chosen: str | None = None
     rejected: str | None = None
     # LLaMA-Factory requires question, answer, question, answer. Turns of other files are checked later.
@@ -71,7 +70,7 @@ class Chat:
 
     def columns(self) -> list[str]:
         """Names of the columns it reads."""
-        return named(self.messages, self.system, self.images, self.chosen, self.rejected)
+        return named(self.messages, self.system, self.images, self.videos, self.chosen, self.rejected)
 
     def read(self, item: dict[str, Any], problems: Problems) -> Content:
         """The turns of an item."""
@@ -156,20 +155,18 @@ class Chat:
         texts = []
         for i, part in enumerate(parts):
             name, place = part.get("type") if isinstance(part, dict) else None, f'{where} "{self.content}"[{i}]'
-            if name in _PART_KEYS and role == "user":
-                texts.append(IMAGE)
-                image = part_image(part)
-                if image is None and name != "image":
-                    problems.append(("wrong_type", f'{place} is of "type" "{name}" and has none'))
-                content.images += [] if image is None else [image]
-            elif name in _PART_KEYS:
-                problems.append(("unsupported", f"{place} is an image of the {role}: only a user's can be trained on"))
+            if name in PARTS and role == "user":
+                texts.append(PARTS[name])
+                read_part(part, name, place, content, problems)
+            elif name in PARTS:
+                what = "an image" if PARTS[name] == IMAGE else "a video"
+                problems.append(("unsupported", f"{place} is {what} of the {role}: only a user's can be trained on"))
             elif name == "text" and isinstance(part.get("text"), str):
                 texts.append(part["text"])
-            elif name in ("video", "video_url", "audio", "input_audio"):
+            elif name in ("audio", "input_audio"):
                 problems.append(("unsupported", f'{place} is of "type" "{name}", which cannot be trained on'))
             else:
-                expected = 'an object of "type" "text", with "text", or of "type" "image"'
+                expected = 'an object of "type" "text", with "text", or of "type" "image" or "video"'
                 problems.append(("wrong_type", f"{place} is {expected}, found {kind(part)}"))
         return Turn(role, "".join(texts), weight) if len(texts) == len(parts) else None
 
@@ -184,6 +181,7 @@ class Alpaca:
     history: str | None = None
     system: str | None = None
     images: str | None = None
+    videos: str | None = None
     chosen: str | None = None
     rejected: str | None = None
 
@@ -237,6 +235,7 @@ class Document:
 
     text: str = "text"
     images: None = None
+    videos: None = None
 
     def columns(self) -> list[str]:
         """Names of the columns it reads."""
@@ -249,9 +248,11 @@ class Document:
             problems.append(("wrong_type", f'"{self.text}" is a string, found {kind(text)}'))
         elif text is not MISSING and not text.strip():
             problems.append(("empty_turn", f'"{self.text}" is empty'))
-        if images := [name for name in IMAGE_KEYS if not is_empty(item.get(name))]:
+        if images := [name for name in IMAGE_KEYS + VIDEO_KEYS if not is_empty(item.get(name))]:
             names = " and ".join(f'"{name}"' for name in images)
-            problems.append(("images_unread", f"it has {names} beside its text; only conversations have images"))
+            problems.append(
+                ("images_unread", f"it has {names} beside its text; only conversations have images and videos")
+            )
         return Content([Turn("user", ""), Turn("assistant", text if isinstance(text, str) else "")])
 
 
@@ -268,7 +269,7 @@ Format = Chat | Alpaca | Document | AnyChat
 
 _EITHER = (("human", "user"), ("gpt", "assistant"), ("system", "system"), ("user", "user"), ("assistant", "assistant"))
 _TOOLS = (("observation", UNSUPPORTED), ("function_call", UNSUPPORTED))
-LLAVA = Chat(roles=_EITHER + _TOOLS, images=ANY, strict=False)
+LLAVA = Chat(roles=_EITHER + _TOOLS, images=ANY, videos=ANY, strict=False)
 SHAREGPT = Chat()
 OPENAI = Chat(
     messages="messages",
@@ -290,14 +291,14 @@ def _format_of(keys: frozenset[str]) -> Chat | Alpaca | Document | None:
     """The format of a table or a dictionary with these keys; None: there is none."""
     system = next((key for key in SYSTEM_KEYS if key in keys), None)
     if "messages" in keys:
-        return dataclasses.replace(OPENAI, system=system, images=ANY, strict=False)
+        return dataclasses.replace(OPENAI, system=system, images=ANY, videos=ANY, strict=False)
     if "conversations" in keys:
         return dataclasses.replace(LLAVA, system=system)
     if {"instruction", "output"} <= keys:
-        return Alpaca(query="input" if "input" in keys else None, system=system, images=ANY)
+        return Alpaca(query="input" if "input" in keys else None, system=system, images=ANY, videos=ANY)
     for question, answer in (("question", "answer"), ("query", "response")):
         if {question, answer} <= keys:
-            return Alpaca(question, None, answer, system=system, images=ANY)
+            return Alpaca(question, None, answer, system=system, images=ANY, videos=ANY)
     return Document() if Document().text in keys else None
 
 
@@ -316,12 +317,14 @@ def recognise(columns: Iterable[str], where: str, remedy: str) -> Chat | Alpaca 
         )
     if isinstance(format, Document):
         return format
-    return dataclasses.replace(format, images=image_columns(found, where, remedy))
+    images, videos = (find_column(found, noun, where, remedy) for noun in ("image", "video"))
+    return dataclasses.replace(format, images=images, videos=videos)
 
 
 def columns_to_read(format: Chat | Alpaca | Document, columns: Iterable[str]) -> list[str]:
     """The columns of a table that are read: the format's, and those for which a record may be refused."""
-    wanted = {"id", *format.columns(), *_UNTRAINABLE, "label", *IMAGE_KEYS}
+    wanted = {"id", *format.columns(), *_UNTRAINABLE, "label", *IMAGE_KEYS, *VIDEO_KEYS}
+    wanted |= set(FPS_KEYS) if format.videos else set()
     return [column for column in columns if column in wanted]
 
 
@@ -337,15 +340,19 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
         raise _rejection(origin, problems)
     format = format.of(item) if isinstance(format, AnyChat) else format
     content = format.read(item, problems)
-    key = find_image_key(item, problems) if format.images == ANY else format.images
-    given = content.images + (read_images(item, key, problems) if key else [])
+    image_key = find_key(item, "image", problems) if format.images == ANY else format.images
+    video_key = find_key(item, "video", problems) if format.videos == ANY else format.videos
+    images = content.images + (read_images(item, image_key, problems) if image_key else [])
+    of_key = read_videos(item, video_key, problems) if video_key else []
+    videos = content.videos + of_key
     shows = any(IMAGE in turn.text for turn in content.turns if turn.role == "user")
-    _check_unread(item, format, shows and not given, problems)
-    turns = _with_image_in_front(content.turns, given)
-    images = [rule.resolve(image, problems) if isinstance(image, str) else image for image in given]
+    _check_unread(item, format, problems, lacks_images=shows and not images, lacks_videos=not videos)
+    turns = with_medium_in_front(content.turns, [*images, *videos])
+    given = in_order(turns, images, videos)
+    media = [resolve(medium, rule, problems) for medium in given]
     id = item.get("id")
     if id is None:
-        id = _content_id(turns, content.rejected, given)
+        id = content_id(turns, content.rejected, given)
     elif not isinstance(id, (str, int)) or isinstance(id, bool):
         problems.append(("wrong_type", f'"id" is a string, found {kind(id)}'))
     texts = [str(item.get("id")), *(turn.text for turn in turns), content.rejected]  # our own paths may contain them
@@ -353,15 +360,20 @@ def make_record(item: Any, origin: str, format: Format, rule: ImageRule) -> Reco
         problems.append(("invalid_unicode", r"a text holds half of a surrogate pair (\ud800 to \udfff), no character"))
     if problems:
         raise _rejection(origin, problems)
-    read = {"id", key, *format.columns(), *_UNTRAINABLE, "label"}
+    read = {"id", image_key, video_key, rate_key(item, of_key), *format.columns(), *_UNTRAINABLE, "label"}
     unread = [f"key {short(name)}" for name in item if name not in read and not is_empty(item[name])]
-    foreign = foreign_placeholders(turn.text for turn in turns if turn.role == "user")
+    foreign = foreign_placeholders((turn.text for turn in turns if turn.role == "user"), videos=bool(videos))
     notes = tuple(sorted({*unread, *content.unread, *foreign}))
-    return Record(str(id), tuple(turns), tuple(images), origin, rejected=content.rejected, notes=notes)
+    return Record(str(id), tuple(turns), tuple(media), origin, rejected=content.rejected, notes=notes)
 
 
 def _check_unread(
-    item: Mapping[str, Any], format: Chat | Alpaca | Document, lacks_images: bool, problems: Problems
+    item: Mapping[str, Any],
+    format: Chat | Alpaca | Document,
+    problems: Problems,
+    *,
+    lacks_images: bool,
+    lacks_videos: bool,
 ) -> None:
     """Refuses a record whose unread keys change its meaning."""
     for name, what in _UNTRAINABLE.items():
@@ -371,21 +383,14 @@ def _check_unread(
         problems.append(
             ("unsupported", '"label" is true or false: answers that are marked as desired or not cannot be trained on')
         )
-    if format.images != ANY and lacks_images:
-        for name in IMAGE_KEYS:
+    if isinstance(format, Document):
+        return
+    lacking = {"images": (format.images, IMAGE_KEYS, lacks_images), "videos": (format.videos, VIDEO_KEYS, lacks_videos)}
+    for what, (column, names, lacks) in lacking.items():
+        for name in names if lacks and column != ANY else ():
             if name not in format.columns() and not is_empty(item.get(name)):
-                column = format.images
-                read = f'the key that is read is "{column}"' if column else "columns.images names no key to read"
-                problems.append(("images_unread", f'its images, under "{name}", are not read: {read}'))
-
-
-def _with_image_in_front(turns: list[Turn], images: list[str | bytes]) -> list[Turn]:
-    """The turns; if they have one image and no placeholder, with the placeholder before the first question."""
-    users = [i for i, turn in enumerate(turns) if turn.role == "user"]
-    if len(images) != 1 or not users or any(IMAGE in turns[i].text for i in users):
-        return turns
-    first = dataclasses.replace(turns[users[0]], text=f"{IMAGE}\n{turns[users[0]].text}")
-    return [*turns[: users[0]], first, *turns[users[0] + 1 :]]
+                read = f'the key that is read is "{column}"' if column else f"columns.{what} names no key to read"
+                problems.append((f"{what}_unread", f'its {what}, under "{name}", are not read: {read}'))
 
 
 def _weight(turn: Mapping[str, Any], role: str, where: str, problems: Problems) -> float:
@@ -407,13 +412,6 @@ def _weight(turn: Mapping[str, Any], role: str, where: str, problems: Problems) 
             problems.append(("loss_switches", f"{where} is of the {role} and to be trained on; only answers can be"))
         weight = 1.0
     return weight if role == "assistant" else 1.0
-
-
-def _content_id(turns: list[Turn], rejected: str, images: list[str | bytes]) -> str:
-    """The id of a record without one: independent of its folder and of other records."""
-    names = [image if isinstance(image, str) else hashlib.blake2b(image).hexdigest() for image in images]
-    content = json.dumps([[[turn.role, turn.text] for turn in turns], rejected, names])
-    return "content:" + hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def _check_roles(turns: list[Turn], last: str, problems: Problems) -> None:

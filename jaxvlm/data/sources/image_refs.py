@@ -1,4 +1,4 @@
-"""Images of a record: the keys they are under, and their forms (path, bytes, base64, data: URL)."""
+"""Images of a record: the keys they are under, and their forms (path, bytes, base64, data: URL); the rule of paths."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from jaxvlm.data.media.images import starts_like_an_image
 from jaxvlm.data.sources.values import Problems, short
 from jaxvlm.errors import UserError
 
-# Keys and columns under which data sets have images; the others count only without one of the first two.
-_FIRST_KEYS = ("image", "images")
-_OTHER_KEYS = (
+# Keys and columns under which data sets have images or videos; the others count only without one of the first two.
+IMAGE_KEYS = (
+    *("image", "images"),
     *("img", "imgs", "picture", "pictures", "image_path", "image_paths", "img_path", "img_paths", "image_file"),
     *("image_files", "image_url", "image_urls", "image_bytes", "image_base64", "image_base64_str"),
 )
-IMAGE_KEYS = (*_FIRST_KEYS, *_OTHER_KEYS)
+VIDEO_KEYS = ("video", "videos", "video_path", "video_paths", "video_file", "video_files")
+MEDIA_KEYS = {"image": IMAGE_KEYS, "video": VIDEO_KEYS}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DATA_URL = re.compile(r"data:(?P<type>[^,;]*)(?P<options>[^,]*),(?P<data>.*)", re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
@@ -36,30 +37,33 @@ class ImageRule:
     folder: Path
     allow_outside: bool = False
 
-    def resolve(self, image: str, problems: Problems) -> str | bytes:
+    def resolve(self, image: str, problems: Problems, noun: str = "image") -> str | bytes:
         """The path of an image, or its bytes if the text contains them.
 
         Never looks at the disk, so symbolic links may lead anywhere.
+
+        Args:
+          noun: "image" or "video", what it is the file of.
         """
-        if image.startswith("data:") or _is_base64(image):
-            return _decoded(image, problems)
+        if image.startswith("data:") or (noun == "image" and _is_base64(image)):
+            return _decoded(image, problems, noun)
         if _URL.match(image):
             problems.append(
                 (
-                    "image_url",
-                    f"image {short(image)} is a URL, and no URL is fetched while training; download the image and "
+                    f"{noun}_url",
+                    f"{noun} {short(image)} is a URL, and no URL is fetched while training; download the {noun} and "
                     "give its path",
                 )
             )
         elif SURROGATES.search(image):
-            problems.append(("invalid_unicode", f"image {short(image)} holds half of a surrogate pair, no character"))
+            problems.append(("invalid_unicode", f"{noun} {short(image)} holds half of a surrogate pair, no character"))
         elif "\0" in image:
-            problems.append(("image_path", f"image {short(image)} holds a NUL character, which no path can"))
+            problems.append((f"{noun}_path", f"{noun} {short(image)} holds a NUL character, which no path can"))
         elif not self.allow_outside and not self._is_inside(image):
             problems.append(
                 (
-                    "image_outside",
-                    f"image {short(image)} leads out of the image folder {self.folder}; move the image there, set "
+                    f"{noun}_outside",
+                    f"{noun} {short(image)} leads out of the image folder {self.folder}; move the image there, set "
                     "data.image_folder to a folder that holds all images, or set data.allow_outside = True",
                 )
             )
@@ -70,30 +74,35 @@ class ImageRule:
         return os.path.abspath(os.path.join(folder, image)).startswith(folder.rstrip(os.sep) + os.sep)
 
 
-def find_image_key(item: Mapping[str, Any], problems: Problems) -> str | None:
-    """The one key of an item under which it has images; None if it has none."""
-    found = _candidates({key for key in IMAGE_KEYS if not is_empty(item.get(key))})
+def find_key(item: Mapping[str, Any], noun: str, problems: Problems) -> str | None:
+    """The one key of an item under which it has images, or videos; None if it has none.
+
+    Args:
+      noun: "image" or "video".
+    """
+    found = _candidates({key for key in MEDIA_KEYS[noun] if not is_empty(item.get(key))}, noun)
     if len(found) > 1:
         names = " and ".join(f'"{key}"' for key in found)
-        problems.append(("several_image_keys", f"it has images under {names}; keep them under one"))
+        problems.append((f"several_{noun}_keys", f"it has {noun}s under {names}; keep them under one"))
         return None
     return found[0] if found else None
 
 
-def image_columns(columns: Iterable[str], where: str, remedy: str) -> str | None:
-    """The one column of a table that has images; None if it has none.
+def find_column(columns: Iterable[str], noun: str, where: str, remedy: str) -> str | None:
+    """The one column of a table that has images, or videos; None if it has none.
 
     Raises:
       UserError: several columns have one of the names; `where` names the table, `remedy` the way out.
     """
-    found = _candidates(set(columns))
+    found = _candidates(set(columns), noun)
     if len(found) > 1:
-        raise UserError(f"{where}: its columns {', '.join(found)} all have a name of images; {remedy}")
+        raise UserError(f"{where}: its columns {', '.join(found)} all have a name of {noun}s; {remedy}")
     return found[0] if found else None
 
 
-def _candidates(names: set[str]) -> list[str]:
-    return [key for key in _FIRST_KEYS if key in names] or [key for key in _OTHER_KEYS if key in names]
+def _candidates(names: set[str], noun: str) -> list[str]:
+    first = [key for key in (noun, f"{noun}s") if key in names]
+    return first or [key for key in MEDIA_KEYS[noun] if key in names]
 
 
 def is_empty(value: Any) -> bool:
@@ -157,7 +166,7 @@ def _is_base64(text: str) -> bool:
         return False
 
 
-def _decoded(text: str, problems: Problems) -> bytes:
+def _decoded(text: str, problems: Problems, noun: str) -> bytes:
     """The bytes of a data: URL or of base64."""
     kind, data, is_base64 = "base64", text, True
     if text.startswith("data:"):
@@ -169,8 +178,8 @@ def _decoded(text: str, problems: Problems) -> bytes:
             base64.b64decode("".join(data.split()), validate=True) if is_base64 else urllib.parse.unquote_to_bytes(data)
         )
     except (binascii.Error, ValueError) as error:
-        problems.append(("image_base64", f"image {short(text)} is {kind} that cannot be decoded ({error})"))
+        problems.append((f"{noun}_base64", f"{noun} {short(text)} is {kind} that cannot be decoded ({error})"))
         return b""
-    if not starts_like_an_image(found):
+    if noun == "image" and not starts_like_an_image(found):
         problems.append(("image_base64", f"image {short(text)} is {kind}, and its bytes are not those of an image"))
     return found

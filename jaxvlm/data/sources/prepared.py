@@ -1,7 +1,8 @@
 """Folders of prepared records: ArrayRecord shards with the images inside, and a card that describes them.
 
     card.json                            {"version": 1, "shards": [{"name", "records", "bytes", "blake2b"}, ...], ...}
-    part-00000-of-00008.array_record     each entry msgpack of {id, turns, images, origin, group, rejected}
+    part-00000-of-00008.array_record     each entry msgpack of {id, turns, images, origin, group, rejected}; an image
+                                         is the bytes of a file, a video {"frames": [bytes, ...], "fps"}
 
 They contain no code: msgpack has numbers, texts, bytes, lists and maps. A folder on an object store (gs://...) is
 copied to this machine once, into JAXVLM_CACHE (~/.cache/jaxvlm), and read there.
@@ -29,6 +30,7 @@ from jaxvlm.data.records import Record, RecordError, Turn, answer_by_answer
 from jaxvlm.data.sources.items import hash_texts
 from jaxvlm.errors import UserError, listed, on_a_line
 from jaxvlm.files import cache_folder, replace_text
+from jaxvlm.media import Medium, Video
 
 CARD = "card.json"
 VERSION = 1
@@ -172,8 +174,6 @@ def _write(path: Path, records: Iterable[Record]) -> int:
     count = 0
     try:
         for record in records:
-            if not all(isinstance(image, bytes) for image in record.images):
-                raise ValueError(f"{record.origin}: a prepared record holds its images as bytes, found a path")
             writer.write(_pack(record))
             count += 1
     finally:
@@ -186,7 +186,7 @@ def _pack(record: Record) -> bytes:
         "id": record.id,
         # The weight only where it is another than 1: records without weights keep their bytes.
         "turns": [[t.role, t.text, *([t.weight] if t.weight != 1 else [])] for t in record.turns],
-        "images": list(record.images),
+        "images": [_packed(medium, record.origin) for medium in record.images],
         "origin": record.origin,
         "group": record.group,
         "rejected": record.rejected,
@@ -201,12 +201,32 @@ def _unpack(data: bytes) -> Record:
     turns = tuple(Turn(role, text, *map(float, weight)) for role, text, *weight in fields["turns"])
     id, origin, group, rejected = (fields[name] for name in ("id", "origin", "group", "rejected"))
     continues = bool(fields.get("continues"))  # older files have none
-    record = Record(id, turns, tuple(fields["images"]), origin, group, rejected, continues)
+    media = tuple(map(_unpacked, fields["images"]))
+    record = Record(id, turns, media, origin, group, rejected, continues)
     texts = [record.id, record.origin, record.group, record.rejected]
     texts.extend(text for turn in turns for text in (turn.role, turn.text))
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(image, bytes) for image in record.images):
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("a field is of another type")
     return record
+
+
+def _packed(medium: Medium, origin: str) -> bytes | dict[str, Any]:
+    if isinstance(medium, bytes):
+        return medium
+    frames = medium.source if isinstance(medium, Video) else ()
+    if isinstance(medium, Video) and isinstance(frames, tuple) and all(isinstance(frame, bytes) for frame in frames):
+        return {"frames": list(frames), "fps": medium.fps}
+    raise ValueError(f"{origin}: a prepared record holds its images as bytes and its videos as frames, found a path")
+
+
+def _unpacked(medium: Any) -> Medium:
+    """A medium that `_packed` returned; raises some exception if it is none."""
+    if isinstance(medium, bytes):
+        return medium
+    video = Video(tuple(medium["frames"]), float(medium["fps"]))
+    if not all(isinstance(frame, bytes) for frame in video.source) or not video.fps > 0:
+        raise ValueError("a video is no list of frames")
+    return video
 
 
 def _is_shard(shard: Any) -> bool:

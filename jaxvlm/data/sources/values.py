@@ -7,23 +7,29 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from jaxvlm.data.records import IMAGE
+from jaxvlm.data.records import IMAGE, VIDEO
 
 Problems = list[tuple[str, str]]  # (reason, what is wrong)
 
 
-# Placeholders of media that other trainers read; "<image>" is ours.
+# Placeholders of media that other trainers read; "<image>" is ours, and "<video>" in a record that has a video.
 _FOREIGN = re.compile(
     r"<(?:video|audio|Image|ImageHere)>|<\|(?:image|video|audio|image_pad|video_pad)\|>|\[IMG\]"
     r"|<(?:image|Image)[ _-]?\d+>|<img>[^<\n]*</img>"
 )
 
 
-def foreign_placeholders(questions: Iterable[str]) -> set[str]:
-    """A note for each kind of placeholder of others in questions: here it is text, and stands for nothing."""
+def foreign_placeholders(questions: Iterable[str], *, videos: bool) -> set[str]:
+    """A note for each kind of placeholder in questions that is text here, and stands for nothing.
+
+    Args:
+      videos: whether the record has a video, so that `VIDEO` stands for one.
+    """
     found = {match for text in questions for match in _FOREIGN.findall(text)}
     general = {re.sub(r"\d+>", "N>", re.sub("<img>.*</img>", "<img>...</img>", match)) for match in found}
-    return {f'"{match}" in a question is text and stands for nothing; {IMAGE} stands for an image' for match in general}
+    notes = {f'"{match}" in a question is text and stands for nothing; ': match for match in general}
+    others = {f"{note}{IMAGE} stands for an image" for note, match in notes.items() if match != VIDEO}
+    return others | {f"{note}the record has no video" for note, match in notes.items() if match == VIDEO and not videos}
 
 
 def kind(value: Any) -> str:

@@ -6,18 +6,21 @@ import datetime
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.records import IMAGE, VIDEO, Record, RecordError, Turn, has_videos, split_media
 from jaxvlm.data.text.templates import OWN_TEMPLATE, TEMPLATES, Draft, place_images
 from jaxvlm.errors import UserError
 
 # Code points that no record contains, see turns.py.
 _BREAK = "\ufdd1"  # inserted into the spelling of a control token while the chat template is rendered
 _CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
+# A piece of a message: a text, or the part of an image or a video as the template gets it.
+Piece = str | dict[str, str]
+_PARTS: dict[str, dict[str, str]] = {IMAGE: {"type": "image"}, VIDEO: {"type": "video"}}
 _SLOT, _SLOT_END = "\ufdd2", "\ufdd3"  # enclose a turn's number: a slot for its text in a rendered template
 
 
@@ -33,14 +36,23 @@ class ChatScript:
     record itself is rendered turn by turn.
     """
 
-    def __init__(self, system: str | None, tokenizer: Any, marks: dict[str, str], image_mark: str, date: str = ""):
+    def __init__(
+        self,
+        system: str | None,
+        tokenizer: Any,
+        marks: dict[str, str],
+        media_marks: Mapping[str, str],
+        media_spellings: Mapping[str, str],
+        date: str = "",
+    ):
         """Prepares the template; `probe` has to follow.
 
         Args:
           system: system message of records that have none; None: none is passed to the template.
           tokenizer: with a chat template.
           marks: spelling of each control token -> its mark.
-          image_mark: stands for an image.
+          media_marks: placeholder (`IMAGE`, `VIDEO`) -> the mark that stands for a medium.
+          media_spellings: placeholder -> the spelling of the tokenizer's own token for it.
           date: "2026-11-27", written by templates that ask for the time; "": they write the time of the render.
         """
         if not tokenizer.chat_template:
@@ -51,7 +63,8 @@ class ChatScript:
         self._system = system
         self._tokenizer = tokenizer
         self._marks, self._all_marks = marks, tuple(marks.values())
-        self._image_mark = image_mark
+        self._media_marks, self._media_spellings = media_marks, media_spellings
+        self._keeps_places = False  # whether a single image or video stays where it stands in the text
         self._control = any_of(marks)
         try:
             chat_template = tokenizer.get_chat_template()
@@ -75,8 +88,11 @@ class ChatScript:
             was given, or its output cannot be split into turns.
         """
         self._as_parts = self._find_parts()
+        if self._writes_own_media(self._as_parts):
+            self._as_parts |= {"user"}
+            self._keeps_places = True
         if "user" in self._as_parts:
-            self._mark_images()
+            self._mark_media()
         turns = (Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "more"))
         probe = Record(id="probe", turns=turns, images=(), origin="a probe of two rounds")
         draft = Draft()
@@ -151,9 +167,26 @@ class ChatScript:
             "(config.data.template)" + ("" if roles != ["system"] else ", or no system message (config.data.system)")
         )
 
-    def _mark_images(self) -> None:
-        """Lets the template's own "<image>", which it writes for an image part, stand for the image."""
-        self._marks = {**self._marks, IMAGE: self._image_mark}
+    def _writes_own_media(self, as_parts: frozenset[str]) -> bool:
+        """Whether the template writes an image part with the tokenizer's own token, as Qwen's "<|image_pad|>".
+
+        Such a template may take texts as well, but only for a part it writes the tokens around the image.
+        """
+        token = self._media_spellings[IMAGE]
+        if token == IMAGE:
+            return False
+        self._as_parts = as_parts | {"user"}
+        try:
+            text = self._render([self._message("user", [_PARTS[IMAGE], "probe of the user"])])
+        except (jinja2.TemplateError, TypeError):  # it takes only texts
+            text = ""
+        self._as_parts = as_parts
+        return token in text and "probe of the user" in text
+
+    def _mark_media(self) -> None:
+        """Lets what the template writes for an image or a video part, such as "<image>", stand for the medium."""
+        for placeholder, mark in self._media_marks.items():
+            self._marks = {**self._marks, placeholder: mark, self._media_spellings[placeholder]: mark}
         self._control = any_of(self._marks)
 
     def write(self, draft: Draft, record: Record) -> None:
@@ -162,10 +195,11 @@ class ChatScript:
         Raises:
           RecordError: the chat template refuses the record, drops a text of it, or changes the text of earlier turns.
         """
-        contents = [self._pieces(turn) for turn in record.turns]
+        videos = has_videos(record.images)
+        contents = [self._pieces(turn, videos=videos) for turn in record.turns]
         texts = self._filled_in(record, contents)
         if texts is None:
-            steps = self._by_steps(record, [[p and self._escaped(p) for p in pieces] for pieces in contents])
+            steps = self._by_steps(record, _changed(contents, self._escaped))
             texts = [self._marked(text) for text in steps]
             self._check_comes_through(draft, record, contents, "".join(texts))
         answers = [turn for turn in record.turns if turn.role == "assistant"]
@@ -184,24 +218,24 @@ class ChatScript:
                 draft.answer("", supervised, "", answer.weight)
             draft.text(text[len(supervised) :])
 
-    def _pieces(self, turn: Turn) -> list[str | None]:
-        """The texts of a turn, and None for each image between them if the template takes parts."""
+    def _pieces(self, turn: Turn, *, videos: bool) -> list[Piece]:
+        """The texts of a turn, and the parts of the media between them if the template takes parts."""
         if turn.role != "user":
             return [turn.text]
-        text = place_images(turn.text)
+        text = turn.text if self._keeps_places else place_images(turn.text, videos=videos)
+        split = split_media(text, videos=videos)
         if "user" not in self._as_parts:
-            return [text.replace(IMAGE, self._image_mark)]
-        pieces: list[str | None] = []
-        for number, piece in enumerate(text.split(IMAGE)):
-            if number:
-                pieces.append(None)
-                piece = piece.removeprefix("\n")  # the template writes its own
-            pieces += [piece] if piece else []
+            split[1::2] = [self._media_marks[placeholder] for placeholder in split[1::2]]
+            return ["".join(split)]
+        pieces: list[Piece] = [split[0]] if split[0] else []
+        for placeholder, piece in zip(split[1::2], split[2::2], strict=True):
+            piece = piece.removeprefix("\n")  # it separates a placeholder from the text; the template writes its own
+            pieces += [_PARTS[placeholder], piece] if piece else [_PARTS[placeholder]]
         return pieces
 
-    def _filled_in(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[str] | None:
+    def _filled_in(self, record: Record, contents: Sequence[Sequence[Piece]]) -> list[str] | None:
         """The text that each turn adds, from the form of its roles; None if the template writes something else."""
-        messages = self._messages(record, [[p and self._escaped(p) for p in pieces] for pieces in contents])
+        messages = self._messages(record, _changed(contents, self._escaped))
         try:
             forms = self._forms_for(record, contents)
             whole = self._rendered(messages, "", record, add_generation_prompt=messages[-1]["role"] == "user")
@@ -209,26 +243,26 @@ class ChatScript:
             return None  # rendering turn by turn then reports the turn that the template refuses
         if forms is None:
             return None
-        flat = [piece for pieces in contents for piece in pieces if piece is not None]
+        flat = [piece for pieces in contents for piece in pieces if isinstance(piece, str) and piece]
         texts = [form.format(*flat) for form in forms]
         return texts if "".join(texts) == self._marked(whole) else None
 
-    def _forms_for(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[str] | None:
-        images = tuple(tuple(piece is None for piece in pieces) for pieces in contents)
-        key = (tuple(turn.role for turn in record.turns), images)
+    def _forms_for(self, record: Record, contents: Sequence[Sequence[Piece]]) -> list[str] | None:
+        kinds = tuple(tuple("" if isinstance(p, str) else p["type"] for p in pieces) for pieces in contents)
+        key = (tuple(turn.role for turn in record.turns), kinds)
         if key not in self._forms:
             numbers = itertools.count()
-            slots = [[p and f"{_SLOT}{next(numbers)}{_SLOT_END}" for p in pieces] for pieces in contents]
+            slots = _changed(contents, lambda _: f"{_SLOT}{next(numbers)}{_SLOT_END}")
             texts = [self._marked(text) for text in self._by_steps(record, slots)]
             escaped = (text.replace("{", "{{").replace("}", "}}") for text in texts)
             whole = "".join(texts)
-            complete = all(piece is None or whole.count(piece) == 1 for pieces in slots for piece in pieces)
+            complete = all(whole.count(p) == 1 for pieces in slots for p in pieces if isinstance(p, str))
             forms = [text.replace(_SLOT, "{").replace(_SLOT_END, "}") for text in escaped]
             self._forms[key] = forms if complete else None
         return self._forms[key]
 
     def _check_comes_through(
-        self, draft: Draft, record: Record, contents: Sequence[Sequence[str | None]], text: str
+        self, draft: Draft, record: Record, contents: Sequence[Sequence[Piece]], text: str
     ) -> None:
         """Raises `RecordError` if the template drops text of the record; notes answers that it changes.
 
@@ -236,13 +270,13 @@ class ChatScript:
         """
         squeezed = "".join(text.split())
         for number, (turn, pieces) in enumerate(zip(record.turns, contents, strict=True)):
-            if all(piece is None or "".join(piece.split()) in squeezed for piece in pieces):
+            if all("".join(piece.split()) in squeezed for piece in pieces if isinstance(piece, str)):
                 continue
             if turn.role != "assistant":
                 raise self._error(record, f"message {number} ({turn.role}) does not come through unchanged")
             draft.notes.add("answer that the chat template changes")
 
-    def _by_steps(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[str]:
+    def _by_steps(self, record: Record, contents: Sequence[Sequence[Piece]]) -> list[str]:
         """The text that each turn adds; the header before an answer belongs to the user turn before it."""
         messages, texts, done = self._messages(record, contents), [], ""
         for count in range(1, len(messages) + 1):
@@ -253,16 +287,16 @@ class ChatScript:
                 done = text
         return texts
 
-    def _messages(self, record: Record, contents: Sequence[Sequence[str | None]]) -> list[dict[str, Any]]:
+    def _messages(self, record: Record, contents: Sequence[Sequence[Piece]]) -> list[dict[str, Any]]:
         messages = [self._message(turn.role, pieces) for turn, pieces in zip(record.turns, contents, strict=True)]
         if self._system is not None and messages[0]["role"] != "system":
             messages.insert(0, self._message("system", [self._escaped(self._system)]))
         return messages
 
-    def _message(self, role: str, pieces: Sequence[str | None]) -> dict[str, Any]:
+    def _message(self, role: str, pieces: Sequence[Piece]) -> dict[str, Any]:
         if role not in self._as_parts:
-            return {"role": role, "content": "".join(piece or "" for piece in pieces)}
-        parts = [{"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in pieces]
+            return {"role": role, "content": "".join(piece for piece in pieces if isinstance(piece, str))}
+        parts = [{"type": "text", "text": piece} if isinstance(piece, str) else piece for piece in pieces]
         return {"role": role, "content": parts}
 
     def _escaped(self, text: str) -> str:
@@ -295,6 +329,11 @@ class ChatScript:
             origin=record.origin,
             reason="chat_template",
         )
+
+
+def _changed(contents: Sequence[Sequence[Piece]], change: Callable[[str], str]) -> list[list[Piece]]:
+    """The pieces of messages with each text that is not empty changed."""
+    return [[change(p) if isinstance(p, str) and p else p for p in pieces] for pieces in contents]
 
 
 def any_of(spellings: Iterable[str]) -> re.Pattern:

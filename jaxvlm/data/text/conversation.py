@@ -12,6 +12,8 @@ Rules:
     character of supervised text is supervised.
   * In a user turn with one image, the image moves to the front: `<image>`, a newline, and the stripped text (LLaVA).
     In a turn with several images they keep their places, because the text around them refers to them (LLaVA-NeXT).
+    Videos and `<video>` are treated alike, in a record that has a video.
+  * With a chat template that writes images with a token of its own, such as Qwen's, all media keep their places.
   * `<image>` in any other role, and any spelling of a control token (`</s>`) in any text, is plain text.
   * The ids of a prompt are a prefix of the ids that are trained on.
 """
@@ -22,17 +24,18 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from tokenizers import Encoding
 
-from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
+from jaxvlm.data.records import IMAGE, VIDEO, Record, RecordError, Turn, has_videos, placeholder_of
 from jaxvlm.data.sample import Sample
 from jaxvlm.data.text.chat_script import ChatScript, any_of
-from jaxvlm.data.text.marks import adds_bos, control_spellings, marked_backend
+from jaxvlm.data.text.marks import MediaToken, adds_bos, control_spellings, marked_backend
 from jaxvlm.data.text.templates import ANSWERS, OWN_TEMPLATE, Draft, Template, TemplateScript, find_template
+from jaxvlm.data.text.tokenizer import media_tokens
 from jaxvlm.data.text.turns import check_turns
 from jaxvlm.errors import UserError
 
@@ -69,7 +72,7 @@ class Renderer:
         Args:
           tokenizer: a fast tokenizer of transformers.
           template: a name in `TEMPLATES`, "tokenizer" for the tokenizer's own chat template, or a `Template`.
-          image_token_id: the id of an image placeholder.
+          image_token_id: the id of an image placeholder; that of a video is found by `media_tokens`.
           system: system message of records that have none. None: the template's own; "": none at all (the
             tokenizer's own template then gets an empty message).
           answers: which answers of a conversation are supervised: "all", or only the "last".
@@ -100,38 +103,46 @@ class Renderer:
         self.takes_documents = isinstance(template, Template) and template.documents
 
         written = tokenizer.backend_tokenizer.to_str()
-        inputs = [written, tokenizer.chat_template, repr(template), image_token_id, system, answers, control_tokens]
+        media = media_tokens(tokenizer, image_token_id)
+        inputs = [written, tokenizer.chat_template, repr(template), media, system, answers, control_tokens]
         if "strftime_now" in str(tokenizer.chat_template):
             inputs.append(date)
         self._fingerprint = hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
-        marks = self._mark_control_tokens(json.loads(written), template, image_token_id, control_tokens)
+        marks = self._mark_control_tokens(json.loads(written), template, media, control_tokens)
+        self._spellings = {placeholder: token.spelling for placeholder, token in media.items()}
         stop_ids = self._find_stop_ids(template, system, marks, date) + _stop_ids(tokenizer, stop_tokens)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
         self.warnings = self._find_warnings()
 
     def _mark_control_tokens(
-        self, state: dict[str, Any], template: str | Template, image_token_id: int, control_tokens: tuple[str, ...]
+        self,
+        state: dict[str, Any],
+        template: str | Template,
+        media: Mapping[str, MediaToken],
+        control_tokens: tuple[str, ...],
     ) -> dict[str, str]:
         """Makes the copy of the tokenizer from `state`, its backend's JSON. Returns spelling -> mark."""
         tokenizer = self._tokenizer
         spellings = control_spellings(tokenizer, template, state) | _allowed(tokenizer, control_tokens)
-        control_ids = {*spellings.values(), image_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+        control_ids = {*spellings.values(), tokenizer.eos_token_id, tokenizer.bos_token_id}
+        control_ids |= {token.id for token in media.values()}
         control_ids -= {None, tokenizer.unk_token_id}
         # The image's id may be beyond the vocabulary; in the copy it is then the id of another token.
         control_ids = {token for token in control_ids if tokenizer.backend_tokenizer.id_to_token(token) is not None}
-        self._backend, self._image_mark, marks = marked_backend(state, control_ids, image_token_id, spellings)
+        self._backend, self._media_marks, marks = marked_backend(state, control_ids, media, spellings)
         size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         self._is_control = np.zeros(size, bool)
         self._is_control[list(control_ids)] = True
         self._real_id = np.arange(size, dtype=np.int32)
-        self._image_mark_id = self._mark_id(self._image_mark)
-        self._real_id[self._image_mark_id] = image_token_id
+        self._media_ids = {placeholder: self._mark_id(mark) for placeholder, mark in self._media_marks.items()}
+        for placeholder, token in media.items():
+            self._real_id[self._media_ids[placeholder]] = token.id
         for spelling, mark in marks.items():
             self._real_id[self._mark_id(mark)] = spellings[spelling]
 
         self._allowed = {spelling: marks[spelling] for spelling in sorted(control_tokens, key=len, reverse=True)}
         special = {token["content"] for token in state["added_tokens"] if token["special"]}
-        self._spelled_out = any_of(special - {IMAGE, *control_tokens})
+        self._spelled_out = any_of(special - {IMAGE, VIDEO, *control_tokens})
         return marks
 
     def _find_stop_ids(
@@ -181,7 +192,7 @@ class Renderer:
         tokenizer = self._tokenizer
         self._script: TemplateScript | ChatScript
         if not isinstance(template, Template):
-            self._script = ChatScript(system, tokenizer, marks, self._image_mark, date)
+            self._script = ChatScript(system, tokenizer, marks, self._media_marks, self._spellings, date)
             stop_marks = self._script.probe()
             # A tokenizer adds no BOS to a chat template's text. A processor does, if the text begins without one.
             if self._script.takes_images and adds_bos(tokenizer) and not self._script.begins_with(tokenizer.bos_token):
@@ -267,7 +278,7 @@ class Renderer:
         chunk, start, stop, own_start, own_stop, weight = next(spans)
         for index, parts in enumerate(draft.chunks):
             if index:
-                ids.append(self._image_mark_id)
+                ids.append(self._media_ids[draft.media[index - 1]])
             encoding = self._backend.encode("".join(parts), add_special_tokens=False)
             while chunk == index:
                 own_begin, own_end = _token_range(encoding, own_start, own_stop)
@@ -287,16 +298,25 @@ class Renderer:
             loss_weights[begin:end] = weight
         if self._is_control[raw].any():
             raw, loss_weights = self._spell_out(raw, loss_weights)
-        is_image = raw == self._image_mark_id
-        if np.count_nonzero(is_image) != len(record.images):
-            raise RecordError(
-                f"{record.origin}: the chat template wrote {np.count_nonzero(is_image)} placeholders for "
-                f"{len(record.images)} images; use another template (config.data.template)",
-                origin=record.origin,
-                reason="chat_template",
-            )
+        is_image = np.isin(raw, list(self._media_ids.values()))
+        self._check_media(record, raw[is_image].tolist())
         notes = frozenset(draft.notes)
         return Sample(tokens=self._real_id[raw], loss_weights=loss_weights, is_image=is_image, notes=notes)
+
+    def _check_media(self, record: Record, found: list[int]) -> None:
+        """Raises `RecordError` unless the ids of marks are those of the record's images and videos, in their order."""
+        if found == [self._media_ids[placeholder_of(medium)] for medium in record.images]:
+            return
+        if len(found) != len(record.images):
+            what = "images and videos" if has_videos(record.images) else "images"
+            finding = f"wrote {len(found)} placeholders for {len(record.images)} {what}"
+        else:
+            finding = "writes its images and videos in another order than the record"
+        raise RecordError(
+            f"{record.origin}: the chat template {finding}; use another template (config.data.template)",
+            origin=record.origin,
+            reason="chat_template",
+        )
 
     def _with_allowed(self, record: Record) -> Record:
         """The record with the marks of allowed control tokens in place of their spellings."""
@@ -327,7 +347,7 @@ class Renderer:
 def _allowed(tokenizer: Any, control_tokens: tuple[str, ...]) -> dict[str, int]:
     """Spelling -> id of the control tokens that records may contain."""
     ids = {spelling: tokenizer.backend_tokenizer.token_to_id(spelling) for spelling in control_tokens}
-    wrong = [spelling for spelling, token in ids.items() if token is None or not spelling or spelling == IMAGE]
+    wrong = [spelling for spelling, token in ids.items() if token is None or not spelling or spelling in (IMAGE, VIDEO)]
     if wrong:
         raise UserError(
             f"data.control_tokens has {', '.join(map(repr, wrong))}: give tokens that {tokenizer.name_or_path!r} has, "

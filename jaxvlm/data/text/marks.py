@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
-from jaxvlm.data.records import IMAGE
 from jaxvlm.data.text.templates import Template
 from jaxvlm.errors import UserError
 
 _MARK = "\ufdd0"  # followed by a private-use character, it is the mark of one control token
 _PRIVATE_USE = 0xF0000  # the first code point of Unicode's largest private-use plane
+
+
+class MediaToken(NamedTuple):
+    """The token of the placeholders of images, or of videos."""
+
+    id: int
+    spelling: str  # as a chat template writes it; the placeholder itself if the tokenizer has no token of that kind
 
 
 def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> dict[str, int]:
@@ -45,15 +52,18 @@ def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> 
 
 
 def marked_backend(
-    state: dict, control_ids: set[int], image_token_id: int, spellings: dict[str, int]
-) -> tuple[Tokenizer, str, dict[str, str]]:
+    state: dict, control_ids: set[int], media: Mapping[str, MediaToken], spellings: dict[str, int]
+) -> tuple[Tokenizer, dict[str, str], dict[str, str]]:
     """Makes a tokenizer that treats control tokens as plain text, with a mark to use in place of each.
 
     A mark is an added token with the white space rules of the token that it replaces. So the text after it is
     tokenized as after that token (only old Llama tokenizers put a space before "USER" after "</s>").
 
+    Args:
+      media: placeholder (`IMAGE`, `VIDEO`) -> its token.
+
     Returns:
-      The tokenizer, its mark for an image, and its mark for each spelling.
+      The tokenizer, its mark for each placeholder, and its mark for each spelling.
     """
     flags = {token["id"]: token for token in state["added_tokens"]}
     for token in state["added_tokens"]:
@@ -61,8 +71,8 @@ def marked_backend(
     backend = Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
     backend.encode_special_tokens = True  # tells the package tokenizers to split special tokens as text
 
-    marks = [_MARK + chr(_PRIVATE_USE + index) for index in range(1 + len(spellings))]
-    ids = [image_token_id, *spellings.values()]
+    ids = [*(token.id for token in media.values()), *spellings.values()]
+    marks = [_MARK + chr(_PRIVATE_USE + index) for index in range(len(ids))]
     backend.add_tokens(
         [
             AddedToken(
@@ -75,12 +85,13 @@ def marked_backend(
             for mark, token in zip(marks, ids, strict=True)
         ]
     )
-    own = dict(zip(spellings, marks[1:], strict=True))
-    if (
-        spellings.get(IMAGE) == image_token_id
-    ):  # the chat template writes this token; an end token with the image's id keeps its own mark
-        own[IMAGE] = marks[0]
-    return backend, marks[0], own
+    own = dict(zip(spellings, marks[len(media) :], strict=True))
+    media_marks = dict(zip(media, marks, strict=False))
+    for placeholder, token in media.items():
+        # The chat template writes this token; an end token with the image's id keeps its own mark.
+        if spellings.get(token.spelling) == token.id:
+            own[token.spelling] = media_marks[placeholder]
+    return backend, media_marks, own
 
 
 def adds_bos(tokenizer: Any) -> bool:

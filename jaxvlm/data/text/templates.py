@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from jaxvlm.data.records import IMAGE, Record, Turn
+from jaxvlm.data.records import Record, Turn, has_videos, split_media
 from jaxvlm.errors import UserError
 
 
@@ -96,20 +96,26 @@ def find_template(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def place_images(text: str) -> str:
-    """Moves a single placeholder to the front of user text: "Who?\\n<image>" becomes "<image>\\nWho?"."""
-    rest = text.replace(IMAGE, "")
-    if text.count(IMAGE) != 1 or IMAGE in rest:  # removing the inner one of "<<image>image>" would leave another
+def place_images(text: str, *, videos: bool = False) -> str:
+    """Moves a single placeholder to the front of user text: "Who?\\n<image>" becomes "<image>\\nWho?".
+
+    Args:
+      videos: as in `split_media`.
+    """
+    pieces = split_media(text, videos=videos)
+    rest = "".join(pieces[::2])
+    if len(pieces) != 3 or len(split_media(rest, videos=videos)) > 1:  # "<<image>image>" would leave another
         return text
-    return f"{IMAGE}\n{rest.strip()}".strip()
+    return f"{pieces[1]}\n{rest.strip()}".strip()
 
 
 class Draft:
-    """A conversation while it is being written: its text, split at images, and which characters are supervised.
+    """A conversation while it is being written: its text, split at media, and which characters are supervised.
 
     Attributes:
       notes: what a template does with the record that its author may not expect.
-      chunks: the pieces of text before, between and after the images.
+      chunks: the pieces of text before, between and after the media.
+      media: the placeholder between each piece and the next.
       spans: for each answer, in order, (chunk, start, stop, own start, own stop, weight): its chunk, the range of its
         supervised characters, the range of those that come from the record, and their weight in the loss. Ranges count
         characters of the chunk.
@@ -117,6 +123,7 @@ class Draft:
 
     def __init__(self) -> None:
         self.chunks: list[list[str]] = [[]]
+        self.media: list[str] = []
         self.spans: list[tuple[int, int, int, int, int, float]] = []
         self.notes: set[str] = set()
         self._length = 0  # of the last chunk, in characters
@@ -132,8 +139,9 @@ class Draft:
         self.text(f"{before}{answer}{after}")
         self.spans.append((len(self.chunks) - 1, start, self._length, own, own + len(answer), weight))
 
-    def image(self) -> None:
-        """Adds an image."""
+    def medium(self, placeholder: str) -> None:
+        """Adds an image or a video."""
+        self.media.append(placeholder)
         self.chunks.append([])
         self._length = 0
 
@@ -168,20 +176,21 @@ class TemplateScript:
         """Writes a record that has passed `turns.check_turns`."""
         template = self._template
         system, turns = split_system(record.turns, self._system)
+        videos = has_videos(record.images)
         opening = f"{self._before_system}{system}{self._after_system}" if system else self._bare_opening
         if template.captions or template.documents:
             opening = ""
         for turn in turns:
             if turn.role == "user":
-                parts = place_images(turn.text).split(IMAGE)
+                parts = split_media(place_images(turn.text, videos=videos), videos=videos)
                 if template.captions:
-                    parts = [""] * len(parts)
+                    parts[::2] = [""] * len(parts[::2])
                 parts[0] = opening + parts[0]
                 parts[-1] += self._ask
                 opening = self._following
-                for index, text in enumerate(parts):
-                    if index:
-                        draft.image()
+                draft.text(parts[0])
+                for placeholder, text in zip(parts[1::2], parts[2::2], strict=True):
+                    draft.medium(placeholder)
                     draft.text(text)
             else:
                 after = "" if record.continues else self.after_answer

@@ -11,8 +11,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from jaxvlm.config import TokenizerConfig
-from jaxvlm.data.records import IMAGE, Record, RecordError
+from jaxvlm.data.records import IMAGE, VIDEO, Record, RecordError
 from jaxvlm.data.text.gguf_tokenizer import gguf_tokenizer
+from jaxvlm.data.text.marks import MediaToken
 from jaxvlm.data.text.sentencepiece_tokenizer import convert
 from jaxvlm.data.text.templates import TEMPLATES, Draft, TemplateScript
 from jaxvlm.data.text.turns import check_turns
@@ -21,6 +22,9 @@ from jaxvlm.errors import UserError
 # Llama's order, so that ids 0 to 2 mean what they mean there.
 _SPECIALS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # for characters that are not in the training text
+# How a tokenizer names its token of a placeholder, and spellings of those that do not name it.
+_NAMES = {IMAGE: "image_token", VIDEO: "video_token"}
+_SPELLINGS = {IMAGE: (IMAGE, "<|image_pad|>"), VIDEO: (VIDEO, "<|video_pad|>")}
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -63,18 +67,39 @@ def load_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) 
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the id for positions of image features: that of "<image>", else of <unk>, padding or the end token.
+    """Returns the id for positions of image features: that of its image token, else of <unk>, padding or the end token.
 
+    The image token is the one that the tokenizer names `image_token`, else "<image>", else Qwen's "<|image_pad|>".
     The model overwrites the embedding at these positions, so any id works.
 
     Raises:
       UserError: the tokenizer has none of these tokens.
     """
-    found = tokenizer.get_vocab().get(IMAGE)
+    spelling = _spelling(tokenizer, IMAGE)
+    found = tokenizer.get_vocab()[spelling] if spelling else None
     for id in (found, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id):
         if id is not None:
             return id
     raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no {IMAGE}, unk, pad or eos token; add {IMAGE} to it")
+
+
+def media_tokens(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> dict[str, MediaToken]:
+    """The tokens of image and video placeholders; without a video token, videos have the id of images.
+
+    The video token is the one that the tokenizer names `video_token`, else "<video>", else Qwen's "<|video_pad|>".
+    """
+    image, video = (_spelling(tokenizer, placeholder) for placeholder in (IMAGE, VIDEO))
+    return {
+        IMAGE: MediaToken(image_token_id, image or IMAGE),
+        VIDEO: MediaToken(tokenizer.get_vocab()[video] if video else image_token_id, video or VIDEO),
+    }
+
+
+def _spelling(tokenizer: PreTrainedTokenizerBase, placeholder: str) -> str | None:
+    """The spelling of the tokenizer's own token for a placeholder; None: it has none."""
+    vocab = tokenizer.get_vocab()
+    named = getattr(tokenizer, _NAMES[placeholder], None)
+    return next((s for s in (named, *_SPELLINGS[placeholder]) if isinstance(s, str) and s in vocab), None)
 
 
 def training_texts(records: Iterable[Record], template: str, system: str | None = None) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from jaxvlm.data.records import IMAGE, Record, RecordError
+from jaxvlm.data.records import IMAGE, VIDEO, Record, RecordError, has_videos, placeholder_of, placeholders
 
 MAX_CHARACTERS = 2**22  # per record; a tokenizer takes 200 bytes of memory and one microsecond per character
 # Unicode reserves U+FDD0 to U+FDEF as noncharacters. `check_turns` refuses them, so that no record can contain our
@@ -30,7 +30,7 @@ def drop_last_question(record: Record) -> Record:
     turns = record.turns
     if len(turns) < 2 or turns[-1].role != "user" or turns[-2].role != "assistant":
         return record
-    images = len(record.images) - turns[-1].text.count(IMAGE)
+    images = len(record.images) - len(placeholders(turns[-1:], videos=has_videos(record.images)))
     return dataclasses.replace(record, turns=turns[:-1], images=record.images[: max(0, images)])
 
 
@@ -80,18 +80,29 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         problems.append(("not_a_document", problem))
     if (captions or documents) and len(turns) - first > (2 if last == "assistant" else 1):
         problems.append(("rounds", f"a caption template takes one round, found {len(turns) - first} turns; split them"))
-    placeholders = sum(turn.text.count(IMAGE) for turn in turns if turn.role == "user")
-    if placeholders != len(record.images):
-        problems.append(
-            (
-                "image_count",
-                f"user turns contain {placeholders} {IMAGE} for {len(record.images)} images; write one {IMAGE} each",
-            )
-        )
+    problems += _media_problems(record)
     if problems:
         raise RecordError(
             f"{record.origin}: " + "; ".join(text for _, text in problems), origin=record.origin, reason=problems[0][0]
         )
+
+
+def _media_problems(record: Record) -> list[tuple[str, str]]:
+    """What is wrong with the placeholders of a record: their number, or the kinds in their order."""
+    videos = has_videos(record.images)
+    found, expected = placeholders(record.turns, videos=videos), [placeholder_of(medium) for medium in record.images]
+    if not videos:
+        problem = f"user turns contain {len(found)} {IMAGE} for {len(expected)} images; write one {IMAGE} each"
+        return [("image_count", problem)] if len(found) != len(expected) else []
+    if sorted(found) != sorted(expected):
+        counts = f"{found.count(IMAGE)} {IMAGE} and {found.count(VIDEO)} {VIDEO}"
+        media = f"{expected.count(IMAGE)} images and {expected.count(VIDEO)} videos"
+        return [("video_count", f"user turns contain {counts} for {media}; write one placeholder each")]
+    wrong = next((number for number, pair in enumerate(zip(found, expected, strict=True)) if len(set(pair)) > 1), None)
+    if wrong is None:
+        return []
+    problem = f"placeholder {wrong} of the user turns is {found[wrong]} and its medium one of {expected[wrong]}"
+    return [("video_order", f"{problem}; the k-th placeholder stands for the k-th medium")]
 
 
 def _remedy_of_empty(record: Record) -> str:

@@ -13,7 +13,7 @@ from jaxvlm.batch import ArraySpec, Images
 from jaxvlm.config import VisionConfig
 from jaxvlm.data.media.images import ASPECTS, MAX_PIXELS, augment, load_image, resized_area
 from jaxvlm.families.llava.config import LlavaConfig, LlavaMedia
-from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Picture, Size
+from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Medium, Picture, Size, Video
 
 
 class ImageSlots(MediaLayout):
@@ -59,8 +59,9 @@ class ImageSlots(MediaLayout):
         """uint8[rows, units, Y, X, 3]."""
         return Images(ArraySpec.of((rows, units, self.image_size, self.image_size, 3), np.uint8))
 
-    def load(self, source: str | bytes, origin: str, *, exact: bool) -> np.ndarray:
+    def load(self, source: Medium, origin: str, *, exact: bool) -> np.ndarray:
         """uint8[Y, X, 3], see `load_image`."""
+        assert not isinstance(source, Video), "`extent` refuses videos"
         return load_image(source, self.image_size, self.aspect, origin, pad_colour=self.pad_colour, exact=exact)
 
     def blank(self, size: Size) -> np.ndarray:
@@ -86,7 +87,7 @@ class ImageSlots(MediaLayout):
         slots = np.asarray(media.pixels[row])
         return [Picture(pixels, slot * P + np.arange(P, dtype=np.int32)) for slot, pixels in enumerate(slots)]
 
-    def store(self, source: str | bytes, origin: str, jpeg: int) -> bytes:
+    def store(self, source: Medium, origin: str, jpeg: int) -> bytes:
         """A PNG or JPEG of the slot's size."""
         pixels = self.load(source, origin, exact=False)
         kept = io.BytesIO()

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxvlm.config import MediaConfig
 from jaxvlm.families.text.config import TextConfig
-from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Picture, Size
+from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Medium, Picture, Size
 
 
 class NoMedia(NamedTuple):
@@ -41,7 +41,7 @@ class TextOnly(MediaLayout):
         """No arrays."""
         return NoMedia()
 
-    def load(self, source: str | bytes, origin: str, *, exact: bool) -> np.ndarray:
+    def load(self, source: Medium, origin: str, *, exact: bool) -> np.ndarray:
         """Is never called, since `measure` refuses every image."""
         raise NotImplementedError
 
@@ -61,7 +61,7 @@ class TextOnly(MediaLayout):
         """No pictures."""
         return []
 
-    def store(self, source: str | bytes, origin: str, jpeg: int) -> bytes:
+    def store(self, source: Medium, origin: str, jpeg: int) -> bytes:
         """Is never called."""
         raise NotImplementedError
 
