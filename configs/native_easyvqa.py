@@ -84,11 +84,11 @@ def get_config() -> ConfigDict:
         stage.update(eval_every=400, eval_records=200)
     align, finetune = c.stage.align, c.stage.finetune
     align.data.update(source=str(FOLDER / "open.jsonl"), tokens=384)
-    align.data.media.units = 768
+    align.data.media.units = 384
     align.global_batch_size = 4
     align.epochs = 5.0
     finetune.data.update(source=str(FOLDER / "train.jsonl"), tokens=512)
-    finetune.data.media.units = 768
+    finetune.data.media.units = 384
     finetune.optimizer.update(learning_rate=8e-4, schedule="wsd")
     finetune.update(global_batch_size=8, epochs=12.0)
     c.evaluation.source = str(FOLDER / "test.jsonl")

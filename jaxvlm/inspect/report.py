@@ -190,9 +190,9 @@ def _sizes_to_try(tokens: int, units: int, lossless: tuple[int, int] | None) -> 
     longest, most = lossless or (tokens, units)
     lengths = [T for T in _USUAL_TOKENS if longest > T and tokens != T][-6:]
     few = units < 8  # slots, which are tried one by one; patches by eighths
-    steps: tuple[int, ...] = (
-        (units + 1, units - 1, units + 2) if few else (units * 9 // 8, units * 7 // 8, units * 5 // 4)
-    )
+    steps: tuple[int, ...] = (units + 1, units - 1, units + 2)
+    if not few:
+        steps = tuple(units * eighths // 8 for eighths in (4, 6, 7, 9, 10))
     if not units and not most:  # text alone
         steps = ()
     others = sorted({most, *steps} - {units})

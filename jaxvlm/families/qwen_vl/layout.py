@@ -7,6 +7,7 @@ Axis letters:
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import random as python_random
 from collections.abc import Sequence
@@ -17,12 +18,14 @@ from PIL import Image
 
 from jaxvlm.batch import ArraySpec
 from jaxvlm.data.media import images
+from jaxvlm.data.media.video import read_frames, read_video_size
 from jaxvlm.data.records import RecordError
 from jaxvlm.families.qwen_vl.config import QwenVLConfig, QwenVLMedia, VideoConfig
 from jaxvlm.families.qwen_vl.patches import Patches
 from jaxvlm.families.qwen_vl.positions import make_cells, place_cells
 from jaxvlm.families.qwen_vl.resize import FRAME_PAIR, smart_resize
-from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Picture, Size
+from jaxvlm.families.qwen_vl.videos import TIMED_IN_TEXT, resize_frames, sample_frames, time_steps
+from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Medium, Picture, Size, Video
 
 _JPEG_SIDE = 65500  # pixels, libjpeg's limit
 
@@ -34,7 +37,9 @@ class PatchLayout(MediaLayout):
 
     def __init__(self, model: QwenVLConfig, media: QwenVLMedia):
         """Stores what it needs of a recipe."""
-        self.media = media
+        self.media, self.kind = media, model.kind
+        self.tokens_per_second = model.tokens_per_second
+        self.takes_videos = media.video is not None and model.kind != TIMED_IN_TEXT
         self.patch, self.merge, self.window = model.vision.patch_size, model.projector.merge_size, model.vision.window
         self.factor = self.patch * self.merge  # pixels along each side of a token
         self.depth = 1 if media.video is None else FRAME_PAIR  # frames of a patch
@@ -45,13 +50,16 @@ class PatchLayout(MediaLayout):
         self.least_units = self.least_positions * self.merge**2
 
     def settings(self) -> dict[str, Any]:
-        """Limits of the area, and what sides are multiples of."""
-        return {"factor": self.factor, "min_pixels": self.media.min_pixels, "max_pixels": self.media.max_pixels}
+        """Limits of areas and frames, and what sides are multiples of."""
+        limits = {"factor": self.factor, "min_pixels": self.media.min_pixels, "max_pixels": self.media.max_pixels}
+        video = self.media.video
+        return limits | ({} if video is None else {"kind": self.kind, "video": dataclasses.asdict(video)})
 
     def measure(self, size: Size) -> MediaExtent:
         """A position for each token and a unit for each patch; raises if an image is longer than 200:1."""
         rows, columns = self._grid(size)
-        return MediaExtent(rows * columns, rows * columns * self.merge**2)
+        tokens = len(self._steps(size)) * rows * columns
+        return MediaExtent(tokens, tokens * self.merge**2)
 
     def spec(self, rows: int, units: int) -> Patches:
         """Patches of `depth` frames."""
@@ -62,19 +70,36 @@ class PatchLayout(MediaLayout):
             ArraySpec.of((rows, units, 2), np.int32),
         )
 
-    def load(self, source: str | bytes, origin: str, *, exact: bool) -> np.ndarray:
-        """uint8[1, Y, X, 3], the resized image; bit-equal to HF's Qwen2VLImageProcessorPil whether `exact` or not.
+    def load(self, source: Medium, origin: str, *, exact: bool) -> np.ndarray:
+        """uint8[N, Y, X, 3], the resized image or frames; images bit-equal to HF's Qwen2VLImageProcessorPil.
 
-        Pillow chooses which axis it resizes first. A faster resizer that takes the other one is up to 32 levels off.
+        So also where `exact` is false: Pillow chooses which axis it resizes first, and a faster resizer that takes the
+        other one is up to 32 levels off.
         """
+        if isinstance(source, Video):
+            return self._load_video(source, origin)
         image = images.decode(source, origin)
         height, width = self._resized_size(image, origin)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))[None]
 
+    def _load_video(self, source: Video, origin: str) -> np.ndarray:
+        size = read_video_size(source, origin)
+        try:
+            frames, (rows, columns) = self._frames(size), self._grid(size)
+        except MediaError as error:
+            raise RecordError(f"{origin}: {error.problem}", origin, error.reason) from error
+        shape = (columns * self.factor, rows * self.factor)
+
+        def resize(pixels_YXC: np.ndarray) -> np.ndarray:
+            return np.asarray(Image.fromarray(pixels_YXC).resize(shape, Image.Resampling.BICUBIC))
+
+        return read_frames(source, frames, origin, change=resize)
+
     def blank(self, size: Size) -> np.ndarray:
         """The mean colour, about 0 after normalisation."""
         rows, columns = self._grid(size)
-        return np.full((1, rows * self.factor, columns * self.factor, 3), self.mean_colour, np.uint8)
+        frames = len(self._frames(size)) if size.is_video else 1
+        return np.full((frames, rows * self.factor, columns * self.factor, 3), self.mean_colour, np.uint8)
 
     def augment(self, loaded: np.ndarray, random: python_random.Random, *, flip: bool, shift: int) -> np.ndarray:
         """Mirrored and moved, all frames alike, see `images.augment`."""
@@ -101,7 +126,7 @@ class PatchLayout(MediaLayout):
 
     def positions(self, image_index: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:
         """int32[L, 3]: time, row and column, see `place_cells`."""
-        return place_cells(image_index, [make_cells([0], *self._grid(size)) for size in sizes])
+        return place_cells(image_index, [make_cells(self._steps(size), *self._grid(size)) for size in sizes])
 
     def preview(self, media: Patches, row: int) -> list[Picture]:
         """A picture for each frame of the row, rebuilt from its patches; of two frames in a patch, the first."""
@@ -116,12 +141,16 @@ class PatchLayout(MediaLayout):
             pictures.append(Picture(pixels.reshape(rows * patch, columns * patch, 3), groups[raster].astype(np.int32)))
         return pictures
 
-    def store(self, source: str | bytes, origin: str, jpeg: int) -> bytes:
+    def store(self, source: Medium, origin: str, jpeg: int) -> bytes | Video:
         """A PNG or JPEG of the resized image; of the original one if the resized one would be resized again.
 
         The second is so at extreme ratios, and where the limits are close together. Sides beyond what a JPEG can have
         make a PNG.
         """
+        if isinstance(source, Video):
+            raise RecordError(
+                f"{origin}: `prepare` keeps images only; train on videos from their files", origin, "video_not_prepared"
+            )
         image = images.decode(source, origin)
         height, width = self._resized_size(image, origin)
         if self._is_final(height, width):
@@ -151,9 +180,25 @@ class PatchLayout(MediaLayout):
         return found + ([] if self.media.video is None else _video_problems(self.media.video, self.factor**2))
 
     def _grid(self, size: Size) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        height, width = self._target(size.height, size.width)
+        """Rows and columns of tokens, of an image or of each frame."""
+        if size.is_video and self.media.video is not None:
+            taken = len(self._frames(size))
+            height, width = resize_frames(self.kind, self.media.video, taken, size.height, size.width, self.factor)
+        else:
+            height, width = self._target(size.height, size.width)
         return height // self.factor, width // self.factor
+
+    def _frames(self, size: Size) -> np.ndarray:
+        """int64[N], the frames that are taken of a video."""
+        assert self.media.video is not None  # else `extent` has refused it
+        return sample_frames(self.kind, self.media.video, size.frames, size.milliseconds / 1000)
+
+    def _steps(self, size: Size) -> list[int]:
+        """Positions on the time axis, of an image or of each pair of frames."""
+        if not size.is_video:
+            return [0]
+        taken = len(self._frames(size))
+        return time_steps(self.kind, taken, size.milliseconds / 1000, self.tokens_per_second)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         return smart_resize(height, width, self.factor, self.media.min_pixels, self.media.max_pixels)
