@@ -129,7 +129,7 @@ def stage() -> ConfigDict:
     # A LLaVA .json or .jsonl file, "FOLDER/dataset_info.json:NAME" of LLaMA-Factory, "hf:NAME_OR_FOLDER:SPLIT",
     # "tfds:NAME:SPLIT", a folder that `inspect_data prepare` wrote, or "easy_vqa:train".
     c.data.source = ""
-    # Several in place of one: ((source, {"weight": 0.25, "limit": 5000, "image_folder": "..."}), ...); a number alone
+    # Several in place of one: ((source, {"weight": 0.25, "limit": 5000, "boxes": "pixels"}), ...); a number alone
     # is the weight, how often an epoch holds each record of that source.
     c.data.mix = ()
     c.data.image_folder = ""  # what relative image paths are relative to; "": the folder of the file that names them
@@ -140,6 +140,9 @@ def stage() -> ConfigDict:
     c.data.system = placeholder(str)  # None: the template's own system message; "": no message
     c.data.control_tokens = ()  # control tokens that are meant where data spells them, as ("<|box_start|>",)
     c.data.stop_tokens = ()  # tokens that end an answer in addition to the template's and the tokenizer's
+    # In what coordinates the data writes boxes and points (docs/data.md): "pixels" of the image, "thousandths" or
+    # "fractions" of its sides, "resized": pixels of what the model gets. They are rewritten for the model. "": not.
+    c.data.boxes = ""
     c.data.tokens = 2048  # T, of a row
     c.data.media = ConfigDict()  # what images become in a row: the family's own options
     c.data.media.units = 1  # of a row; a unit of LLaVA is an image slot

@@ -135,6 +135,7 @@ class MixConfig:
     weight: float = 1.0  # how often an epoch contains each record: 0.25 a new quarter each epoch, 2.0 all twice
     limit: int | None = None  # use at most that many of its records, a fixed random choice
     image_folder: str | None = None  # in place of the stage's
+    boxes: str | None = None  # in place of the stage's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,7 @@ class DataConfig:
     media: MediaConfig = MediaConfig(0)  # a recipe of text alone has none
     control_tokens: tuple[str, ...] = ()  # runs before this option have none
     stop_tokens: tuple[str, ...] = ()  # the same
+    boxes: str = ""  # the same
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,14 @@ class MediaLayout(abc.ABC):
           MediaError: no row can hold an image of this size.
         """
 
+    def box_space(self, size: Size) -> tuple[int, int] | None:
+        """The width and height to which coordinates in texts count on an image of a size; None: the family has none."""
+        return None
+
+    def resized(self, size: Size) -> tuple[int, int]:
+        """Width and height in pixels of an image of a size as the model gets it; where `box_space` is not None."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def spec(self, rows: int, units: int) -> Any:
         """The struct `Batch.media`: a NamedTuple of `ArraySpec`s, each with `rows` first."""

@@ -28,7 +28,7 @@ model.vision: activation class_token embed_dim feature_layer image_mean image_si
   num_heads num_layers patch_bias patch_size pool pre_norm
 stage.NAME: checkpoint_every compiler_options epochs eval_every eval_records frozen_dtype global_batch_size
   keep_checkpoints log_every micro_batches nonfinite_limit objective on_nonfinite
-stage.NAME.data: allow_outside answers control_tokens heldout image_folder mix on_bad pack source stop_tokens
+stage.NAME.data: allow_outside answers boxes control_tokens heldout image_folder mix on_bad pack source stop_tokens
   system template tokens workers
 stage.NAME.data.augment: flip shift shuffle_turns
 stage.NAME.data.media: aspect units

@@ -24,7 +24,8 @@ from jaxvlm.families.registry import media_layout
 from jaxvlm.files import replace_text
 from jaxvlm.flops import Work
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
-from jaxvlm.inspect.report import make_report, plot_lengths, table, to_json, write_problems
+from jaxvlm.inspect.report import make_report, plot_lengths, to_json, write_problems
+from jaxvlm.inspect.report_table import table
 from jaxvlm.objectives.registry import find_objective
 from jaxvlm.planning.flops import model_flops, total_flops
 from jaxvlm.runs import RunFolder

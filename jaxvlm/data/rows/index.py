@@ -25,9 +25,10 @@ from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 8  # of the checks and the meaning of the columns; a cached index of another version is not used
+_VERSION = 9  # of the checks and the meaning of the columns; a cached index of another version is not used
 _CHUNK = 1000  # records that a worker process inspects at a time
 _NAMED_PROBLEMS = 10
+_OF_BOXES = ("boxes", "boxes_outside")
 PARALLEL = 20_000  # number of records from which worker processes are worth their start-up time
 
 
@@ -45,6 +46,8 @@ class Index:
     shuffles: np.ndarray  # bool[n]
     dropped_answer: np.ndarray  # bool[n]
     dropped_question: np.ndarray  # bool[n]
+    boxes: np.ndarray  # int32[n]
+    boxes_outside: np.ndarray  # int32[n]
     id_hash: np.ndarray  # uint64[n]
     text_hash: np.ndarray  # uint64[n]; of the turns
     image_hash: np.ndarray  # uint64[N]; of the first bytes of an image file and its size in bytes
@@ -205,7 +208,7 @@ def _inspect_chunk(samples: Samples, chunk: Sequence[int]) -> Index:
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(fact, name) for fact in facts], dtype)
 
-    numbers = ("text", "text_to_image", "text_to_answer", "images_to_answer", "supervised", "sides")
+    numbers = ("text", "text_to_image", "text_to_answer", "images_to_answer", "supervised", "sides", *_OF_BOXES)
     return Index(
         **{name: column(name, np.int32) for name in numbers},
         images=np.array([len(fact.image_hashes) for fact in facts], np.int32),

@@ -31,7 +31,7 @@ from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.data.workers import end_with_parent
 from jaxvlm.errors import UserError
-from jaxvlm.media import MediaLayout, describe
+from jaxvlm.media import MediaLayout, Size
 
 _CACHE_BYTES = 2**30  # decoded images are kept in memory if all of them fit into this
 _BATCHES_AHEAD = 4  # training batches built in advance, each by one thread
@@ -221,22 +221,12 @@ class Pipeline:
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
         """Rebuilds this host's share of training batch `number`, counted from 0, and lists the records of each row.
 
-        A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`; a pair gives two, the
-        chosen side first.
+        `Samples.describe` has the form of a record; a pair gives two, the chosen side first.
         """
         source = _BatchSource(self._samples, self._schedule, self._rows, self._seed, *self._process)
         rows = source.rows(number)
-        records = [[found for index in members for found in self._describe(index)] for _, members in rows]
+        records = [[found for index in members for found in self._samples.describe(index)] for _, members in rows]
         return source[number][0], records
-
-    def _describe(self, index: int) -> list[dict[str, Any]]:
-        record = self._samples.record(index)
-        images = [describe(medium) for medium in record.images]
-        conversations = [
-            [[turn.role, turn.text] for turn in segment.turns] for segment in self._samples.segments(record)
-        ]
-        about = {"id": record.id, "origin": record.origin, "images": images}
-        return [about | {"turns": turns} for turns in conversations]
 
     def heldout_batches(self, rows: int, limit: int | None = None) -> Iterator[Batch]:
         """Yields this host's share of batches of held-out records, in the order of the files, without augmentation.
@@ -421,6 +411,13 @@ def check_settings(config: DataConfig, layout: MediaLayout) -> None:
     values["augment.shift"] = config.augment.shift
     problems.extend(f"data.{k} = {v}, expected {least[k]} or more" for k, v in values.items() if v < least[k])
     problems.extend(layout.problems(config.augment.shift))
+    used = {config.boxes, *(options.boxes or "" for _, options in config.mix)} - {""}
+    if used and layout.box_space(Size(64, 64)) is None:
+        problems.append(f'data.boxes = "{min(used)}", expected "": models of this family have no coordinates in texts')
+    elif used and (config.augment.flip or config.augment.shift):
+        problems.append(
+            "data.augment.flip and shift would move images away from the boxes of data.boxes; leave them out"
+        )
     if problems:
         raise UserError("; ".join(problems))
 

@@ -20,9 +20,10 @@ from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
 from jaxvlm.data.sample import Sample
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.data.sources.mix import Mix
+from jaxvlm.data.text.boxes import boxes_of, count_boxes, rewrite, shares
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.turns import drop_last_question, drop_leading_answer
-from jaxvlm.media import MediaLayout, Medium, Size, Video
+from jaxvlm.media import MediaLayout, Medium, Size, Video, describe
 
 # Shuffling the rounds puts other words after the image and at the start, which may take a few tokens more. This many
 # extra tokens are planned for; an order that needs more is not used.
@@ -34,7 +35,9 @@ _DIGESTED_BYTES = 2**14  # hashed per image file, together with its size: a chea
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Facts about a record from the index pass; none of them depends on the model family or on the row size."""
+    """Facts about a record from the index pass; none depends on the row size, nor on the model family, except for
+    texts in which boxes are rewritten.
+    """
 
     text: int = 0  # number of tokens except placeholders
     text_to_image: int = 0  # of these, the tokens before the last placeholder
@@ -45,6 +48,8 @@ class Facts:
     shuffles: bool = False  # its rounds make sense in another order
     dropped_answer: bool = False  # an assistant turn before the first question was dropped
     dropped_question: bool = False  # a user turn after the last answer was dropped
+    boxes: int = 0  # boxes and points in its texts, where `data.boxes` says what they mean
+    boxes_outside: int = 0  # of these, with a corner outside of the image
     id_hash: int = 0  # 64 bits, like the hashes below
     text_hash: int = 0
     image_hashes: tuple[int, ...] = ()
@@ -77,11 +82,32 @@ class Samples:
 
     def record(self, index: int) -> Record:
         """Reads record `index`, without an answer before its first question or a question after its last answer."""
-        return drop_last_question(drop_leading_answer(self.source[index]))
+        record = drop_last_question(drop_leading_answer(self.source[index]))
+        boxes = self.source.boxes(index)
+        if not boxes or not any(boxes_of(record)):
+            return record
+        return rewrite(record, self.sizes_of(index, record), boxes, self.layout)
 
     def segments(self, record: Record) -> tuple[Record, ...]:
         """The conversations of a record, one for each segment of its row: itself, or the two sides of a pair."""
         return sides(record) if self.pairs else (record,)
+
+    def describe(self, index: int) -> list[dict[str, Any]]:
+        """Record `index` for a page, once for each of its segments, ready for JSON.
+
+        Returns:
+          `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`, and with data.boxes "boxes": (number
+          of the image, coordinates as shares of its width and height) of each.
+        """
+        record, found = self.record(index), []
+        images = [describe(medium) for medium in record.images]
+        for segment in self.segments(record):
+            turns = [[turn.role, turn.text] for turn in segment.turns]
+            about: dict[str, Any] = {"id": record.id, "origin": record.origin, "images": images, "turns": turns}
+            if self.source.boxes(index):
+                about["boxes"] = shares(segment, self.sizes_of(index, record), self.layout)
+            found.append(about)
+        return found
 
     def inspect(self, index: int) -> Facts:
         """Checks record `index`: headers and ends of images, turns, length. An image with a valid end is not decoded.
@@ -93,6 +119,10 @@ class Samples:
         asked = drop_leading_answer(original)
         record = drop_last_question(asked)
         sizes = tuple(read_size(image, record.origin) for image in record.images)
+        boxes, outside, coordinates = 0, 0, self.source.boxes(index)
+        if coordinates and any(boxes_of(record)):
+            boxes, outside = count_boxes(record, sizes, coordinates, self.layout)
+            record = rewrite(record, sizes, coordinates, self.layout)
         samples = [self.renderer.render(segment) for segment in self.segments(record)]
         of_samples = [1 + np.flatnonzero(sample.loss_weights[1:]) for sample in samples]
         if not all(map(len, of_samples)):
@@ -111,7 +141,9 @@ class Samples:
             sides=len(samples),
             shuffles=not self.pairs and _shuffles(record),
             dropped_answer=asked is not original,
-            dropped_question=record is not asked,
+            dropped_question=len(record.turns) < len(asked.turns),
+            boxes=boxes,
+            boxes_outside=outside,
             id_hash=id_hash(record.id),
             text_hash=_hash(text.encode()),
             image_hashes=tuple(_image_hash(image) for image in record.images),
@@ -121,7 +153,10 @@ class Samples:
 
     def fingerprint(self) -> str:
         """A hash of everything that `inspect` depends on, except the image files."""
-        inputs = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs])
+        boxes = [part.boxes for part in self.source.parts]
+        # Where boxes are rewritten, the length of a text depends on the layout.
+        of_boxes = [boxes, self.layout.settings()] if any(boxes) else []
+        inputs = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs, *of_boxes])
         return hashlib.blake2b(inputs.encode(), digest_size=16).hexdigest()
 
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
@@ -164,15 +199,15 @@ class Samples:
         fill_row(batch, row, pieces, loaded, self.layout)
         return broken
 
-    def sizes_of(self, index: int) -> list[Size]:
-        """Returns the sizes of the images of record `index`.
+    def sizes_of(self, index: int, record: Record | None = None) -> list[Size]:
+        """Returns the sizes of the images of record `index`; `record` is it, if the caller has read it.
 
         Raises:
           RecordError: a file cannot be read.
         """
         if self.sizes is not None:
             return self.sizes[index]
-        record = self.record(index)
+        record = self.record(index) if record is None else record
         return [read_size(image, record.origin) for image in record.images]
 
     def decodes(self, index: int) -> bool:

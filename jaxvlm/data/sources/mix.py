@@ -11,6 +11,7 @@ from jaxvlm.config import DataConfig, MixConfig
 from jaxvlm.data.records import Record
 from jaxvlm.data.sources.items import Chosen
 from jaxvlm.data.sources.load import Source, load_source
+from jaxvlm.data.text.boxes import SPACES
 from jaxvlm.errors import UserError
 
 
@@ -21,6 +22,7 @@ class MixedSource:
     name: str  # as the recipe names it
     source: Source
     weight: float
+    boxes: str = ""  # a name of `boxes.SPACES`, the coordinates of boxes in its texts
 
 
 class _ChosenSource(Chosen):
@@ -54,6 +56,10 @@ class Mix:
         """The place of record `index`."""
         source, at = self.find(index)
         return source.origin(at)
+
+    def boxes(self, index: int) -> str:
+        """The coordinates of boxes in the texts of record `index`, see `MixedSource`."""
+        return self.parts[int(np.searchsorted(self.starts, index, side="right")) - 1].boxes
 
     def find(self, index: int) -> tuple[Source, int]:
         """The source of record `index`, and the record's index there."""
@@ -94,7 +100,10 @@ def load_mix(config: DataConfig) -> Mix:
             continue
         if options.limit is not None and options.limit < len(source):
             source = _ChosenSource(source, options.limit)
-        parts.append(MixedSource(name, source, options.weight))
+        boxes = config.boxes if options.boxes is None else options.boxes
+        if boxes and boxes not in SPACES:
+            problems.append(f'{where} = {name!r}: boxes = {boxes!r}, expected {", ".join(SPACES)} or ""')
+        parts.append(MixedSource(name, source, options.weight, boxes))
     if problems:
         raise UserError("; ".join(problems))
     return Mix(parts)

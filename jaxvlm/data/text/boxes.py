@@ -12,14 +12,15 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxvlm.data.records import IMAGE, Record
-from jaxvlm.media import Size
+from jaxvlm.data.records import Record, Turn, has_videos, split_media
+from jaxvlm.media import MediaLayout, Size
 
-# `data.boxes` -> the width and height that its coordinates count to, of an image of a size; "": texts stay as they are.
-SPACES: dict[str, Callable[[Size], tuple[float, float]]] = {
-    "thousandths": lambda size: (1000, 1000),
-    "fractions": lambda size: (1, 1),
-    "pixels": lambda size: (size.width, size.height),
+# `data.boxes` -> the width and height to which its coordinates count on an image. "": texts stay as they are.
+SPACES: dict[str, Callable[[Size, MediaLayout], tuple[float, float]]] = {
+    "thousandths": lambda size, layout: (1000, 1000),
+    "fractions": lambda size, layout: (1, 1),
+    "pixels": lambda size, layout: (size.width, size.height),
+    "resized": lambda size, layout: layout.resized(size),
 }
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _PAIR = rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)"
@@ -48,13 +49,16 @@ def find_boxes(text: str) -> list[Box]:
 
 
 def boxes_of(record: Record) -> Iterator[tuple[int, int, Box]]:
-    """(turn, image, box) of each box of a record: it is on the image that is last before it, or on the first."""
-    image = -1
-    for number, turn in enumerate(record.turns):
-        places = [match.start() for match in re.finditer(re.escape(IMAGE), turn.text)] if turn.role == "user" else []
+    """(turn, medium, box) of each box of a record: it is on the medium that is last before it, or on the first."""
+    videos, before = has_videos(record.images), 0
+    for number, turn in enumerate(_turns(record)):
+        places: list[int] = []
+        if turn.role == "user":
+            pieces = split_media(turn.text, videos=videos)
+            places = [sum(map(len, pieces[:at])) for at in range(1, len(pieces), 2)]
         for box in find_boxes(turn.text):
-            yield number, max(image + sum(place < box.start for place in places), 0), box
-        image += len(places)
+            yield number, max(before + sum(place < box.start for place in places) - 1, 0), box
+        before += len(places)
 
 
 def is_outside(box: Box, space: tuple[float, float]) -> bool:
@@ -62,25 +66,46 @@ def is_outside(box: Box, space: tuple[float, float]) -> bool:
     return any(not 0 <= number <= space[at % 2] for at, number in enumerate(box.numbers))
 
 
-def rewrite(record: Record, sizes: Sequence[Size], boxes: str, target: Callable[[Size], tuple[int, int]]) -> Record:
+def count_boxes(record: Record, sizes: Sequence[Size], boxes: str, layout: MediaLayout) -> tuple[int, int]:
+    """The number of a record's boxes, and of those outside of their image; arguments as of `rewrite`."""
+    found = [(box, SPACES[boxes](sizes[medium], layout)) for _, medium, box in boxes_of(record) if medium < len(sizes)]
+    return len(found), sum(is_outside(box, space) for box, space in found)
+
+
+def rewrite(record: Record, sizes: Sequence[Size], boxes: str, layout: MediaLayout) -> Record:
     """The record with its boxes in the model's coordinates, whole numbers.
 
     Args:
-      record: of texts whose boxes are in the coordinates `boxes`.
-      sizes: of its images.
-      boxes: a name of `SPACES`.
-      target: the width and height that the model's coordinates count to, of an image of a size.
+      sizes: of its images and videos.
+      boxes: a name of `SPACES`, the coordinates of its texts.
+      layout: of the model, with a `box_space`.
     """
-    texts = [turn.text for turn in record.turns]
-    found = [entry for entry in boxes_of(record) if entry[1] < len(sizes)]
-    for number, image, box in reversed(found):
-        old, new = SPACES[boxes](sizes[image]), target(sizes[image])
-        scaled = [str(round(value / old[at % 2] * new[at % 2])) for at, value in enumerate(box.numbers)]
+    texts = [turn.text for turn in _turns(record)]
+    for number, medium, box in reversed(list(boxes_of(record))):
+        target = layout.box_space(sizes[medium]) if medium < len(sizes) else None
+        if target is None:
+            continue
+        old = SPACES[boxes](sizes[medium], layout)
+        scaled = [str(round(value / old[at % 2] * target[at % 2])) for at, value in enumerate(box.numbers)]
         text = texts[number]
         between = _NUMBERS.split(text[box.start : box.end])
         inside = "".join(x for pair in zip(between, [*scaled, ""], strict=True) for x in pair)
         texts[number] = text[: box.start] + inside + text[box.end :]
-    if not found:
-        return record
-    turns = tuple(dataclasses.replace(turn, text=text) for turn, text in zip(record.turns, texts, strict=True))
-    return dataclasses.replace(record, turns=turns)
+    count = len(record.turns)
+    turns = tuple(dataclasses.replace(turn, text=text) for turn, text in zip(record.turns, texts[:count], strict=True))
+    return dataclasses.replace(record, turns=turns, rejected="".join(texts[count:]))
+
+
+def shares(record: Record, sizes: Sequence[Size], layout: MediaLayout) -> list[tuple[int, list[float]]]:
+    """The medium of each box of a rewritten record, and its coordinates as shares of the medium's width and height."""
+    found = []
+    for _, medium, box in boxes_of(record):
+        space = layout.box_space(sizes[medium]) if medium < len(sizes) else None
+        if space is not None:
+            found.append((medium, [number / space[at % 2] for at, number in enumerate(box.numbers)]))
+    return found
+
+
+def _turns(record: Record) -> tuple[Turn, ...]:
+    """Its turns, and the rejected answer of a pair."""
+    return (*record.turns, Turn("assistant", record.rejected)) if record.rejected else record.turns

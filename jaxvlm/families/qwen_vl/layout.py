@@ -61,6 +61,15 @@ class PatchLayout(MediaLayout):
         tokens = len(self._steps(size)) * rows * columns
         return MediaExtent(tokens, tokens * self.merge**2)
 
+    def box_space(self, size: Size) -> tuple[int, int]:
+        """Pixels of the resized image for Qwen2.5-VL, thousandths for the others."""
+        return self.resized(size) if self.kind == "qwen2_5_vl" else (1000, 1000)
+
+    def resized(self, size: Size) -> tuple[int, int]:
+        """Width and height of the image, or of each frame."""
+        rows, columns = self._grid(size)
+        return columns * self.factor, rows * self.factor
+
     def spec(self, rows: int, units: int) -> Patches:
         """Patches of `depth` frames."""
         return Patches(
