@@ -221,8 +221,8 @@ class Pipeline:
     def look_up(self, number: int) -> tuple[Batch, list[list[dict[str, Any]]]]:
         """Rebuilds this host's share of training batch `number`, counted from 0, and lists the records of each row.
 
-        A record is `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`; a pair gives two, the
-        chosen side first.
+        A record is `{"id": ..., "origin": ..., "images": [...], "features": [...], "turns": [[role, text], ...]}`, with
+        the number of features of each image or video; a pair gives two, the chosen side first.
         """
         source = _BatchSource(self._samples, self._schedule, self._rows, self._seed, *self._process)
         rows = source.rows(number)
@@ -235,7 +235,8 @@ class Pipeline:
         conversations = [
             [[turn.role, turn.text] for turn in segment.turns] for segment in self._samples.segments(record)
         ]
-        about = {"id": record.id, "origin": record.origin, "images": images}
+        features = [int(self.layout.expand(0, size)[1].sum()) for size in self._samples.sizes_of(index)]
+        about = {"id": record.id, "origin": record.origin, "images": images, "features": features}
         return [about | {"turns": turns} for turns in conversations]
 
     def heldout_batches(self, rows: int, limit: int | None = None) -> Iterator[Batch]:
