@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from jaxvlm.data.records import IMAGE, Record
+from jaxvlm.data.records import Record, has_videos, split_media
 
 
 def score(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
@@ -39,8 +39,9 @@ def truth(record: Record) -> str:
 
 
 def question(record: Record) -> str:
-    """Text of the last user turn, without images."""
-    return [turn.text for turn in record.turns if turn.role == "user"][-1].replace(IMAGE, "").strip()
+    """Text of the last user turn, without images and videos."""
+    text = [turn.text for turn in record.turns if turn.role == "user"][-1]
+    return "".join(split_media(text, videos=has_videos(record.images))[::2]).strip()
 
 
 def _share(hits: list[bool]) -> dict[str, Any]:

@@ -267,9 +267,10 @@ class _Card:
         if positions.ndim == 1 and (positions != np.arange(stop - start)).any():
             self._problems.append(f"segment {segment} has positions that do not count up from 0")
         figures: list[str] = []
-        chips = "".join(self._chips(start, stop, record, figures))
-        if len(figures) != len(record["images"]):
-            self._problems.append(f"segment {segment} has {len(figures)} images, its record {len(record['images'])}")
+        media = self._media(start, stop, record)
+        chips = "".join(self._chips(start, stop, record, media, figures))
+        if (shown := len(set(media[media >= 0].tolist()))) != len(record["images"]):
+            self._problems.append(f"segment {segment} has {shown} images, its record {len(record['images'])}")
         turns = "".join(
             f"<dt>{_plain(role)}</dt><dd{' class=y' * (role == 'assistant')}>{_plain(text)}</dd>"
             for role, text in record["turns"]
@@ -283,8 +284,25 @@ class _Card:
             f"</details></aside>\n</section>\n"
         )
 
-    def _chips(self, start: int, stop: int, record: dict[str, Any], figures: list[str]) -> Iterator[str]:
-        """Chips of a segment; the pictures of its images are added to `figures`."""
+    def _media(self, start: int, stop: int, record: dict[str, Any]) -> np.ndarray:
+        """int[stop - start]: which of the record's images and videos a position belongs to, -1 at text.
+
+        Without their numbers of features ("features" of the record), each picture is an image.
+        """
+        index = self._image_index[start:stop]
+        media = np.full(stop - start, -1)
+        if "features" in record:
+            at = np.arange(np.count_nonzero(index >= 0))
+            media[index >= 0] = np.searchsorted(np.cumsum(record["features"]), at, side="right")
+        else:
+            owners = self._owner[index[index >= 0]]
+            media[index >= 0] = np.cumsum(np.diff(owners, prepend=owners[:1]) != 0)
+        return media
+
+    def _chips(
+        self, start: int, stop: int, record: dict[str, Any], media: np.ndarray, figures: list[str]
+    ) -> Iterator[str]:
+        """Chips of a segment; the pictures of its images and of frames of its videos are added to `figures`."""
         index = self._image_index[start:stop]
         slots = np.full(stop - start, -1)
         slots[index >= 0] = self._owner[index[index >= 0]]
@@ -300,8 +318,9 @@ class _Card:
                     f"image {slot + 1} is at {begin}–{end - 1} without all its {len(own)} features in order"
                 )
             names = record["images"]
-            name = names[len(figures)] if len(figures) < len(names) else ""
-            boxes = [numbers for medium, numbers in record.get("boxes", ()) if medium == len(figures)]
+            number = int(media[begin - start])
+            name = names[number] if number < len(names) else ""
+            boxes = [numbers for medium, numbers in record.get("boxes", ()) if medium == number]
             figures.append(self._figure(slot, name, begin, end, boxes))
             attributes = self._attributes(
                 end - 1,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from jaxvlm.data.text.turns import check_turns, drop_last_question
 from jaxvlm.errors import UserError
 from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.inference.prompts import build_prompts
+from jaxvlm.inspect.page import page_rows, write_page
 from jaxvlm.media import MediaError, MediaExtent, Size, Video
 from tests import videos
 from tests.data.conftest import conversation, data_config
@@ -419,3 +421,15 @@ def test_prepared_videos_are_their_frames(tmp_path, tokenizer, inline):  # noqa:
     rows = [pipeline(source, tokenizer, layout, pack=False).look_up(0)[0] for source in (path, out)]
     np.testing.assert_array_equal(rows[0].media.pixels, rows[1].media.pixels)
     np.testing.assert_array_equal(rows[0].tokens, rows[1].tokens)
+
+
+def test_a_page_shows_the_frames_of_a_video(tmp_path, tokenizer):
+    path, layout = write_videos(tmp_path), VideoSlots(16, 4, GREY, "pad")
+    made = pipeline(path, tokenizer, layout)
+    batch, records = made.look_up(0)
+    assert sorted(tuple(record["features"]) for row in records for record in row) == [(), (4, 8), (8,)]
+    counts = write_page(tmp_path / "page.html", page_rows(batch, records, layout), tokenizer, title="rows")
+    page = (tmp_path / "page.html").read_text()
+    assert counts and page.count("<figure") == 5 and "its record" not in page
+    captions = re.findall(r"<figcaption.*?<br>(.*?)</figcaption>", page)
+    assert sorted(captions) == [f"{tmp_path}/1.png"] + 4 * [f"{tmp_path}/a.mp4"]

@@ -96,17 +96,18 @@ class Samples:
         """Record `index` for a page, once for each of its segments, ready for JSON.
 
         Returns:
-          `{"id": ..., "origin": ..., "images": [...], "turns": [[role, text], ...]}`, and with data.boxes "boxes": (number
-          of the image, coordinates as shares of its width and height) of each.
+          `{"id": ..., "origin": ..., "images": [...], "features": [...], "turns": [[role, text], ...]}`, with the number
+          of features of each image or video; and with data.boxes "boxes", of each the number of its image and its
+          coordinates as shares of that image's width and height.
         """
         record, found = self.record(index), []
-        images = [describe(medium) for medium in record.images]
+        sizes = self.sizes_of(index, record)
+        about = {"id": record.id, "origin": record.origin, "images": [describe(medium) for medium in record.images]}
+        features = [int(self.layout.expand(0, size)[1].sum()) for size in sizes]
         for segment in self.segments(record):
             turns = [[turn.role, turn.text] for turn in segment.turns]
-            about: dict[str, Any] = {"id": record.id, "origin": record.origin, "images": images, "turns": turns}
-            if self.source.boxes(index):
-                about["boxes"] = shares(segment, self.sizes_of(index, record), self.layout)
-            found.append(about)
+            boxes = {"boxes": shares(segment, sizes, self.layout)} if self.source.boxes(index) else {}
+            found.append(about | {"features": features, "turns": turns} | boxes)
         return found
 
     def inspect(self, index: int) -> Facts:
