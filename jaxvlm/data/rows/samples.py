@@ -96,8 +96,8 @@ class Samples:
         """Record `index` for a page, once for each of its segments, ready for JSON.
 
         Returns:
-          `{"id": ..., "origin": ..., "images": [...], "features": [...], "turns": [[role, text], ...]}`, with the number
-          of features of each image or video; and with data.boxes "boxes", of each the number of its image and its
+          `{"id": ..., "origin": ..., "images": [...], "features": [...], "turns": [[role, text], ...]}`; "features" are
+          how many each image or video has. With data.boxes also "boxes": of each the number of its image, and its
           coordinates as shares of that image's width and height.
         """
         record, found = self.record(index), []
