@@ -157,19 +157,22 @@ class PatchLayout(MediaLayout):
         make a PNG.
         """
         if isinstance(source, Video):
-            raise RecordError(
-                f"{origin}: `prepare` keeps images only; train on videos from their files", origin, "video_not_prepared"
-            )
+            return self._store_video(source, origin, jpeg)
         image = images.decode(source, origin)
         height, width = self._resized_size(image, origin)
         if self._is_final(height, width):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        kept = io.BytesIO()
-        if jpeg and max(image.size) <= _JPEG_SIDE:
-            image.save(kept, "JPEG", quality=jpeg, subsampling=0)
-        else:
-            image.save(kept, "PNG", compress_level=1)  # 6, the default: a tenth smaller, 4x slower
-        return kept.getvalue()
+        return _encoded(image, jpeg)
+
+    def _store_video(self, source: Video, origin: str, jpeg: int) -> Video:
+        """The frames that are taken, as a list of which all are taken again."""
+        size, frames = read_video_size(source, origin), self._load_video(source, origin)
+        kept = Size(frames.shape[1], frames.shape[2], len(frames), size.milliseconds)
+        if self._grid(kept) != self._grid(size) or len(self._frames(kept)) != len(frames):
+            problem = "its frames would be resized again when they are read; train on the video's own file"
+            raise RecordError(f"{origin}: {problem}", origin, "video_not_prepared")
+        files = tuple(_encoded(Image.fromarray(frame), jpeg) for frame in frames)
+        return Video(files, 1000 * len(frames) / size.milliseconds)
 
     def problems(self, shift: int) -> list[str]:
         """Reports limits that contradict each other, units that do not hold a whole image, and too large a shift."""
@@ -237,6 +240,16 @@ class PatchLayout(MediaLayout):
         """int32[R * C, M * M, 2]: row and column of the patches of each group."""
         places = np.indices((R * self.merge, C * self.merge), np.int32).reshape(2, R, self.merge, C, self.merge)
         return places.transpose(1, 3, 2, 4, 0).reshape(R * C, self.merge**2, 2)
+
+
+def _encoded(image: Image.Image, jpeg: int) -> bytes:
+    """A PNG, or a JPEG of quality `jpeg` where it can have such sides."""
+    kept = io.BytesIO()
+    if jpeg and max(image.size) <= _JPEG_SIDE:
+        image.save(kept, "JPEG", quality=jpeg, subsampling=0)
+    else:
+        image.save(kept, "PNG", compress_level=1)  # 6, the default: a tenth smaller, 4x slower
+    return kept.getvalue()
 
 
 def order_groups(rows: int, columns: int, window: int) -> np.ndarray:
