@@ -12,7 +12,7 @@ from jaxvlm.data.records import IMAGE, Record, RecordError, Turn
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.data.text.jinja_template import recognise
 from jaxvlm.data.text.templates import OWN_TEMPLATE
-from jaxvlm.data.text.tokenizer import image_token_id, load_tokenizer
+from jaxvlm.data.text.tokenizer import image_token, image_token_id, load_tokenizer
 from jaxvlm.errors import UserError
 from jaxvlm.weights.codec import WeightSource
 from jaxvlm.weights.side_files import adopt_processor_template, read_max_positions, read_sampling, read_stop_tokens
@@ -123,9 +123,10 @@ def _template_name(source: WeightSource, tokenizer: Any, template: str | None) -
 
 
 def _check_image_token(source: WeightSource, tokenizer: Any) -> None:
-    own = tokenizer.get_vocab().get(IMAGE)
+    spelling = image_token(tokenizer)
+    own = None if spelling is None else tokenizer.get_vocab()[spelling]
     if source.image_token_id is not None and own is not None and own != source.image_token_id:
         raise UserError(
             f"one id must stand for an image: config.json of {source.path} has image_token_index = "
-            f"{source.image_token_id} and its tokenizer {IMAGE} = {own}; correct the one that is wrong"
+            f"{source.image_token_id} and its tokenizer {spelling} = {own}; correct the one that is wrong"
         )

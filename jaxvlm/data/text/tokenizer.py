@@ -83,6 +83,11 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     raise UserError(f"tokenizer {tokenizer.name_or_path!r} has no {IMAGE}, unk, pad or eos token; add {IMAGE} to it")
 
 
+def image_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The spelling of the tokenizer's own token of an image; None: it has none."""
+    return _spelling(tokenizer, IMAGE)
+
+
 def media_tokens(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> dict[str, MediaToken]:
     """The tokens of image and video placeholders; without a video token, videos have the id of images.
 

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from jaxvlm import convert, generate, inspect_data, train
+from jaxvlm.errors import UserError
 from jaxvlm.families.qwen_vl.reference import ReferenceProcessor
 from jaxvlm.families.qwen_vl.weights import KNOWN
 from jaxvlm.weights.reading import open_tensors
@@ -106,6 +107,28 @@ def test_its_rows_are_checked_and_shown(made, tmp_path, capsys):
     shown = inspect_data.main(["show", "--config", RECIPE, "--out", str(tmp_path), "--rows", "3"])
     page = (tmp_path / "rows.html").read_text()
     assert shown["rows"] == 3 and "Not as a row should be" not in page and "32 × 24 pixels" not in page[:0]
+
+
+def test_boxes_are_rewritten_counted_and_drawn(made, tmp_path, capsys):
+    """0.png has 33 x 21 pixels (height first); 2.5 writes pixels of the resized image, the others thousandths."""
+    kind, _, data, _ = made
+    records = [
+        {"id": str(n), "image": "0.png", "messages": talk("<image>where?", f'{{"bbox_2d": [0, 11, {21 + n}, 33]}}')}
+        for n in (0, 0, 5)
+    ]
+    source = data.parent / "boxes.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    flags = [f"--config.stage.sft.data.source={source}", "--config.stage.sft.data.boxes=pixels"]
+    flags += ["--config.stage.sft.data.heldout=0", "--out", str(tmp_path)]
+    inspect_data.main(["check", "--config", RECIPE, *flags])
+    found = json.loads((tmp_path / "report.json").read_text())["boxes"]
+    assert found == {"count": 3, "outside": [f"{source}:3"]}
+    assert "3 boxes and points are rewritten for the model" in capsys.readouterr().out
+    inspect_data.main(["show", "--config", RECIPE, *flags])
+    page = (tmp_path / "rows.html").read_text()
+    assert ("[0, 11, 24, 32]" if kind == "qwen2_5_vl" else "[0, 333, 1000, 1000]") in page
+    with pytest.raises(UserError, match="would move images away from the boxes"):
+        inspect_data.main(["check", "--config", RECIPE, *flags, "--config.stage.sft.data.augment.flip=True"])
 
 
 def test_adapters_go_to_peft_and_back(made, tmp_path):
