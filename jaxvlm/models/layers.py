@@ -301,7 +301,6 @@ def run_stack(
     carry: CarryT,
     xs: Any = None,
     *,
-    first: int = 0,
     length: int | None = None,
     remat: str = "none",
     dtype: jnp.dtype | None = None,
@@ -311,9 +310,8 @@ def run_stack(
     Args:
       apply: (block, carry, x) -> (carry, y), for one block.
       carry: passed from block to block.
-      xs: arrays with a leading axis, one slice for each block that is applied, or None.
-      first: index of the first block that is applied.
-      length: how many blocks are applied; None: all from `first`. The weights of the others get zero gradients.
+      xs: arrays with the leading axis of the blocks, one slice for each, or None.
+      length: how many of the first blocks are applied; None: all. The weights of the others get zero gradients.
       remat: what the backward pass recomputes, a name of `tuning.POLICIES`.
       dtype: to which the matrices are cast before the scan; None: each projection casts its own. Their gradients, which
         are made in that dtype, are stacked in it too: half the memory of float32.
@@ -329,9 +327,8 @@ def run_stack(
 
     if remat != "none":
         body = jax.checkpoint(body, policy=remat_policy(remat), prevent_cse=False)
-    if first or length is not None:
-        stop = None if length is None else first + length
-        weights = jax.tree.map(lambda w: w[first:stop], weights)
+    if length is not None:
+        weights = jax.tree.map(lambda w: w[:length], weights)
     if dtype is not None:  # a norm's weights are vectors, and stay in float32
         weights = jax.tree.map(lambda w: w.astype(dtype) if w.ndim > 2 else w, weights)
     return jax.lax.scan(body, carry, (weights, xs))

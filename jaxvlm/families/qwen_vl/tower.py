@@ -41,6 +41,8 @@ from jaxvlm.models.layers import (
 )
 from jaxvlm.sharding import constrain
 
+Pair = tuple[Array, Array]
+
 ROPE_THETA = 10000.0  # of all three
 
 NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layer": LayerNorm, "rms": RMSNorm}  # by TowerConfig.norm
@@ -57,7 +59,7 @@ class Attention(nnx.Module):
         self.qkv = Einsum("BPE,ECNH->BPCNH", (E, 3, N, H), ("embed", None, "heads", "head_dim"), **options)
         self.out = Einsum("BPNH,NHE->BPE", (N, H, E), ("heads", "head_dim", "embed"), gain=gain, **options)
 
-    def __call__(self, x_BPE: Array, table: tuple[Array, Array], segments_BP: Array) -> Array:
+    def __call__(self, x_BPE: Array, table: Pair, segments_BP: Array) -> Array:
         """float[B, P, E] -> float[B, P, E]; `table` is of `patch_rope`."""
         q_BPNH, k_BPNH, v_BPNH = jnp.moveaxis(self.qkv(x_BPE), 2, 0)
         y_BPNH = attend(rope(q_BPNH, table), rope(k_BPNH, table), v_BPNH, (segments_BP, segments_BP), causal=False)
@@ -97,7 +99,7 @@ class Block(nnx.Module):
         self.mlp_norm = norm(c.embed_dim, c.norm_epsilon, dtype=dtype)
         self.mlp = MLP(c, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_BPE: Array, table: tuple[Array, Array], segments_BP: Array) -> Array:
+    def __call__(self, x_BPE: Array, table: Pair, segments_BP: Array) -> Array:
         """The residual stream after this block, float[B, P, E]."""
         x_BPE = checkpoint_name(constrain(x_BPE, ("batch", None, None)), "input")
         x_BPE = x_BPE + self.attention(self.attention_norm(x_BPE), table, segments_BP)
@@ -160,25 +162,32 @@ class Tower(nnx.Module):
           finite, and of no use.
         """
         c, x_BPE = self.config, self.embed(media)
-        table = patch_rope(media.places, c.embed_dim // c.num_heads)
+        table, K = patch_rope(media.places, c.embed_dim // c.num_heads), len(c.deepstack_layers)
         windows_BP = window_segments(media.frames, media.places, c.window) if c.window else None
         is_full_L = np.isin(np.arange(c.num_layers), c.full_layers)
+        slot_L = np.full(c.num_layers, K)  # of the outputs that nothing needs
+        slot_L[list(c.deepstack_layers)] = np.arange(K)
 
-        # The blocks differ only in their segments, so one scan serves all, and each selects its segments: a comparison
-        # of P numbers. A scan for each kind would slice the weights, and compile every block twice.
-        def apply(block: Block, x_BPE: Array, is_full: Array) -> tuple[Array, None]:
+        # One scan for all blocks, so that no weights are sliced, and a block is compiled once. Blocks of 2.5 differ in
+        # their segments alone, and select them. The outputs that 3 needs are written into a buffer: the backward pass
+        # does not read it, so rematerialisation still saves nothing but the input of each block. With a scan up to each
+        # needed output instead, a v5e needs 760 MiB for the forward pass of the 8B's tower and not 207 (two rows of
+        # 4,096 patches, bfloat16 weights).
+        def apply(
+            block: Block, carry: tuple[Array, Array], xs: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            (x_BPE, deep_KBPE), (is_full, slot) = carry, xs
             segments_BP = media.frames if windows_BP is None else jnp.where(is_full, media.frames, windows_BP)
-            return block(x_BPE, table, segments_BP), None
+            x_BPE = block(x_BPE, table, segments_BP)
+            if K:
+                deep_KBPE = jax.lax.dynamic_update_index_in_dim(deep_KBPE, x_BPE, slot, axis=0)
+            return (x_BPE, deep_KBPE), None
 
-        # A scan up to each block whose output is needed. One scan over all would have to save those of all blocks, or,
-        # with a buffer in its carry, would save the buffer once for each block that is rematerialised.
-        outputs, first = [], 0
-        for stop in sorted({*(layer + 1 for layer in c.deepstack_layers), c.num_layers}):
-            options: dict[str, Any] = {"first": first, "length": stop - first, "remat": self.remat, "dtype": self.dtype}
-            x_BPE, _ = run_stack(self.blocks, apply, x_BPE, is_full_L[first:stop], **options)
-            outputs.append(x_BPE)
-            first = stop
-        return x_BPE, tuple(outputs[: len(c.deepstack_layers)])
+        deep_KBPE = constrain(jnp.zeros((K + 1 if K else 0, *x_BPE.shape), self.dtype), (None, "batch", None, None))
+        (x_BPE, deep_KBPE), _ = run_stack(
+            self.blocks, apply, (x_BPE, deep_KBPE), (is_full_L, slot_L), remat=self.remat, dtype=self.dtype
+        )
+        return x_BPE, tuple(deep_KBPE[:K])
 
 
 def check_tower(c: TowerConfig, merge_size: int) -> None:
@@ -212,7 +221,7 @@ def check_tower(c: TowerConfig, merge_size: int) -> None:
             raise UserError(f"{where}.{name} = {layers}, expected ascending numbers of blocks, 0 to {c.num_layers - 1}")
 
 
-def patch_rope(places_BP2: Array, head_dim: int) -> tuple[Array, Array]:
+def patch_rope(places_BP2: Array, head_dim: int) -> Pair:
     """Cosines and sines for `layers.rope`: the first half of the pairs turns with the row, the second with the column.
 
     Args:

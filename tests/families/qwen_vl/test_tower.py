@@ -134,8 +134,7 @@ def test_an_image_does_not_see_its_neighbours(rows, kind):
     assert ends[-1] == counts[0] + counts[1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("kind", "lora"), [("qwen2_vl", True), ("qwen3_vl", False)])
 def test_an_image_is_a_frame_shown_twice(rows, kind, lora):
     tower, _ = towers.make_parts(kind)
     if lora:
@@ -143,7 +142,8 @@ def test_an_image_is_a_frame_shown_twice(rows, kind, lora):
         tower.patch.lora.b[...] = jax.random.normal(jax.random.key(2), tower.patch.lora.b.shape)
     once, twice = (towers.write_rows(kind, [rows[0]], PATCHES, frames=n) for n in (1, 2))
     assert (once.pixels.shape[2], twice.pixels.shape[2]) == (1, 2)
-    close(tower.embed(once), tower.embed(twice))
+    embed = jax.jit(lambda media: tower.embed(media))
+    close(embed(once), embed(twice))
 
 
 @pytest.mark.parametrize("side", [7, 48])
@@ -158,7 +158,7 @@ def test_positions_are_interpolated(side):
     expected = (torch.from_numpy(table)[taps] * weights[:, :, None]).sum(1)
     places = np.concatenate([np.stack(np.mgrid[:rows, :columns], -1).reshape(-1, 2) for rows, columns in grids])
     of_each = np.repeat(grids, [rows * columns for rows, columns in grids], axis=0)
-    close(interpolate_positions(table, places[None], of_each[None])[0], expected)
+    close(jax.jit(interpolate_positions)(table, places[None], of_each[None])[0], expected)
 
 
 def test_windows_are_counted():
@@ -196,7 +196,7 @@ def on_mesh(kind, params, media, sizes, target):
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "target"),
-    [("qwen2_5_vl", (1, 2, 4), None), ("qwen2_5_vl", (1, 2, 4), "tpu"), ("qwen3_vl", (1, 8, 1), None)],
+    [("qwen2_5_vl", (1, 2, 4), "tpu"), ("qwen3_vl", (1, 8, 1), None)],
 )
 def test_meshes_that_do_not_divide_the_sizes(originals, kind, sizes, target):
     """2.5 has 2 heads and 30 values in its MLP, on four devices; and eight do not divide 36, the width of 3."""
