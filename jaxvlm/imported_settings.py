@@ -88,7 +88,8 @@ def overridden(settings: Mapping[str, Any], data: DataConfig) -> list[str]:
     general = {field.name for field in dataclasses.fields(MediaConfig)}  # the others are the family's
     of_media = {name: value for name, value in settings.get("media", {}).items() if name not in general}
     had |= of_media
-    has |= {name: getattr(data.media, name, None) for name in of_media}
+    has_of_media = dataclasses.asdict(data.media)
+    has |= {name: has_of_media.get(name) for name in of_media}
     return [f"{name} {_shown(had[name])} (here: {_shown(has[name])})" for name in had if had[name] != has[name]]
 
 

@@ -63,6 +63,10 @@ def write_folder(folder: Path, kind: str, *, seed: int = 0):
     values = {"min_pixels": 128, "max_pixels": 2560, "image_processor_type": "Qwen2VLImageProcessor"}
     values |= pixels | {"temporal_patch_size": 2, "processor_class": pairs.PROCESSORS[kind]}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
+    if kind != "qwen3_vl":  # whose videos are not trained on
+        values |= {"max_pixels": 640, "fps": 2.0, "min_frames": 4, "max_frames": 4}
+        values |= {"video_processor_type": "Qwen2VLVideoProcessor"}
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(values))
     return hf
 
 

@@ -25,16 +25,16 @@ def talk(*texts):
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def write_data(folder):
-    """Records of one image, of two of different sizes with text between them, and of text alone."""
+def write_data(folder, *, videos):
+    """Records of one image, of two of different sizes with text between them, of text alone, and of a video."""
     names, records = folders.write_images(folder), []
-    for number in range(30):
-        question, images = [("how many?", []), ("<image>what is it?", names[:1]), ("<image> and <image>?", names[1:3])][
-            number % 3
-        ]
-        images = [names[(names.index(name) + number) % len(names)] for name in images]
+    questions = ["how many?", "<image>what is it?", "<image> and <image>?", *["<video>what is it?"] * videos]
+    for number in range(32):
+        question = questions[number % len(questions)]
+        images = [names[(number + k) % len(names)] for k in range(question.count("<image>"))]
         messages = talk(question, ("one", "two")[number % 2], "and now?", ("red", "blue")[number % 2])
-        records.append({"id": str(number), "messages": messages} | ({"images": images} if images else {}))
+        record = {"id": str(number), "messages": messages} | ({"images": images} if images else {})
+        records.append(record | ({"videos": [[names[0]] * 5], "fps": 2.0} if "<video>" in question else {}))
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
@@ -49,7 +49,7 @@ def made(request, tmp_path_factory):
     """(kind, folder of the base model, data, run)."""
     folder = tmp_path_factory.mktemp(request.param)
     folders.write_folder(folder / "base", request.param)
-    data = write_data(folder)
+    data = write_data(folder, videos=request.param != "qwen3_vl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXVLM_TEST_FOLDER", str(folder / "base"))
         patch.setenv("JAXVLM_TEST_DATA", str(data))
