@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxvlm.config import GenerationConfig, ModelConfig
-from jaxvlm.data.records import IMAGE
 from jaxvlm.weights.rules import Rule
 from jaxvlm.weights.spelling import Known, Spelling
 from jaxvlm.weights.tensors import TensorSource
@@ -38,7 +37,7 @@ class Reference(NamedTuple):
     model: Any  # its class, an Auto class
     processor: Any
     inputs: Callable[[Any, str, list[Path]], Mapping[str, Any]]  # processor, text with placeholders, image files
-    image_token: str = IMAGE  # of an image in the text of its chat template
+    image_token: str = "<image>"  # of an image in the text of its chat template
 
 
 class AdapterNames(NamedTuple):
