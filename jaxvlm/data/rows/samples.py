@@ -121,7 +121,7 @@ class Samples:
         record = drop_last_question(asked)
         sizes = tuple(read_size(image, record.origin) for image in record.images)
         boxes, outside, coordinates = 0, 0, self.source.boxes(index)
-        if coordinates and any(boxes_of(record)):
+        if coordinates:
             boxes, outside = count_boxes(record, sizes, coordinates, self.layout)
             record = rewrite(record, sizes, coordinates, self.layout)
         samples = [self.renderer.render(segment) for segment in self.segments(record)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random as python_random
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from jaxvlm.batch import ArraySpec, Images
 from jaxvlm.config import VisionConfig
+from jaxvlm.data.media.encoding import encode
 from jaxvlm.data.media.images import ASPECTS, MAX_PIXELS, augment, load_image, resized_area
 from jaxvlm.families.llava.config import LlavaConfig, LlavaMedia
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Medium, Picture, Size, Video
@@ -90,12 +90,7 @@ class ImageSlots(MediaLayout):
     def store(self, source: Medium, origin: str, jpeg: int) -> bytes:
         """A PNG or JPEG of the slot's size."""
         pixels = self.load(source, origin, exact=False)
-        kept = io.BytesIO()
-        if jpeg:
-            Image.fromarray(pixels).save(kept, "JPEG", quality=jpeg, subsampling=0)
-        else:
-            Image.fromarray(pixels).save(kept, "PNG", compress_level=1)  # 6, the default: a tenth smaller, 4x slower
-        return kept.getvalue()
+        return encode(Image.fromarray(pixels), jpeg)
 
     def problems(self, shift: int) -> list[str]:
         """Reports an unknown aspect, and a shift as large as the image."""

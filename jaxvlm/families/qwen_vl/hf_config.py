@@ -1,7 +1,7 @@
 """config.json of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, in the three spellings in circulation: read and written.
 
   flat    the decoder's fields at the root, as in the files of Qwen2-VL and Qwen2.5-VL on the hub
-  nested  `text_config` beside `vision_config`, as saved by transformers since 4.52; the root may have copies
+  nested  `text_config` and `vision_config`, as saved by transformers since 4.52; the root may have copies
   v5      the same with `rope_parameters` in place of `rope_theta` and `rope_scaling`
 
 Source: transformers models/qwen2_vl, qwen2_5_vl and qwen3_vl, configuration_*.py.
@@ -186,7 +186,7 @@ def _plain(value: Any) -> Any:
 def _language(
     kind: str, text: dict[str, Any], filled: dict[str, Any], prefix: str, report: Report
 ) -> DecoderConfig | None:
-    """The decoder, read as the Qwen2 or Qwen3 that it is but for its positions of three axes."""
+    """The decoder. Without its positions of three axes it is a Qwen2 or Qwen3, and is read as that."""
     rope = dict(filled.get("rope_parameters") or {})
     section = rope.pop("mrope_section", None)
     rope.pop("mrope_interleaved", None)  # no switch: Qwen3-VL always interleaves

@@ -8,7 +8,6 @@ Axis letters:
 from __future__ import annotations
 
 import dataclasses
-import io
 import random as python_random
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 
 from jaxvlm.batch import ArraySpec
 from jaxvlm.data.media import images
+from jaxvlm.data.media.encoding import encode
 from jaxvlm.data.media.video import read_frames, read_video_size
 from jaxvlm.data.records import RecordError
 from jaxvlm.families.qwen_vl.config import QwenVLConfig, QwenVLMedia, VideoConfig
@@ -26,8 +26,6 @@ from jaxvlm.families.qwen_vl.positions import make_cells, place_cells
 from jaxvlm.families.qwen_vl.resize import FRAME_PAIR, smart_resize
 from jaxvlm.families.qwen_vl.videos import TIMED_IN_TEXT, resize_frames, sample_frames, time_steps
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Medium, Picture, Size, Video
-
-_JPEG_SIDE = 65500  # pixels, libjpeg's limit
 
 
 class PatchLayout(MediaLayout):
@@ -162,7 +160,7 @@ class PatchLayout(MediaLayout):
         height, width = self._resized_size(image, origin)
         if self._is_final(height, width):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        return _encoded(image, jpeg)
+        return encode(image, jpeg)
 
     def _store_video(self, source: Video, origin: str, jpeg: int) -> Video:
         """The frames that are taken, as a list of which all are taken again."""
@@ -171,7 +169,7 @@ class PatchLayout(MediaLayout):
         if self._grid(kept) != self._grid(size) or len(self._frames(kept)) != len(frames):
             problem = "its frames would be resized again when they are read; train on the video's own file"
             raise RecordError(f"{origin}: {problem}", origin, "video_not_prepared")
-        files = tuple(_encoded(Image.fromarray(frame), jpeg) for frame in frames)
+        files = tuple(encode(Image.fromarray(frame), jpeg) for frame in frames)
         return Video(files, 1000 * len(frames) / size.milliseconds)
 
     def problems(self, shift: int) -> list[str]:
@@ -240,16 +238,6 @@ class PatchLayout(MediaLayout):
         """int32[R * C, M * M, 2]: row and column of the patches of each group."""
         places = np.indices((R * self.merge, C * self.merge), np.int32).reshape(2, R, self.merge, C, self.merge)
         return places.transpose(1, 3, 2, 4, 0).reshape(R * C, self.merge**2, 2)
-
-
-def _encoded(image: Image.Image, jpeg: int) -> bytes:
-    """A PNG, or a JPEG of quality `jpeg` where it can have such sides."""
-    kept = io.BytesIO()
-    if jpeg and max(image.size) <= _JPEG_SIDE:
-        image.save(kept, "JPEG", quality=jpeg, subsampling=0)
-    else:
-        image.save(kept, "PNG", compress_level=1)  # 6, the default: a tenth smaller, 4x slower
-    return kept.getvalue()
 
 
 def order_groups(rows: int, columns: int, window: int) -> np.ndarray:

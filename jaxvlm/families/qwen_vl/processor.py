@@ -43,8 +43,7 @@ def read_limits(folder: Path, patch_size: int, merge_size: int) -> dict[str, Any
     for name, expected in (wanted | {"resample": _BICUBIC}).items():
         if values.get(name, expected) != expected:
             report.add(name, values[name], json.dumps(expected))
-    if problems := report.problems:
-        raise UserError(f"{path} cannot be used: {'; '.join(problems)}; correct the file")
+    _check(report)
     return found
 
 
@@ -68,6 +67,12 @@ def _limits(values: Mapping[str, Any], report: Report) -> dict[str, int]:
     return found
 
 
+def _check(report: Report) -> None:
+    """Raises `UserError` if a file of a processor has problems."""
+    if report.problems:
+        raise UserError(f"{report.where} cannot be used: {'; '.join(report.problems)}; correct the file")
+
+
 def read_video(folder: Path) -> VideoConfig | None:
     """How the folder's video processor samples frames; None if it has none."""
     path = folder / _VIDEO_FILE
@@ -76,8 +81,7 @@ def read_video(folder: Path) -> VideoConfig | None:
         return None
     report = Report(str(path))
     limits = _limits(values, report)
-    if problems := report.problems:
-        raise UserError(f"{path} cannot be used: {'; '.join(problems)}; correct the file")
+    _check(report)
     fps, fewest, most = values.get("fps") or 2.0, values.get("min_frames") or 4, values.get("max_frames") or 768
     return VideoConfig(float(fps), int(fewest), int(most), limits["min_pixels"], limits["max_pixels"])
 
