@@ -8,6 +8,7 @@ Axis letters:
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from jaxvlm.batch import Array
+from jaxvlm.models.splash import LANES, attend_blocks, can_skip
 from jaxvlm.sharding import Placement, placement
 from jaxvlm.tuning import ATTENTION_BLOCK
 
@@ -72,6 +74,9 @@ def attend_splash(
 ) -> Array:
     """`attend` by JAX's splash kernels for TPUs, each device for its own rows and heads.
 
+    Blocks of queries and keys whose segments never meet are skipped, where segments are given and `can_skip` finds
+    them worth it. Else the kernels' mask is static: all blocks, or a triangle.
+
     The kernels keep their output and the logarithm of the softmax's denominator; both are named "attention".
 
     Args:
@@ -87,17 +92,24 @@ def attend_splash(
     v_BKTH = checkpoint_name(v_BTKH.transpose(0, 2, 1, 3), "value")
 
     rows, heads = _split(here, B, N, K)
-    splits = here.mesh.shape[heads] if heads else 1
     length = q_BNTH.shape[2]
-    kernel = splash_kernel(N // splits, length, causal, here.is_interpreted, block_size(length))
-    ids = () if ids_BT is None else (ids_BT,)
-
-    def run(*operands: Array) -> Array:
-        return jax.vmap(lambda q, k, v, *ids: kernel(q, k, v, *(splash.SegmentIds(x, x) for x in ids)))(*operands)
-
-    spec = PartitionSpec(rows, heads, None, None)
-    y_BNTH = _on_each_device(run, here, spec, (q_BNTH, k_BKTH, v_BKTH), ids)
+    block, ids = block_size(length), () if ids_BT is None else (ids_BT,)
+    of_device = B // math.prod(here.mesh.shape[axis] for axis in here.row_axes(B))
+    if segments is not None and can_skip(of_device, length, block):
+        run = functools.partial(_attend_blocks, causal=causal, block=block, interpret=here.is_interpreted)
+    else:
+        splits = here.mesh.shape[heads] if heads else 1
+        run = functools.partial(_attend_rows, splash_kernel(N // splits, length, causal, here.is_interpreted, block))
+    y_BNTH = _on_each_device(run, here, PartitionSpec(rows, heads, None, None), (q_BNTH, k_BKTH, v_BKTH), ids)
     return y_BNTH.transpose(0, 2, 1, 3)[:, :T]
+
+
+def _attend_blocks(q: Array, k: Array, v: Array, ids: Array, *, causal: bool, block: int, interpret: bool) -> Array:
+    return attend_blocks(q, k, v, ids, causal, block, interpret)
+
+
+def _attend_rows(kernel: Any, *operands: Array) -> Array:
+    return jax.vmap(lambda q, k, v, *ids: kernel(q, k, v, *(splash.SegmentIds(x, x) for x in ids)))(*operands)
 
 
 def _split(here: Placement, rows: int, heads: int, kv_heads: int) -> tuple[Any, str | None]:
@@ -133,9 +145,6 @@ def _lengthen(
         ids_BT = jnp.pad(jnp.ones((B, T), jnp.int32) if ids_BT is None else ids_BT, [(0, 0), (0, more)])
         q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, [(0, 0), (0, more), (0, 0), (0, 0)]) for x in (q_BTNH, k_BTKH, v_BTKH))
     return q_BTNH, k_BTKH, v_BTKH, ids_BT
-
-
-LANES = 128  # of a TPU's vector registers: blocks are multiples of it
 
 
 def block_size(length: int) -> int:

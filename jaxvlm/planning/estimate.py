@@ -2,7 +2,8 @@
 
 The optimised program carries `estimated_cycles` at its fusions. Parts without them are added here, each separately:
 
-  kernels      Pallas kernels (splash attention), at their floating point operations over the chip's peak
+  kernels      Pallas kernels (splash attention), at their floating point operations over the chip's peak; of blocks
+               that are skipped at run time, the share that the assumed lengths of segments leave
   other        operations without an estimate (gathers, scatters, sorts), at their bytes over the memory bandwidth
   collectives  at their bytes over the links' bandwidth; of those that overlap computation, only what is longer
                than the computation; transfers to and from host memory in the same way
@@ -16,10 +17,11 @@ import dataclasses
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxvlm.models.block_mask import computed_blocks
 from jaxvlm.planning.hlo import Instruction, Program, bytes_of, first_group, parse, shapes
 from jaxvlm.planning.slices import Chip
 
@@ -59,6 +61,7 @@ class Estimate:
     collectives: dict[tuple[str, str], Collective] = dataclasses.field(default_factory=dict)
     guessed_loops: dict[str, int] = dataclasses.field(default_factory=dict)  # loop -> trips that were assumed
     unknown_kernels: Counter = dataclasses.field(default_factory=Counter)  # counted as nothing
+    computed_blocks: dict[int, float] = dataclasses.field(default_factory=dict)  # positions of a row -> share
 
     @property
     def exposed(self) -> float:
@@ -82,10 +85,17 @@ class Estimate:
             self.collectives.setdefault(key, Collective(*key)).add(found, times)
         self.guessed_loops |= part.guessed_loops
         self.unknown_kernels.update(part.unknown_kernels)
+        self.computed_blocks |= part.computed_blocks
 
 
 def estimate_step(
-    text: str, chip: Chip, mesh: Mapping[str, int], *, between_slices: tuple[str, ...] = (), guessed_trips: int = 1
+    text: str,
+    chip: Chip,
+    mesh: Mapping[str, int],
+    *,
+    between_slices: tuple[str, ...] = (),
+    guessed_trips: int = 1,
+    segments: Mapping[int, Sequence[float]] | None = None,
 ) -> Estimate:
     """Estimates a compiled step.
 
@@ -94,16 +104,25 @@ def estimate_step(
       mesh: size of each mesh axis, in order.
       between_slices: the mesh axes that cross from slice to slice.
       guessed_trips: of loops whose length depends on the data (the loss loops over supervised positions only).
+      segments: assumed lengths of the segments of a row, by the row's positions; attention skips blocks by them. A row
+        of another length counts as one segment.
     """
-    return _Walk(parse(text), chip, dict(mesh), between_slices, guessed_trips).computation(None)
+    return _Walk(parse(text), chip, dict(mesh), between_slices, guessed_trips, segments or {}).computation(None)
 
 
 class _Walk:
     """The walk over a program; each computation is estimated once."""
 
     def __init__(
-        self, program: Program, chip: Chip, mesh: dict[str, int], between_slices: tuple[str, ...], guessed_trips: int
+        self,
+        program: Program,
+        chip: Chip,
+        mesh: dict[str, int],
+        between_slices: tuple[str, ...],
+        guessed_trips: int,
+        segments: Mapping[int, Sequence[float]],
     ):
+        self.segments = segments
         self.program, self.chip, self.mesh = program, chip, mesh
         self.between_slices, self.guessed_trips = between_slices, guessed_trips
         self.done: dict[str, Estimate] = {}
@@ -156,7 +175,7 @@ class _Timeline:
 
     def _compute(self, x: Instruction) -> None:
         if x.opcode == "custom-call" and x.attribute("custom_call_target") == "tpu_custom_call":
-            flops = kernel_flops(x)
+            flops = self._skipping(x) or kernel_flops(x)
             kernel = re.sub(r"\.\d+$", "", x.name)
             if flops is None:
                 self.total.unknown_kernels[kernel] += 1
@@ -176,6 +195,15 @@ class _Timeline:
             seconds = 2 * x.bytes / self.chip.hbm_bandwidth  # what it writes, and as much read
             self.total.other += seconds
         self.now += seconds
+
+    def _skipping(self, x: Instruction) -> float | None:
+        """Floating point operations of a kernel that skips blocks at run time; None for other kernels."""
+        if (found := skipping_kernel(x)) is None:
+            return None
+        positions, block, is_causal, flops = found
+        share = computed_blocks(self.walk.segments.get(positions, (positions,)), positions, block, causal=is_causal)
+        self.total.computed_blocks[positions] = share
+        return share * flops
 
     def _communicate(self, x: Instruction) -> bool:
         """Whether `x` is a collective or a copy to or from the host, or a part of one, and then its time."""
@@ -324,22 +352,43 @@ _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 def kernel_flops(x: Instruction) -> float | None:
     """Floating point operations of a Pallas kernel: of splash attention by its shapes, of others if they declare them.
 
-    Blocks that a causal mask leaves out are not counted, since the kernel skips them; segments skip none.
+    Blocks that a static causal mask leaves out are not counted, since the kernel skips them.
     """
     if match := re.search(r'"flops":"?(\d+)', x.attributes):
         return float(match[1])
     match = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", x.name)
-    layout = re.search(r"operand_layout_constraints=\{(.*?)\}(?:,\s\w+=|$)", x.attributes, re.DOTALL)
-    if not match or not layout:
+    operands = _operands(x)
+    if not match or not operands:
         return None
-    operands = shapes(layout[1])
-    arrays = [shape for kind, shape in operands if kind in ("bf16", "f32", "f16") and len(shape) >= 3]
-    queries, keys = arrays[0], arrays[1]
-    products = _SPLASH_PRODUCTS[match[1]]
-    full = 2.0 * products * math.prod(queries) * keys[-2]
+    full, length = _all_blocks(match[1], operands)
     # Positions of queries are an operand only where the mask is computed from them, as a causal one is; segment ids
     # look alike if the kernel is not batched, but come in pairs.
-    lanes = [shape for kind, shape in operands if kind == "s32" and shape in ((queries[-2], 128), (8, queries[-2]))]
+    lanes = [shape for kind, shape in operands if kind == "s32" and shape in ((length, 128), (8, length))]
     is_causal = len(lanes) % 2 == 1
     blocks = next((shape[-2] for kind, shape in operands if kind == "s8" and len(shape) == 3), 1)
     return full * (blocks + 1) / (2 * blocks) if is_causal else full
+
+
+def skipping_kernel(x: Instruction) -> tuple[int, int, bool, float] | None:
+    """A kernel of `models.splash`: positions of a row and of a block, whether it is causal, operations of all blocks.
+
+    Its mask is computed by the program, so how much it skips is not known here. None for any other kernel.
+    """
+    match, operands = re.search(r"splash_(causal|full)_(fwd|dq|dkv)", x.name), _operands(x)
+    if not match or not operands:
+        return None
+    full, length = _all_blocks(match[2], operands)
+    side = min(operands[0][1][1:])  # the order of visits: [1, blocks of all rows, blocks of a row], or transposed
+    return length, length // side, match[1] == "causal", full
+
+
+def _operands(x: Instruction) -> list[tuple[str, tuple[int, ...]]]:
+    layout = re.search(r"operand_layout_constraints=\{(.*?)\}(?:,\s\w+=|$)", x.attributes, re.DOTALL)
+    return shapes(layout[1]) if layout else []
+
+
+def _all_blocks(kernel: str, operands: list[tuple[str, tuple[int, ...]]]) -> tuple[float, int]:
+    """Floating point operations without any mask, and the positions of a row."""
+    arrays = [shape for kind, shape in operands if kind in ("bf16", "f32", "f16") and len(shape) >= 3]
+    queries, keys = arrays[0], arrays[1]
+    return 2.0 * _SPLASH_PRODUCTS[kernel] * math.prod(queries) * keys[-2], queries[-2]

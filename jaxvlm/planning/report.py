@@ -11,6 +11,7 @@ from typing import Any
 from jaxvlm.batch import Batch
 from jaxvlm.config import StageConfig
 from jaxvlm.media import MediaExtent, Size
+from jaxvlm.models.splash import LANES
 from jaxvlm.planning.compiler import Compiled
 from jaxvlm.planning.estimate import Estimate, estimate_step
 from jaxvlm.planning.flops import Flops, Work, model_flops, total_flops
@@ -68,6 +69,7 @@ def make_plan(step: Step, compiled: Compiled, assumptions: Assumptions) -> Plan:
             dict(layout.mesh.shape),
             between_slices=("data",) if step.slice.num_slices > 1 else (),
             guessed_trips=max(1, math.ceil(supervised / LOSS_POSITIONS)),
+            segments=segments_of(step, work),
         )
     flops = model_flops(step.config.model, step.stage.parts, layout.state.trained, work)
     if layout.reference is not None:
@@ -89,6 +91,16 @@ def work_of(step: Step, given: Assumptions) -> Work:
     text = max(0.0, tokens - units * image.positions / image.units)
     supervised = text / 4 if given.supervised is None else given.supervised
     return Work(step.stage.global_batch_size, tokens, samples, units, images, supervised)
+
+
+def segments_of(step: Step, work: Work) -> dict[int, list[float]]:
+    """Lengths of the segments of a decoder's row, by the positions that its attention kernels see.
+
+    All samples are assumed to be of the same length. Of unequal ones the kernels compute more blocks.
+    """
+    positions, length = step.stage.data.tokens, work.tokens / work.samples
+    whole, rest = divmod(work.samples, 1)
+    return {positions + -positions % LANES: [length] * int(whole) + [length * rest] * (rest > 0)}
 
 
 def records_of(stage: StageConfig, given: Assumptions) -> int | None:
@@ -137,6 +149,7 @@ def _estimate(plan: Plan, estimate: Estimate) -> dict[str, Any]:
         "step_megacycles": estimate.seconds * plan.step.slice.chip.clock / 1e6,
         "compute_seconds": estimate.compute,
         "kernel_seconds": dict(estimate.kernels),
+        "computed_attention_blocks": {str(positions): x for positions, x in estimate.computed_blocks.items()},
         "other_seconds": estimate.other,
         "exposed_collective_seconds": estimate.exposed,
         "collectives": [dataclasses.asdict(x) for x in estimate.collectives.values()],
@@ -268,6 +281,11 @@ def _time_lines(plan: Plan, e: Estimate) -> Iterator[str]:
     yield line("operations", e.compute, "the compiler's estimated cycles, loops by their trips")
     for name, seconds in sorted(e.kernels.items()):
         yield line(name[:40], seconds, "kernel, at its flops over the peak")
+    segments = segments_of(plan.step, plan.work)
+    for positions, share in e.computed_blocks.items():
+        given = segments.get(positions)
+        how = f"samples of {given[0]:,.0f} positions" if given else "one segment, for want of an assumption"
+        yield f"  attention skips blocks: of a row of {positions:,}, {share:.0%} are computed, assuming {how}"
     yield line("operations without an estimate", e.other, "at their bytes over the memory bandwidth")
     link = f"{plan.step.slice.chip.link_bandwidth / 1e9:g} GB/s a link and direction"
     yield line("exposed collectives", e.exposed, f"at their bytes over the links, as rings both ways, {link}")

@@ -299,6 +299,25 @@ def test_kernels_take_their_flops(name, operands, flops):
     assert estimate.kernels == {name: pytest.approx(flops / 1e9)} and not estimate.unknown_kernels
 
 
+@pytest.mark.parametrize(
+    ("name", "visits", "products"),
+    [
+        ("splash_causal_fwd", "s32[1,8,4]{2,1,0}", 2),
+        ("jvp_splash_causal_dq_", "s32[1,8,4]{2,1,0}", 3),
+        ("splash_causal_dkv", "s32[1,4,8]{2,1,0}", 4),
+        ("splash_full_fwd", "s32[1,8,4]{2,1,0}", 2),
+    ],
+)
+def test_kernels_that_skip_blocks_take_the_share_of_assumed_segments(name, visits, products):
+    text = program(A, kernel(name, visits, visits, *HEADS, "s32[4096,128]{1,0}", "s32[8,4096]{1,0}"))
+    is_full = "full" in name
+    # Four blocks of 512 in a row of 2,048. One segment: all that the mask leaves.
+    for segments, blocks in (({}, 16 if is_full else 10), ({2048: [1000, 600]}, 12 if is_full else 8)):
+        estimate = estimate_step(text, CHIP, MESH, segments=segments)
+        assert estimate.computed_blocks == {2048: blocks / 16} and not estimate.unknown_kernels
+        assert estimate.kernels == {name: pytest.approx(products * PRODUCT * blocks / 16 / 1e9)}
+
+
 def test_an_unknown_kernel_is_named():
     estimate = estimate_step(program(A, kernel("my_kernel", *HEADS)), CHIP, MESH)
     assert estimate.unknown_kernels == {"my_kernel": 1} and estimate.seconds == 0
