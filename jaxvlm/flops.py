@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,3 +32,17 @@ class Flops:
     def total(self) -> float:
         """Forward and backward."""
         return self.forward * (1 + self.backward)
+
+
+class Segments(NamedTuple):
+    """How attention divides a row in some blocks of an encoder or decoder."""
+
+    share: float  # of its blocks
+    lengths: tuple[float, ...]  # positions of each segment in order; the rest of the row is padding
+
+    @classmethod
+    def equal(cls, positions: float, count: float, share: float = 1.0) -> Segments:
+        """`count` segments that fill these positions; of a fraction of one, that fraction."""
+        rest, whole = math.modf(count)
+        lengths = [positions / count] * int(whole) + [positions / count * rest] * (rest > 0)
+        return cls(share, tuple(lengths))

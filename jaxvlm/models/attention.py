@@ -21,7 +21,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 
 from jaxvlm.batch import Array
-from jaxvlm.models.splash import LANES, attend_blocks, can_skip
+from jaxvlm.models.packed_attention import attend_blocks, can_skip
+from jaxvlm.models.packed_kernels import LANES
 from jaxvlm.sharding import Placement, placement
 from jaxvlm.tuning import ATTENTION_BLOCK
 

@@ -18,9 +18,11 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxvlm.flops import Segments
 from jaxvlm.models.block_mask import computed_blocks
 from jaxvlm.planning.hlo import Instruction, Program, bytes_of, first_group, parse, shapes
 from jaxvlm.planning.slices import Chip
@@ -49,6 +51,13 @@ class Collective:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
 
 
+class Row(NamedTuple):
+    """A row as attention kernels see it."""
+
+    positions: int  # padding included
+    is_causal: bool
+
+
 @dataclasses.dataclass
 class Estimate:
     """Seconds of one step on one chip, by where they go."""
@@ -61,7 +70,7 @@ class Estimate:
     collectives: dict[tuple[str, str], Collective] = dataclasses.field(default_factory=dict)
     guessed_loops: dict[str, int] = dataclasses.field(default_factory=dict)  # loop -> trips that were assumed
     unknown_kernels: Counter = dataclasses.field(default_factory=Counter)  # counted as nothing
-    computed_blocks: dict[int, float] = dataclasses.field(default_factory=dict)  # positions of a row -> share
+    computed_blocks: dict[Row, float] = dataclasses.field(default_factory=dict)  # share of the attention's blocks
 
     @property
     def exposed(self) -> float:
@@ -95,7 +104,7 @@ def estimate_step(
     *,
     between_slices: tuple[str, ...] = (),
     guessed_trips: int = 1,
-    segments: Mapping[int, Sequence[float]] | None = None,
+    segments: Mapping[Row, Sequence[Segments]] | None = None,
 ) -> Estimate:
     """Estimates a compiled step.
 
@@ -104,8 +113,7 @@ def estimate_step(
       mesh: size of each mesh axis, in order.
       between_slices: the mesh axes that cross from slice to slice.
       guessed_trips: of loops whose length depends on the data (the loss loops over supervised positions only).
-      segments: assumed lengths of the segments of a row, by the row's positions; attention skips blocks by them. A row
-        of another length counts as one segment.
+      segments: assumed of the rows; attention skips blocks by them. Other rows count as one segment.
     """
     return _Walk(parse(text), chip, dict(mesh), between_slices, guessed_trips, segments or {}).computation(None)
 
@@ -120,7 +128,7 @@ class _Walk:
         mesh: dict[str, int],
         between_slices: tuple[str, ...],
         guessed_trips: int,
-        segments: Mapping[int, Sequence[float]],
+        segments: Mapping[Row, Sequence[Segments]],
     ):
         self.segments = segments
         self.program, self.chip, self.mesh = program, chip, mesh
@@ -200,9 +208,12 @@ class _Timeline:
         """Floating point operations of a kernel that skips blocks at run time; None for other kernels."""
         if (found := skipping_kernel(x)) is None:
             return None
-        positions, block, is_causal, flops = found
-        share = computed_blocks(self.walk.segments.get(positions, (positions,)), positions, block, causal=is_causal)
-        self.total.computed_blocks[positions] = share
+        row, block, flops = found
+        share = sum(
+            of_layers * computed_blocks(lengths, row.positions, block, causal=row.is_causal)
+            for of_layers, lengths in self.walk.segments.get(row) or [Segments.equal(row.positions, 1)]
+        )
+        self.total.computed_blocks[row] = share
         return share * flops
 
     def _communicate(self, x: Instruction) -> bool:
@@ -369,17 +380,18 @@ def kernel_flops(x: Instruction) -> float | None:
     return full * (blocks + 1) / (2 * blocks) if is_causal else full
 
 
-def skipping_kernel(x: Instruction) -> tuple[int, int, bool, float] | None:
-    """A kernel of `models.splash`: positions of a row and of a block, whether it is causal, operations of all blocks.
+def skipping_kernel(x: Instruction) -> tuple[Row, int, float] | None:
+    """What is known of a kernel of `models.packed_attention`; None: it is another one.
 
-    Its mask is computed by the program, so how much it skips is not known here. None for any other kernel.
+    Returns:
+      The row, the positions of a block, and its operations if it skipped none.
     """
-    match, operands = re.search(r"splash_(causal|full)_(fwd|dq|dkv)", x.name), _operands(x)
+    match, operands = re.search(r"packed_(causal|full)_(fwd|dq|dkv)", x.name), _operands(x)
     if not match or not operands:
         return None
     full, length = _all_blocks(match[2], operands)
-    side = min(operands[0][1][1:])  # the order of visits: [1, blocks of all rows, blocks of a row], or transposed
-    return length, length // side, match[1] == "causal", full
+    side = min(operands[0][1])  # the order of visits: [blocks of all rows, blocks of a row], or transposed
+    return Row(length, match[1] == "causal"), length // side, full
 
 
 def _operands(x: Instruction) -> list[tuple[str, tuple[int, ...]]]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import StageConfig
+from jaxvlm.families.registry import family_file
+from jaxvlm.flops import Segments
 from jaxvlm.media import MediaExtent, Size
-from jaxvlm.models.splash import LANES
+from jaxvlm.models.packed_kernels import LANES
 from jaxvlm.planning.compiler import Compiled
-from jaxvlm.planning.estimate import Estimate, estimate_step
+from jaxvlm.planning.estimate import Estimate, Row, estimate_step
 from jaxvlm.planning.flops import Flops, Work, model_flops, total_flops
 from jaxvlm.planning.program import Step
 from jaxvlm.planning.slices import GIB, larger_slice
@@ -93,14 +95,17 @@ def work_of(step: Step, given: Assumptions) -> Work:
     return Work(step.stage.global_batch_size, tokens, samples, units, images, supervised)
 
 
-def segments_of(step: Step, work: Work) -> dict[int, list[float]]:
-    """Lengths of the segments of a decoder's row, by the positions that its attention kernels see.
+def segments_of(step: Step, work: Work) -> dict[Row, list[Segments]]:
+    """Segments of the rows of decoder and encoder.
 
-    All samples are assumed to be of the same length. Of unequal ones the kernels compute more blocks.
+    All samples are assumed to be of the same length, and all images of the same size. Of unequal ones the kernels
+    compute more blocks.
     """
-    positions, length = step.stage.data.tokens, work.tokens / work.samples
-    whole, rest = divmod(work.samples, 1)
-    return {positions + -positions % LANES: [length] * int(whole) + [length * rest] * (rest > 0)}
+    data, family = step.stage.data, family_file(step.config.model.family, "flops")
+    found = {(data.tokens, True): [Segments.equal(work.tokens, work.samples)]}
+    if work.units:
+        found[data.media.units, False] = family.vision_segments(step.config.model, work)
+    return {Row(length + -length % LANES, is_causal): segments for (length, is_causal), segments in found.items()}
 
 
 def records_of(stage: StageConfig, given: Assumptions) -> int | None:
@@ -143,13 +148,17 @@ def _shapes(batch: Batch) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in shown.items()}
 
 
+def _name(row: Row) -> str:
+    return f"{row.positions:,} {'causal' if row.is_causal else 'unordered'}"
+
+
 def _estimate(plan: Plan, estimate: Estimate) -> dict[str, Any]:
     return {
         "step_seconds": estimate.seconds,
         "step_megacycles": estimate.seconds * plan.step.slice.chip.clock / 1e6,
         "compute_seconds": estimate.compute,
         "kernel_seconds": dict(estimate.kernels),
-        "computed_attention_blocks": {str(positions): x for positions, x in estimate.computed_blocks.items()},
+        "computed_attention_blocks": {_name(row): share for row, share in estimate.computed_blocks.items()},
         "other_seconds": estimate.other,
         "exposed_collective_seconds": estimate.exposed,
         "collectives": [dataclasses.asdict(x) for x in estimate.collectives.values()],
@@ -282,10 +291,10 @@ def _time_lines(plan: Plan, e: Estimate) -> Iterator[str]:
     for name, seconds in sorted(e.kernels.items()):
         yield line(name[:40], seconds, "kernel, at its flops over the peak")
     segments = segments_of(plan.step, plan.work)
-    for positions, share in e.computed_blocks.items():
-        given = segments.get(positions)
-        how = f"samples of {given[0]:,.0f} positions" if given else "one segment, for want of an assumption"
-        yield f"  attention skips blocks: of a row of {positions:,}, {share:.0%} are computed, assuming {how}"
+    for row, share in e.computed_blocks.items():
+        lengths = [f"{given.lengths[0]:,.0f}" for given in segments.get(row, [])]
+        how = f"segments of {' and '.join(lengths)}" if lengths else "one segment, for want of an assumption"
+        yield f"  attention skips blocks: of {_name(row)} positions, {share:.0%} are computed, assuming {how}"
     yield line("operations without an estimate", e.other, "at their bytes over the memory bandwidth")
     link = f"{plan.step.slice.chip.link_bandwidth / 1e9:g} GB/s a link and direction"
     yield line("exposed collectives", e.exposed, f"at their bytes over the links, as rings both ways, {link}")

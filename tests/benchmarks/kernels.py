@@ -71,7 +71,7 @@ def measure(
 
     from jaxvlm.models.attention import splash_kernel
     from jaxvlm.models.block_mask import computed_blocks
-    from jaxvlm.models.splash import attend_blocks
+    from jaxvlm.models.packed_attention import attend_blocks
     from jaxvlm.planning.compiler import use_tpu_compiler
     from jaxvlm.planning.slices import find_slice
 
@@ -93,11 +93,11 @@ def measure(
         file.unlink()
     jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x, ids).compile()
     bundles = {}
-    for file in dump.glob("*splash*schedule-analysis_final_bundles.txt"):
-        name = re.search(r"splash_[a-z]+_(fwd|dq|dkv)", file.name)
-        count = re.search(r"total scheduled bundles:\s+(\d+)", file.read_text())
-        assert name and count, file
-        bundles[name[1]] = int(count[1])
+    for file in dump.glob("*schedule-analysis_final_bundles.txt"):
+        if name := re.search(r"(?:splash|packed)_[a-z]+_(fwd|dq|dkv)", file.name):
+            count = re.search(r"total scheduled bundles:\s+(\d+)", file.read_text())
+            assert count, file
+            bundles[name[1]] = int(count[1])
     samples = samples or 1
     blocks = round(computed_blocks([T / samples] * samples, T, size, causal=causal) * (T // size) ** 2)
     cycles = {name: bundles[name] * blocks for name in PRODUCTS}

@@ -8,9 +8,9 @@ from jaxvlm.config import MeshConfig
 from jaxvlm.models import attention
 from jaxvlm.models.attention import attend, block_size
 from jaxvlm.models.block_mask import computed_blocks, keys_to_fetch, needed_blocks, queries_to_fetch
-from jaxvlm.models.splash import MAX_BLOCKS, can_skip
+from jaxvlm.models.packed_attention import MAX_BLOCKS, can_skip
 from jaxvlm.planning.compiler import use_tpu_compiler
-from jaxvlm.planning.estimate import skipping_kernel
+from jaxvlm.planning.estimate import Row, skipping_kernel
 from jaxvlm.planning.hlo import parse
 from jaxvlm.planning.slices import find_slice
 from jaxvlm.sharding import Rules, make_mesh, placed
@@ -211,4 +211,4 @@ def test_the_program_for_tpus_has_no_loop_over_rows():
     assert not [x for x in instructions if x.opcode == "while"]
     square = 2 * 4 * 1536 * 1536 * 128  # operations of a product of all queries and keys
     found = [kernel for x in instructions if x.opcode == "custom-call" and (kernel := skipping_kernel(x))]
-    assert sorted(found) == [(1536, 512, True, products * square) for products in (2, 3, 4)]
+    assert sorted(found) == [(Row(1536, True), 512, products * square) for products in (2, 3, 4)]

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from jaxvlm.planning.estimate import estimate_step, kernel_flops
+from jaxvlm.flops import Segments
+from jaxvlm.planning.estimate import Row, estimate_step, kernel_flops
 from jaxvlm.planning.hlo import first_group, parse
 from jaxvlm.planning.slices import V5E
 
@@ -302,19 +303,27 @@ def test_kernels_take_their_flops(name, operands, flops):
 @pytest.mark.parametrize(
     ("name", "visits", "products"),
     [
-        ("splash_causal_fwd", "s32[1,8,4]{2,1,0}", 2),
-        ("jvp_splash_causal_dq_", "s32[1,8,4]{2,1,0}", 3),
-        ("splash_causal_dkv", "s32[1,4,8]{2,1,0}", 4),
-        ("splash_full_fwd", "s32[1,8,4]{2,1,0}", 2),
+        ("packed_causal_fwd", "s32[8,4]{1,0}", 2),
+        ("jvp_packed_causal_dq_", "s32[8,4]{1,0}", 3),
+        ("packed_causal_dkv", "s32[4,8]{1,0}", 4),
+        ("packed_full_fwd", "s32[8,4]{1,0}", 2),
     ],
 )
 def test_kernels_that_skip_blocks_take_the_share_of_assumed_segments(name, visits, products):
     text = program(A, kernel(name, visits, visits, *HEADS, "s32[4096,128]{1,0}", "s32[8,4096]{1,0}"))
-    is_full = "full" in name
-    # Four blocks of 512 in a row of 2,048. One segment: all that the mask leaves.
-    for segments, blocks in (({}, 16 if is_full else 10), ({2048: [1000, 600]}, 12 if is_full else 8)):
+    row = Row(2048, "causal" in name)
+    of_one, of_two = (10, 8) if row.is_causal else (16, 12)  # of the 16 pairs of blocks of 512
+    two = Segments.equal(1600, 1.6)
+    assert two == (1.0, (1000, pytest.approx(600)))
+    cases = [
+        ({}, of_one),
+        ({Row(2048, not row.is_causal): [two]}, of_one),
+        ({row: [two]}, of_two),
+        ({row: [Segments(0.25, two.lengths), Segments.equal(2048, 1, 0.75)]}, 0.25 * of_two + 0.75 * of_one),
+    ]
+    for segments, blocks in cases:
         estimate = estimate_step(text, CHIP, MESH, segments=segments)
-        assert estimate.computed_blocks == {2048: blocks / 16} and not estimate.unknown_kernels
+        assert estimate.computed_blocks == {row: blocks / 16} and not estimate.unknown_kernels
         assert estimate.kernels == {name: pytest.approx(products * PRODUCT * blocks / 16 / 1e9)}
 
 

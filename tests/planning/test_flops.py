@@ -2,6 +2,7 @@ import pytest
 
 from jaxvlm.command import load_config
 from jaxvlm.families.build import stage_model
+from jaxvlm.families.registry import family_file
 from jaxvlm.flops import Work
 from jaxvlm.planning.flops import decoder_block_weights, model_flops, total_flops
 from jaxvlm.training.state import split
@@ -88,3 +89,13 @@ def test_clip_l_14_at_336_as_published():
     lines = model_flops(config.model, config.stage["finetune"].parts, {}, work)
     vision = sum(x.forward for x in lines if x.name.startswith("vision"))
     assert vision / 2 == pytest.approx(191e9 * 23 / 24, rel=0.01)
+
+
+def test_segments_of_an_encoder_with_windows():
+    work = Work(rows=8, tokens=30, samples=2, units=1000, images=2.5, supervised=5)
+    model = load_config("configs/qwen25_vl_7b.py", []).model
+    full, windows = family_file(model.family, "flops").vision_segments(model, work)
+    assert full == (4 / 32, (400, 400, pytest.approx(200)))
+    assert windows == (28 / 32, (*[64.0] * 15, pytest.approx(40)))
+    (only,) = family_file(model.family, "flops").vision_segments(load_config("configs/qwen2_vl_7b.py", []).model, work)
+    assert only == (1.0, full.lengths)

@@ -1,4 +1,4 @@
-from jaxvlm.flops import Flops
+from jaxvlm.flops import Flops, Segments
 
 
 def media_flops(model, parts, work):
@@ -7,3 +7,7 @@ def media_flops(model, parts, work):
 
 def vision_positions(model, work):
     return work.rows * work.units
+
+
+def vision_segments(model, work):
+    return [Segments.equal(work.units, work.images)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxvlm.config import PartsConfig, VisionConfig
 from jaxvlm.families.llava.config import LlavaConfig
-from jaxvlm.flops import Flops, Work
+from jaxvlm.flops import Flops, Segments, Work
 from jaxvlm.models.projector import projector_depth
 
 
@@ -23,6 +23,11 @@ def vision_positions(model: LlavaConfig, work: Work) -> float:
     """Positions at which the encoder's projections are applied, as a share of all its blocks; for adapters."""
     seen = model.vision.features_per_image + model.vision.class_token
     return work.rows * work.units * seen * _blocks(model.vision) / model.vision.num_layers
+
+
+def vision_segments(model: LlavaConfig, work: Work) -> list[Segments]:
+    """None: a row of the encoder is one image."""
+    return []
 
 
 def _vision(c: VisionConfig, policy: str, images: float) -> list[Flops]:

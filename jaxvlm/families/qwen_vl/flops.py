@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxvlm.config import PartsConfig
 from jaxvlm.families.qwen_vl.config import QwenVLConfig, TowerConfig
-from jaxvlm.flops import Flops, Work
+from jaxvlm.flops import Flops, Segments, Work
 
 
 def media_flops(model: QwenVLConfig, parts: PartsConfig, work: Work) -> list[Flops]:
@@ -17,6 +17,15 @@ def media_flops(model: QwenVLConfig, parts: PartsConfig, work: Work) -> list[Flo
 def vision_positions(model: QwenVLConfig, work: Work) -> float:
     """Patches in use."""
     return work.rows * work.units
+
+
+def vision_segments(model: QwenVLConfig, work: Work) -> list[Segments]:
+    """Images of equal size, and the windows of 2.5 in all blocks but a few."""
+    c = model.vision
+    windows = len(c.full_layers) < c.num_layers and c.window**2
+    share = len(c.full_layers) / c.num_layers if windows else 1.0
+    found = [Segments.equal(work.units, work.images, share)]
+    return [*found, Segments.equal(work.units, work.units / windows, 1 - share)] if windows else found
 
 
 def _vision(c: TowerConfig, policy: str, work: Work) -> list[Flops]:
