@@ -26,6 +26,8 @@ class Video:
 
     source: str | bytes | tuple[str | bytes, ...]  # a path, the bytes of a file, or the frames in order
     fps: float = DEFAULT_FPS  # frames a second of the list; a file has times of its own
+    # The frames of a list, ascending, if it has only some of its video's, of which it has the last; (): it has all.
+    numbers: tuple[int, ...] = ()
 
     @property
     def is_list(self) -> bool:
@@ -53,12 +55,23 @@ class Size(NamedTuple):
     height: int
     width: int
     frames: int = 1  # of a video, in its source
-    milliseconds: int = 0  # the duration of a video, at least 1; 0: it is an image
+    rate: int = 0  # of a video, this many frames...; 0: it is an image
+    per: int = 1  # ...in this many seconds: 30000 in 1001 are 29.97 a second
 
     @property
     def is_video(self) -> bool:
         """Whether it is the size of a video."""
-        return self.milliseconds > 0
+        return self.rate > 0
+
+    @property
+    def fps(self) -> float:
+        """Frames of a video a second."""
+        return self.rate / self.per
+
+    @property
+    def seconds(self) -> float:
+        """The duration of a video."""
+        return self.frames / self.fps
 
 
 class MediaExtent(NamedTuple):

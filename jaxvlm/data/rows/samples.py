@@ -269,7 +269,7 @@ class ImageSizes:
 
         Args:
           counts: int[n], number of images of each record.
-          sizes: int32[sum of counts, 4], the fields of `Size`.
+          sizes: int32[sum of counts, 5], the fields of `Size`.
         """
         self._ends, self._sizes = np.cumsum(counts), sizes
 

@@ -163,14 +163,13 @@ class PatchLayout(MediaLayout):
         return encode(image, jpeg)
 
     def _store_video(self, source: Video, origin: str, jpeg: int) -> Video:
-        """The frames that are taken, as a list of which all are taken again."""
+        """The frames that are taken, with their numbers, so that the same ones are taken again at the same times."""
         size, frames = read_video_size(source, origin), self._load_video(source, origin)
-        kept = Size(frames.shape[1], frames.shape[2], len(frames), size.milliseconds)
-        if self._grid(kept) != self._grid(size) or len(self._frames(kept)) != len(frames):
+        if self._grid(size._replace(height=frames.shape[1], width=frames.shape[2])) != self._grid(size):
             problem = "its frames would be resized again when they are read; train on the video's own file"
             raise RecordError(f"{origin}: {problem}", origin, "video_not_prepared")
         files = tuple(encode(Image.fromarray(frame), jpeg) for frame in frames)
-        return Video(files, 1000 * len(frames) / size.milliseconds)
+        return Video(files, size.fps, tuple(self._frames(size).tolist()))
 
     def problems(self, shift: int) -> list[str]:
         """Reports limits that contradict each other, units that do not hold a whole image, and too large a shift."""
@@ -201,14 +200,13 @@ class PatchLayout(MediaLayout):
     def _frames(self, size: Size) -> np.ndarray:
         """int64[N], the frames that are taken of a video."""
         assert self.media.video is not None  # else `extent` has refused it
-        return sample_frames(self.kind, self.media.video, size.frames, size.milliseconds / 1000)
+        return sample_frames(self.kind, self.media.video, size.frames, size.seconds)
 
     def _steps(self, size: Size) -> list[int]:
         """Positions on the time axis, of an image or of each pair of frames."""
         if not size.is_video:
             return [0]
-        taken = len(self._frames(size))
-        return time_steps(self.kind, taken, size.milliseconds / 1000, self.tokens_per_second)
+        return time_steps(self.kind, len(self._frames(size)), size.seconds, self.tokens_per_second)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         return smart_resize(height, width, self.factor, self.media.min_pixels, self.media.max_pixels)
