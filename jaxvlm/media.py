@@ -81,6 +81,21 @@ class MediaExtent(NamedTuple):
     units: int  # of the U media units
 
 
+class VideoText(NamedTuple):
+    """The text of a video that the renderer writes or leaves out, since the rest is what `MediaLayout.expand` writes.
+
+    Qwen3-VL writes "<0.3 seconds>" and tokens around each frame pair, in place of the tokens around a whole video::
+
+        chat template  Look: <|vision_start|><|video_pad|><|vision_end|>
+        renderer       Look: <                  and the placeholder: the tokenizer may have a token " <"
+        expand         0.3 seconds>  <|vision_start|>  features  <|vision_end|>  <1.3 seconds>  ...
+    """
+
+    before: str  # tokens around the placeholder that a chat template writes and the renderer leaves out
+    after: str
+    lead: str  # with what a video begins, tokenized together with the text before it
+
+
 class Picture(NamedTuple):
     """An image, or a frame of a video, as the model sees it, for pages that show batches."""
 
@@ -110,13 +125,26 @@ class MediaLayout(abc.ABC):
       least_positions: the fewest token positions that any image takes.
       least_units: the media units of that image.
       takes_videos: whether it measures and loads videos; otherwise `extent` refuses them.
+      video_text: what the renderer has to know of the text within a video; None: a video has none.
     """
 
     unit: str
     position_axes: int = 1
     takes_videos: bool = False
+    video_text: VideoText | None = None
     least_positions: int
     least_units: int = 1
+
+    def with_tokenizer(self, tokenizer: Any) -> MediaLayout:
+        """The layout with the ids of the text that it adds to media; whatever renders or measures records needs it.
+
+        Args:
+          tokenizer: a fast tokenizer of transformers.
+
+        Raises:
+          UserError: the tokenizer lacks a token.
+        """
+        return self
 
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:

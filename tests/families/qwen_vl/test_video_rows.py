@@ -10,7 +10,7 @@ from PIL import Image
 from jaxvlm.batch import Batch
 from jaxvlm.data.media.video import read_video_size
 from jaxvlm.data.records import RecordError
-from jaxvlm.families.qwen_vl.config import QwenVLMedia, VideoConfig
+from jaxvlm.families.qwen_vl.config import KINDS, QwenVLMedia, VideoConfig
 from jaxvlm.families.qwen_vl.layout import make_layout
 from jaxvlm.media import MediaError, MediaExtent, Size, Video
 from tests.families.qwen_vl import pairs
@@ -70,9 +70,8 @@ def test_what_prepare_keeps_is_loaded_alike():
 
 
 def test_videos_that_are_refused():
-    layout, size = layout_of("qwen2_vl", dataclasses.replace(MEDIA, video=None)), Size(16, 32, 4, 2)
-    for refusing in (layout, layout_of("qwen3_vl")):
+    for kind in KINDS:
         with pytest.raises(MediaError, match="it has a video"):
-            refusing.extent(size)
+            layout_of(kind, dataclasses.replace(MEDIA, video=None)).extent(Size(16, 32, 4, 2))
     with pytest.raises(RecordError, match="at least 2 are needed"):
         layout_of("qwen2_vl").load(make_video(1), "data.json[3]", exact=True)
