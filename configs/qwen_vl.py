@@ -78,16 +78,21 @@ def stage() -> ConfigDict:
     c.data.media.units = 12288  # patches of a row: three for each of 4,096 tokens, of which an image's take four
     c.data.media.min_pixels = 16 * 28**2  # area to which a smaller image is enlarged
     c.data.media.max_pixels = 576 * 28**2  # area to which a larger image is reduced
-    c.data.media.video = None  # or video(): then a patch is two frames deep, and takes twice the memory
+    c.data.media.video = None  # or video(c.model.kind): then a patch is two frames deep, and takes twice the memory
     c.data.update(template="tokenizer", tokens=4096, workers=8)
     return c
 
 
-def video() -> ConfigDict:
-    """How videos are sampled, as in the files on the hub."""
-    return ConfigDict(
-        {"fps": 2.0, "min_frames": 4, "max_frames": 32, "min_pixels": 128 * 28**2, "max_pixels": 256 * 28**2}
-    )
+def video(kind: str = "qwen2_vl") -> ConfigDict:
+    """How videos are sampled: at the rate of the files on the hub, up to 32 frames of 256 tokens a frame pair.
+
+    Args:
+      kind: of the model; the limits of "qwen3_vl" are of all frames together.
+    """
+    limits = {"min_pixels": 128 * 28**2, "max_pixels": 256 * 28**2}
+    if kind == "qwen3_vl":
+        limits = {"min_pixels": 4 * 32**2, "max_pixels": 32 * 256 * 32**2}
+    return ConfigDict({"fps": 2.0, "min_frames": 4, "max_frames": 32} | limits)
 
 
 def finetune(name: str) -> ConfigDict:

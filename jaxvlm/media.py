@@ -26,6 +26,8 @@ class Video:
 
     source: str | bytes | tuple[str | bytes, ...]  # a path, the bytes of a file, or the frames in order
     fps: float = DEFAULT_FPS  # frames a second of the list; a file has times of its own
+    # The frames of a list, ascending, if it has only some of its video's, of which it has the last; (): it has all.
+    numbers: tuple[int, ...] = ()
 
     @property
     def is_list(self) -> bool:
@@ -53,12 +55,23 @@ class Size(NamedTuple):
     height: int
     width: int
     frames: int = 1  # of a video, in its source
-    milliseconds: int = 0  # the duration of a video, at least 1; 0: it is an image
+    rate: int = 0  # of a video, this many frames...; 0: it is an image
+    per: int = 1  # ...in this many seconds: 30000 in 1001 are 29.97 a second
 
     @property
     def is_video(self) -> bool:
         """Whether it is the size of a video."""
-        return self.milliseconds > 0
+        return self.rate > 0
+
+    @property
+    def fps(self) -> float:
+        """Frames of a video a second."""
+        return self.rate / self.per
+
+    @property
+    def seconds(self) -> float:
+        """The duration of a video."""
+        return self.frames / self.fps
 
 
 class MediaExtent(NamedTuple):
@@ -66,6 +79,21 @@ class MediaExtent(NamedTuple):
 
     positions: int  # of the T token positions
     units: int  # of the U media units
+
+
+class VideoText(NamedTuple):
+    """The text of a video that the renderer writes or leaves out, since the rest is what `MediaLayout.expand` writes.
+
+    Qwen3-VL writes "<0.3 seconds>" and tokens around each frame pair, in place of the tokens around a whole video::
+
+        chat template  Look: <|vision_start|><|video_pad|><|vision_end|>
+        renderer       Look: <                  and the placeholder: the tokenizer may have a token " <"
+        expand         0.3 seconds>  <|vision_start|>  features  <|vision_end|>  <1.3 seconds>  ...
+    """
+
+    before: str  # tokens around the placeholder that a chat template writes and the renderer leaves out
+    after: str
+    lead: str  # with what a video begins, tokenized together with the text before it
 
 
 class Picture(NamedTuple):
@@ -97,13 +125,26 @@ class MediaLayout(abc.ABC):
       least_positions: the fewest token positions that any image takes.
       least_units: the media units of that image.
       takes_videos: whether it measures and loads videos; otherwise `extent` refuses them.
+      video_text: what the renderer has to know of the text within a video; None: a video has none.
     """
 
     unit: str
     position_axes: int = 1
     takes_videos: bool = False
+    video_text: VideoText | None = None
     least_positions: int
     least_units: int = 1
+
+    def with_tokenizer(self, tokenizer: Any) -> MediaLayout:
+        """The layout with the ids of the text that it adds to media; whatever renders or measures records needs it.
+
+        Args:
+          tokenizer: a fast tokenizer of transformers.
+
+        Raises:
+          UserError: the tokenizer lacks a token.
+        """
+        return self
 
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from jaxvlm.inference.decoding import Decoding, Stream
 from jaxvlm.inference.programs import Programs, Requests
 from jaxvlm.inference.prompts import Prompt, build_batch, build_prompts, group
 from jaxvlm.inference.sampling import GREEDY, Sampling
-from jaxvlm.media import MediaLayout
+from jaxvlm.media import MediaLayout, VideoText
 from jaxvlm.models.vlm import Model
 from jaxvlm.restore import Run
 from jaxvlm.sharding import Placement, Rules, batch_devices, placed, rows_of_this_host, to_devices
@@ -66,12 +66,13 @@ class Engine:
     def renderer(self) -> Renderer:
         """Renders prompts and decodes answers."""
         data = self.data
-        return _renderer(self.tokenizer, data.template, data.system, data.control_tokens, data.stop_tokens, self.date)
+        tokens = (data.control_tokens, data.stop_tokens)
+        return _renderer(self.tokenizer, data.template, data.system, *tokens, self.date, self.layout.video_text)
 
     @functools.cached_property
     def layout(self) -> MediaLayout:
         """The media layout of a row."""
-        return media_layout(self.model.config, self.data)
+        return media_layout(self.model.config, self.data).with_tokenizer(self.tokenizer)
 
     @functools.cached_property
     def programs(self) -> Programs:
@@ -195,6 +196,7 @@ def _renderer(
     control_tokens: tuple[str, ...],
     stop_tokens: tuple[str, ...],
     date: str,
+    video_text: VideoText | None,
 ) -> Renderer:
     return Renderer(
         tokenizer,
@@ -204,6 +206,7 @@ def _renderer(
         control_tokens=control_tokens,
         stop_tokens=stop_tokens,
         date=date,
+        video_text=video_text,
     )
 
 

@@ -3,6 +3,7 @@
 import builtins
 import io
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -46,12 +47,12 @@ def refused(video, **arguments):
 @pytest.mark.parametrize("container, codec", CONTAINERS)
 def test_the_size_and_the_frames_of_each_kind_of_file(container, codec, tmp_path, capfd):
     data = videos.video(10, 5, container=container, codec=codec)
-    assert read_size(Video(data)) == Size(48, 64, 10, 2000)
+    assert read_size(Video(data)) == Size(48, 64, 10, 5)
     assert numbers(data, range(10)) == list(range(10))
     assert numbers(data, [2, 5, 5, 8]) == [2, 5, 5, 8]
     path = tmp_path / "a.bin"  # the name says nothing
     path.write_bytes(data)
-    assert read_size(Video(str(path))) == Size(48, 64, 10, 2000)
+    assert read_size(Video(str(path))) == Size(48, 64, 10, 5)
     np.testing.assert_array_equal(read_frames(Video(str(path)), [7]), read_frames(Video(data), [7]))
     assert capfd.readouterr() == ("", "")
 
@@ -64,7 +65,7 @@ def test_frames_are_rgb():
 
 def test_a_header_without_a_count_of_frames():
     data = videos.video(9, 4, options=FRAGMENTS)
-    assert read_size(Video(data)) == Size(48, 64, 9, 2250)
+    assert read_size(Video(data)) == Size(48, 64, 9, 4)
     assert numbers(data, [8]) == [8]
 
 
@@ -107,7 +108,7 @@ def test_transparent_pixels_are_white(tmp_path):
     shown = [Image.new("RGBA", (32, 32), (0, 0, 0, 0)), Image.new("RGBA", (32, 32), (0, 0, 255, 255))]
     shown[0].save(tmp_path / "a.gif", save_all=True, append_images=shown[1:], duration=500, disposal=2)
     video = Video(str(tmp_path / "a.gif"))
-    assert read_size(video) == Size(32, 32, 2, 1000)
+    assert read_size(video) == Size(32, 32, 2, 2)
     assert read_frames(video, [0, 1])[:, 9, 9].tolist() == [[255, 255, 255], [0, 0, 255]]
 
 
@@ -123,14 +124,38 @@ def frame_files(folder, count=4, shape=(48, 64)):
 
 def test_a_list_of_frames(tmp_path):
     paths = frame_files(tmp_path)
-    assert read_size(Video(paths)) == Size(48, 64, 4, 2000)
-    assert read_size(Video(paths, fps=0.5)) == Size(48, 64, 4, 8000)
+    assert read_size(Video(paths)) == Size(48, 64, 4, 2)
+    assert read_size(Video(paths, fps=0.5)) == Size(48, 64, 4, 1, 2)
     frames = read_frames(Video(paths), [1, 3, 3])
     assert [videos.number_of(pixels)[0] for pixels in frames] == [1, 3, 3]
     assert describe(Video(paths)) == f"4 frames at 2 a second, the first {paths[0]}"
     assert Image.open(io.BytesIO(read_still(Video(paths)))).size == (64, 48)
     with pytest.raises(ValueError, match="frame 4 is wanted of a list of 4"):
         read_frames(Video(paths), [4])
+
+
+def test_a_list_of_some_frames_of_a_video(tmp_path):
+    """Frames 0, 3, 7 and 9 of ten at 29.97 a second."""
+    video = Video(frame_files(tmp_path), 30000 / 1001, (0, 3, 7, 9))
+    assert read_size(video) == Size(48, 64, 10, 30000, 1001)
+    assert [videos.number_of(pixels)[0] for pixels in read_frames(video, [0, 7, 9])] == [0, 2, 3]
+    assert Image.open(io.BytesIO(read_still(video))).size == (64, 48)
+    with pytest.raises(ValueError, match="frame 1 is wanted of a list of 4 that lacks it"):
+        read_frames(video, [0, 1])
+
+
+@pytest.mark.parametrize("fps", [1e300, 1e-4])
+def test_rates_that_32_bits_cannot_hold(fps, tmp_path):
+    size = read_size(Video(frame_files(tmp_path, 2), fps))
+    assert size.is_video and max(size) < 2**31 and size.fps == min(fps, 2000)
+
+
+@pytest.mark.parametrize(("rate", "per"), [(30, 1), (30000, 1001), (24000, 1001), (25, 2)])
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_the_rate_of_a_file_is_exact(rate, per, container):
+    """Also where packets have times in milliseconds."""
+    data = videos.video(7, Fraction(rate, per), container=container)
+    assert read_size(Video(data)) == Size(48, 64, 7, rate, per)
 
 
 def test_a_list_of_frames_needs_no_package(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ class VideoSlots(ImageSlots):
             return Image.fromarray(pixels)._repr_png_()
 
         kept = tuple(map(png, self.load(source, origin, exact=False)))
-        return Video(kept, 2 * 1000 / read_size(source, origin).milliseconds) if isinstance(source, Video) else kept[0]
+        return Video(kept, 2 / read_size(source, origin).seconds) if isinstance(source, Video) else kept[0]
 
 
 def read(item, format=None):
@@ -361,7 +361,7 @@ def test_a_layout_takes_videos(tmp_path, tokenizer):
 
 def test_sizes_of_videos_in_the_index(tmp_path, tokenizer):
     samples = open_samples(data_config(write_videos(tmp_path)), tokenizer, VideoSlots(16, 4, GREY, "pad"))
-    assert samples.inspect(1).sizes == (Size(48, 64), Size(48, 64, 10, 2000))
+    assert samples.inspect(1).sizes == (Size(48, 64), Size(48, 64, 10, 5))
     hashes = {samples.inspect(number).image_hashes[-1] for number in (0, 1)}
     assert len(hashes) == 1  # the same file
 
@@ -369,7 +369,7 @@ def test_sizes_of_videos_in_the_index(tmp_path, tokenizer):
 def test_a_layout_without_videos_refuses_each_record_by_name(tmp_path, tokenizer):
     layout = slots(16, 4)
     with pytest.raises(MediaError, match="does not take|do not take") as caught:
-        layout.extent(Size(48, 64, 10, 2000))
+        layout.extent(Size(48, 64, 10, 5))
     assert caught.value.reason == "video_not_supported"
     path = write_videos(tmp_path)
     with pytest.raises(UserError, match=r"2 of 3 records break a rule \(2 video_not_supported\)") as caught:
@@ -417,7 +417,7 @@ def test_prepared_videos_are_their_frames(tmp_path, tokenizer, inline):  # noqa:
     path, layout, out = write_videos(tmp_path / "raw"), VideoSlots(16, 4, GREY, "pad"), tmp_path / "out"
     prepare(load_mix(data_config(path)), {}, layout, out, jpeg=0, shard_records=2, skip=False)
     kept = load_source(str(out))[0].images[0]
-    assert kept.is_list and read_size(kept) == Size(16, 16, 2, 2000)
+    assert kept.is_list and read_size(kept) == Size(16, 16, 2, 1)
     rows = [pipeline(source, tokenizer, layout, pack=False).look_up(0)[0] for source in (path, out)]
     np.testing.assert_array_equal(rows[0].media.pixels, rows[1].media.pixels)
     np.testing.assert_array_equal(rows[0].tokens, rows[1].tokens)

@@ -14,6 +14,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +36,9 @@ _FORMATS_IN_WORDS = "MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, GIF, WMV or Ogg"
 # A decoder may give fewer frames than the container counts: the last frame then stands for the missing ones at the end,
 # if they are few. More means that the file is corrupt.
 _MISSING_FRAMES, _MISSING_SHARE = 2, 0.05
+_MAX_DENOMINATOR, _MAX_FPS = 10**6, 2000  # of `Size.rate` and `per`, 32 bits each in the index
+# Times of packets can be rounded to milliseconds, so the header's rate is better, unless it is this far from them.
+_RATE_SHARE = 0.02
 # A file whose packets end before this share of its duration, less half a second, is truncated.
 _WHOLE_SHARE, _WHOLE_SECONDS = 0.9, 0.5
 
@@ -59,19 +63,22 @@ def read_video_size(video: Video, origin: str = "") -> Size:
     """
     with _errors(video, origin):
         if isinstance(video.source, tuple):
-            return _size_of_list(video.source, video.fps, origin)
+            return _size_of_list(video, origin)
         with _opened(video.source, origin) as (container, stream):
             counted = _counted_by_header(stream, _num_bytes(video.source))
             frame = next(_decoded(container, stream, origin), None)
             if frame is None:
                 raise _UnusableError("no frame of it can be decoded")
             height, width = _upright(np.empty((frame.height, frame.width), bool), _matrix(frame)).shape
+            header_rate = stream.average_rate
         if counted is None:
             with _opened(video.source, origin) as (container, stream):
                 counted = _counted_by_packets(container, stream)
         frames, seconds = counted
         _check_length(frames, seconds)
-        return Size(height, width, frames, max(1, round(1000 * seconds)))
+        measured = Fraction(frames) / Fraction(seconds or 1e-3)
+        is_near = header_rate and abs(header_rate / measured - 1) < _RATE_SHARE
+        return Size(height, width, frames, *_rate(header_rate if is_near else measured))
 
 
 def read_frames(
@@ -102,8 +109,8 @@ def read_frames(
     wanted = [int(index) for index in indices]
     if not wanted or wanted[0] < 0 or sorted(wanted) != wanted:
         raise ValueError(f"indices must be one or more ascending numbers of frames from 0, found {wanted[:10]}")
-    if isinstance(video.source, tuple) and wanted[-1] >= len(video.source):
-        raise ValueError(f"frame {wanted[-1]} is wanted of a list of {len(video.source)}")
+    if missing := set(wanted) - set(_numbers(video)) if isinstance(video.source, tuple) else set():
+        raise ValueError(f"frame {min(missing)} is wanted of a list of {len(video.source)} that lacks it")
     distinct = sorted(set(wanted))
     found = {index: change(frame) for index, frame in zip(distinct, _frames(video, distinct, origin), strict=True)}
     return np.stack([found[index] for index in wanted])
@@ -111,7 +118,8 @@ def read_frames(
 
 def read_still(video: Video, origin: str = "") -> bytes:
     """The middle frame of a video as a PNG file, for pages that show one picture; raises as `read_frames`."""
-    (pixels_YXC,) = read_frames(video, [read_video_size(video, origin).frames // 2], origin)
+    numbers = _numbers(video) if video.is_list else range(read_video_size(video, origin).frames)
+    (pixels_YXC,) = read_frames(video, [numbers[len(numbers) // 2]], origin)
     file = io.BytesIO()
     Image.fromarray(pixels_YXC).save(file, "PNG")
     return file.getvalue()
@@ -248,7 +256,8 @@ def _frames(video: Video, wanted: Sequence[int], origin: str) -> Iterator[np.nda
     with _errors(video, origin):
         source = video.source
         if isinstance(source, tuple):
-            frames = _frames_of_list(source, wanted, origin)
+            numbers = _numbers(video)
+            frames = _frames_of_list(source, [numbers.index(number) for number in wanted], origin)
         else:
             frames = _frames_of_file(source, wanted, origin)
         for frame in frames:
@@ -315,18 +324,31 @@ def _upright(pixels: np.ndarray, matrix: tuple[int, int, int, int] | None) -> np
     return pixels[::-1] if along_y < 0 else pixels
 
 
-def _size_of_list(frames: tuple[str | bytes, ...], fps: float, origin: str) -> Size:
-    if not frames:
+def _numbers(video: Video) -> Sequence[int]:
+    """Which frames of its video a list has, ascending."""
+    return video.numbers or range(len(video.source))
+
+
+def _rate(fps: Fraction) -> tuple[int, int]:
+    """`Size.rate` and `Size.per`."""
+    found = min(fps, Fraction(_MAX_FPS)).limit_denominator(_MAX_DENOMINATOR)
+    return (found.numerator, found.denominator) if found else (1, _MAX_DENOMINATOR)
+
+
+def _size_of_list(video: Video, origin: str) -> Size:
+    assert isinstance(video.source, tuple)
+    if not video.source:
         raise _UnusableError("its list of frames is empty")
-    _check_length(len(frames), len(frames) / fps)
+    count = _numbers(video)[-1] + 1
+    _check_length(count, count / video.fps)
     first = None
-    for number, frame in enumerate(frames):
+    for number, frame in enumerate(video.source):
         with _errors_of_frame(number, origin) as place:
             size = images.read_size(frame, place)
         first = first or size
         _check_same(size, first)
     assert first is not None
-    return Size(first.height, first.width, len(frames), max(1, round(1000 * len(frames) / fps)))
+    return Size(first.height, first.width, count, *_rate(Fraction(video.fps)))
 
 
 def _frames_of_list(frames: tuple[str | bytes, ...], wanted: Sequence[int], origin: str) -> Iterator[np.ndarray]:

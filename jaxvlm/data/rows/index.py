@@ -25,7 +25,7 @@ from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 9  # of the checks and the meaning of the columns; a cached index of another version is not used
+_VERSION = 10  # of the checks and the meaning of the columns; a cached index of another version is not used
 _CHUNK = 1000  # records that a worker process inspects at a time
 _NAMED_PROBLEMS = 10
 _OF_BOXES = ("boxes", "boxes_outside")
@@ -51,7 +51,7 @@ class Index:
     id_hash: np.ndarray  # uint64[n]
     text_hash: np.ndarray  # uint64[n]; of the turns
     image_hash: np.ndarray  # uint64[N]; of the first bytes of an image file and its size in bytes
-    image_size: np.ndarray  # int32[N, 4]; the fields of `Size`
+    image_size: np.ndarray  # int32[N, 5]; the fields of `Size`
     errors: dict[int, RecordError]  # record -> the rule that it breaks, independent of the row size
     notes: dict[str, int]  # what was not read, or becomes something else than expected -> number of records
 

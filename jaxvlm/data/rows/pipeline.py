@@ -354,6 +354,7 @@ def open_samples(
       UserError: a setting or a source is invalid.
     """
     check_settings(config, layout)
+    layout = layout.with_tokenizer(tokenizer)
     renderer = Renderer(
         tokenizer,
         config.template,
@@ -363,6 +364,7 @@ def open_samples(
         control_tokens=config.control_tokens,
         stop_tokens=config.stop_tokens,
         date=date,
+        video_text=layout.video_text,
     )
     mix = load_mix(config) if mix is None else mix
     for part in mix.parts:

@@ -36,7 +36,7 @@ _DIGESTED_BYTES = 2**14  # hashed per image file, together with its size: a chea
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """Facts about a record from the index pass; none depends on the row size, nor on the model family, except for
-    texts in which boxes are rewritten.
+    texts in which boxes are rewritten, and for what the renderer writes of a video's text (`VideoText`).
     """
 
     text: int = 0  # number of tokens except placeholders
@@ -269,7 +269,7 @@ class ImageSizes:
 
         Args:
           counts: int[n], number of images of each record.
-          sizes: int32[sum of counts, 4], the fields of `Size`.
+          sizes: int32[sum of counts, 5], the fields of `Size`.
         """
         self._ends, self._sizes = np.cumsum(counts), sizes
 

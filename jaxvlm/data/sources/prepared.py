@@ -2,7 +2,7 @@
 
     card.json                            {"version": 1, "shards": [{"name", "records", "bytes", "blake2b"}, ...], ...}
     part-00000-of-00008.array_record     each entry msgpack of {id, turns, images, origin, group, rejected}; an image
-                                         is the bytes of a file, a video {"frames": [bytes, ...], "fps"}
+                                         is the bytes of a file, a video {"frames": [bytes, ...], "fps", "numbers"}
 
 They contain no code: msgpack has numbers, texts, bytes, lists and maps. A folder on an object store (gs://...) is
 copied to this machine once, into JAXVLM_CACHE (~/.cache/jaxvlm), and read there.
@@ -215,7 +215,7 @@ def _packed(medium: Medium, origin: str) -> bytes | dict[str, Any]:
         return medium
     frames = medium.source if isinstance(medium, Video) else ()
     if isinstance(medium, Video) and isinstance(frames, tuple) and all(isinstance(frame, bytes) for frame in frames):
-        return {"frames": list(frames), "fps": medium.fps}
+        return {"frames": list(frames), "fps": medium.fps, "numbers": list(medium.numbers)}
     raise ValueError(f"{origin}: a prepared record holds its images as bytes and its videos as frames, found a path")
 
 
@@ -223,9 +223,12 @@ def _unpacked(medium: Any) -> Medium:
     """A medium that `_packed` returned; raises some exception if it is none."""
     if isinstance(medium, bytes):
         return medium
-    video = Video(tuple(medium["frames"]), float(medium["fps"]))
+    numbers = tuple(map(int, medium.get("numbers", ())))  # older files have none
+    video = Video(tuple(medium["frames"]), float(medium["fps"]), numbers)
     if not all(isinstance(frame, bytes) for frame in video.source) or not video.fps > 0:
         raise ValueError("a video is no list of frames")
+    if numbers and (len(numbers) != len(video.source) or list(numbers) != sorted(set(numbers)) or numbers[0] < 0):
+        raise ValueError("a video's numbers of frames are not one for each frame, ascending")
     return video
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 
 from jaxvlm.data.records import IMAGE, VIDEO, Record, RecordError, Turn, has_videos, split_media
+from jaxvlm.data.text.marks import MediaForm
 from jaxvlm.data.text.templates import OWN_TEMPLATE, TEMPLATES, Draft, place_images
 from jaxvlm.errors import UserError
 
@@ -41,8 +42,7 @@ class ChatScript:
         system: str | None,
         tokenizer: Any,
         marks: dict[str, str],
-        media_marks: Mapping[str, str],
-        media_spellings: Mapping[str, str],
+        media: Mapping[str, MediaForm],
         date: str = "",
     ):
         """Prepares the template; `probe` has to follow.
@@ -51,8 +51,7 @@ class ChatScript:
           system: system message of records that have none; None: none is passed to the template.
           tokenizer: with a chat template.
           marks: spelling of each control token -> its mark.
-          media_marks: placeholder (`IMAGE`, `VIDEO`) -> the mark that stands for a medium.
-          media_spellings: placeholder -> the spelling of the tokenizer's own token for it.
+          media: placeholder (`IMAGE`, `VIDEO`) -> how texts contain such a medium.
           date: "2026-11-27", written by templates that ask for the time; "": they write the time of the render.
         """
         if not tokenizer.chat_template:
@@ -63,7 +62,7 @@ class ChatScript:
         self._system = system
         self._tokenizer = tokenizer
         self._marks, self._all_marks = marks, tuple(marks.values())
-        self._media_marks, self._media_spellings = media_marks, media_spellings
+        self._media = media
         self._keeps_places = False  # whether a single image or video stays where it stands in the text
         self._control = any_of(marks)
         try:
@@ -172,7 +171,7 @@ class ChatScript:
 
         Such a template may take texts as well, but only for a part it writes the tokens around the image.
         """
-        token = self._media_spellings[IMAGE]
+        token = self._media[IMAGE].spellings[0]
         if token == IMAGE:
             return False
         self._as_parts = as_parts | {"user"}
@@ -185,8 +184,8 @@ class ChatScript:
 
     def _mark_media(self) -> None:
         """Lets what the template writes for an image or a video part, such as "<image>", stand for the medium."""
-        for placeholder, mark in self._media_marks.items():
-            self._marks = {**self._marks, placeholder: mark, self._media_spellings[placeholder]: mark}
+        for placeholder, form in self._media.items():
+            self._marks = self._marks | dict.fromkeys((placeholder, *form.spellings), form.lead + form.mark)
         self._control = any_of(self._marks)
 
     def write(self, draft: Draft, record: Record) -> None:
@@ -225,7 +224,8 @@ class ChatScript:
         text = turn.text if self._keeps_places else place_images(turn.text, videos=videos)
         split = split_media(text, videos=videos)
         if "user" not in self._as_parts:
-            split[1::2] = [self._media_marks[placeholder] for placeholder in split[1::2]]
+            forms = [self._media[placeholder] for placeholder in split[1::2]]
+            split[1::2] = [form.lead + form.mark for form in forms]
             return ["".join(split)]
         pieces: list[Piece] = [split[0]] if split[0] else []
         for placeholder, piece in zip(split[1::2], split[2::2], strict=True):

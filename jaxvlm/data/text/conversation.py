@@ -33,11 +33,12 @@ from tokenizers import Encoding
 from jaxvlm.data.records import IMAGE, VIDEO, Record, RecordError, Turn, has_videos, placeholder_of
 from jaxvlm.data.sample import Sample
 from jaxvlm.data.text.chat_script import ChatScript, any_of
-from jaxvlm.data.text.marks import MediaToken, adds_bos, control_spellings, marked_backend
+from jaxvlm.data.text.marks import MediaToken, adds_bos, control_spellings, marked_backend, media_forms
 from jaxvlm.data.text.templates import ANSWERS, OWN_TEMPLATE, Draft, Template, TemplateScript, find_template
 from jaxvlm.data.text.tokenizer import media_tokens
 from jaxvlm.data.text.turns import check_turns
 from jaxvlm.errors import UserError
+from jaxvlm.media import VideoText
 
 
 class Renderer:
@@ -66,6 +67,7 @@ class Renderer:
         control_tokens: tuple[str, ...] = (),
         stop_tokens: tuple[str, ...] = (),
         date: str = "",
+        video_text: VideoText | None = None,
     ):
         """Makes the copy of the tokenizer, which takes 0.5 s for a vocabulary of 32,000 and 3 s for 150,000.
 
@@ -79,6 +81,7 @@ class Renderer:
           control_tokens: spellings of control tokens that are those tokens in the text of records, too.
           stop_tokens: spellings of tokens that end an answer, too (a folder's generation config may name some).
           date: "2026-11-27", for chat templates that write it; "": they write that of the render.
+          video_text: `MediaLayout.video_text` of the model.
 
         Raises:
           UserError: there is no such template or choice of answers; the tokenizer is not a fast one, or lacks a
@@ -86,7 +89,7 @@ class Renderer:
             or cannot be split into prompts and answers (Qwen3's rewrites earlier answers when a question follows).
         """
         given: dict[str, Any] = {"system": system, "answers": answers, "control_tokens": control_tokens}
-        given |= {"stop_tokens": stop_tokens, "date": date}
+        given |= {"stop_tokens": stop_tokens, "date": date, "video_text": video_text}
         self._again = functools.partial(Renderer, tokenizer, template, image_token_id=image_token_id, **given)
         if answers not in ANSWERS:
             raise UserError(f"data.answers = {answers!r}, expected {' or '.join(ANSWERS)}")
@@ -107,9 +110,11 @@ class Renderer:
         inputs = [written, tokenizer.chat_template, repr(template), media, system, answers, control_tokens]
         if "strftime_now" in str(tokenizer.chat_template):
             inputs.append(date)
+        if video_text is not None:
+            inputs.append(video_text)
         self._fingerprint = hashlib.blake2b(json.dumps(inputs, default=str).encode(), digest_size=16).hexdigest()
         marks = self._mark_control_tokens(json.loads(written), template, media, control_tokens)
-        self._spellings = {placeholder: token.spelling for placeholder, token in media.items()}
+        self._media = media_forms(media, self._media_marks, video_text)
         stop_ids = self._find_stop_ids(template, system, marks, date) + _stop_ids(tokenizer, stop_tokens)
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stop_ids))
         self.warnings = self._find_warnings()
@@ -192,7 +197,7 @@ class Renderer:
         tokenizer = self._tokenizer
         self._script: TemplateScript | ChatScript
         if not isinstance(template, Template):
-            self._script = ChatScript(system, tokenizer, marks, self._media_marks, self._spellings, date)
+            self._script = ChatScript(system, tokenizer, marks, self._media, date)
             stop_marks = self._script.probe()
             # A tokenizer adds no BOS to a chat template's text. A processor does, if the text begins without one.
             if self._script.takes_images and adds_bos(tokenizer) and not self._script.begins_with(tokenizer.bos_token):
@@ -279,7 +284,8 @@ class Renderer:
         for index, parts in enumerate(draft.chunks):
             if index:
                 ids.append(self._media_ids[draft.media[index - 1]])
-            encoding = self._backend.encode("".join(parts), add_special_tokens=False)
+            lead = self._media[draft.media[index]].lead if index < len(draft.media) else ""
+            encoding = self._backend.encode("".join(parts) + lead, add_special_tokens=False)
             while chunk == index:
                 own_begin, own_end = _token_range(encoding, own_start, own_stop)
                 if own_begin == own_end:  # a byte-level vocabulary without <unk> drops the bytes it lacks

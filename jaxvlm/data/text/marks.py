@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
+from jaxvlm.data.records import VIDEO
 from jaxvlm.data.text.templates import Template
 from jaxvlm.errors import UserError
+from jaxvlm.media import VideoText
 
 _MARK = "\ufdd0"  # followed by a private-use character, it is the mark of one control token
 _PRIVATE_USE = 0xF0000  # the first code point of Unicode's largest private-use plane
@@ -20,6 +22,26 @@ class MediaToken(NamedTuple):
 
     id: int
     spelling: str  # as a chat template writes it; the placeholder itself if the tokenizer has no token of that kind
+
+
+class MediaForm(NamedTuple):
+    """How texts contain an image or a video."""
+
+    mark: str
+    spellings: tuple[str, ...]  # in the text of a chat template, the tokenizer's own token first
+    lead: str  # text in front of the mark
+
+
+def media_forms(
+    media: Mapping[str, MediaToken], marks: Mapping[str, str], video_text: VideoText | None
+) -> dict[str, MediaForm]:
+    """The form of each placeholder, from its token and its mark; `video_text` is `MediaLayout.video_text`."""
+    forms = {name: MediaForm(marks[name], (token.spelling,), "") for name, token in media.items()}
+    if video_text is not None:
+        (own,) = forms[VIDEO].spellings
+        spellings = (own, f"{video_text.before}{own}{video_text.after}")
+        forms[VIDEO] = MediaForm(marks[VIDEO], spellings, video_text.lead)
+    return forms
 
 
 def control_spellings(tokenizer: Any, template: str | Template, state: dict) -> dict[str, int]:

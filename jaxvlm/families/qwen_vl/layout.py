@@ -7,9 +7,11 @@ Axis letters:
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import random as python_random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,17 @@ from jaxvlm.data.media.video import read_frames, read_video_size
 from jaxvlm.data.records import RecordError
 from jaxvlm.families.qwen_vl.config import QwenVLConfig, QwenVLMedia, VideoConfig
 from jaxvlm.families.qwen_vl.patches import Patches
-from jaxvlm.families.qwen_vl.positions import make_cells, place_cells
+from jaxvlm.families.qwen_vl.positions import place_cells
 from jaxvlm.families.qwen_vl.resize import FRAME_PAIR, smart_resize
-from jaxvlm.families.qwen_vl.videos import TIMED_IN_TEXT, resize_frames, sample_frames, time_steps
+from jaxvlm.families.qwen_vl.time_tokens import TimeTokens, make_time_tokens
+from jaxvlm.families.qwen_vl.videos import (
+    TIMED_IN_TEXT,
+    frame_times,
+    resize_frames,
+    sample_frames,
+    time_steps,
+    video_blocks,
+)
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Medium, Picture, Size, Video
 
 
@@ -37,7 +47,8 @@ class PatchLayout(MediaLayout):
         """Stores what it needs of a recipe."""
         self.media, self.kind = media, model.kind
         self.tokens_per_second = model.tokens_per_second
-        self.takes_videos = media.video is not None and model.kind != TIMED_IN_TEXT
+        self.takes_videos = media.video is not None
+        self._times: TimeTokens | None = None  # of `with_tokenizer`, for videos of the third kind
         self.patch, self.merge, self.window = model.vision.patch_size, model.projector.merge_size, model.vision.window
         self.factor = self.patch * self.merge  # pixels along each side of a token
         self.depth = 1 if media.video is None else FRAME_PAIR  # frames of a patch
@@ -46,6 +57,14 @@ class PatchLayout(MediaLayout):
         area = self.factor**2
         self.least_positions = max(1, min(-(-media.min_pixels // area), media.max_pixels // (2 * area)))
         self.least_units = self.least_positions * self.merge**2
+
+    def with_tokenizer(self, tokenizer: Any) -> PatchLayout:
+        """With the ids of times and of the tokens around frame pairs, if videos of the third kind are taken."""
+        if not self.takes_videos or self.kind != TIMED_IN_TEXT:
+            return self
+        made = copy.copy(self)
+        made._times, made.video_text = make_time_tokens(tokenizer)
+        return made
 
     def settings(self) -> dict[str, Any]:
         """Limits of areas and frames, and what sides are multiples of."""
@@ -57,7 +76,20 @@ class PatchLayout(MediaLayout):
         """A position for each token and a unit for each patch; raises if an image is longer than 200:1."""
         rows, columns = self._grid(size)
         tokens = len(self._steps(size)) * rows * columns
-        return MediaExtent(tokens, tokens * self.merge**2)
+        text = sum(len(before) + 1 for before in self._texts(size))
+        return MediaExtent(tokens + text, tokens * self.merge**2)
+
+    def expand(self, placeholder: int, size: Size) -> tuple[np.ndarray, np.ndarray]:
+        """The placeholder for each token; around the tokens of a frame pair, the third kind has text."""
+        texts, (rows, columns) = self._texts(size), self._grid(size)
+        if not texts:
+            return super().expand(placeholder, size)
+        assert self._times is not None  # else there are no texts
+        pads, ids, is_feature = rows * columns, [], []
+        for before in texts:
+            ids += [*before, *[placeholder] * pads, self._times.end]
+            is_feature += [*[False] * len(before), *[True] * pads, False]
+        return np.array(ids, np.int32), np.array(is_feature)
 
     def box_space(self, size: Size) -> tuple[int, int]:
         """Pixels of the resized image for Qwen2.5-VL, thousandths for the others."""
@@ -86,15 +118,14 @@ class PatchLayout(MediaLayout):
         if isinstance(source, Video):
             return self._load_video(source, origin)
         image = images.decode(source, origin)
-        height, width = self._resized_size(image, origin)
+        with _at(origin):
+            height, width = self._target(image.height, image.width)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))[None]
 
     def _load_video(self, source: Video, origin: str) -> np.ndarray:
         size = read_video_size(source, origin)
-        try:
+        with _at(origin):
             frames, (rows, columns) = self._frames(size), self._grid(size)
-        except MediaError as error:
-            raise RecordError(f"{origin}: {error.problem}", origin, error.reason) from error
         shape = (columns * self.factor, rows * self.factor)
 
         def resize(pixels_YXC: np.ndarray) -> np.ndarray:
@@ -133,7 +164,8 @@ class PatchLayout(MediaLayout):
 
     def positions(self, image_index: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:
         """int32[L, 3]: time, row and column, see `place_cells`."""
-        return place_cells(image_index, [make_cells(self._steps(size), *self._grid(size)) for size in sizes])
+        blocks = (video_blocks(self.kind, self._steps(size), *self._grid(size)) for size in sizes)
+        return place_cells(image_index, [block for of_medium in blocks for block in of_medium])
 
     def preview(self, media: Patches, row: int) -> list[Picture]:
         """A picture for each frame of the row, rebuilt from its patches; of two frames in a patch, the first."""
@@ -157,20 +189,20 @@ class PatchLayout(MediaLayout):
         if isinstance(source, Video):
             return self._store_video(source, origin, jpeg)
         image = images.decode(source, origin)
-        height, width = self._resized_size(image, origin)
+        with _at(origin):
+            height, width = self._target(image.height, image.width)
         if self._is_final(height, width):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         return encode(image, jpeg)
 
     def _store_video(self, source: Video, origin: str, jpeg: int) -> Video:
-        """The frames that are taken, as a list of which all are taken again."""
+        """The frames that are taken, with their numbers, so that the same ones are taken again at the same times."""
         size, frames = read_video_size(source, origin), self._load_video(source, origin)
-        kept = Size(frames.shape[1], frames.shape[2], len(frames), size.milliseconds)
-        if self._grid(kept) != self._grid(size) or len(self._frames(kept)) != len(frames):
+        if self._grid(size._replace(height=frames.shape[1], width=frames.shape[2])) != self._grid(size):
             problem = "its frames would be resized again when they are read; train on the video's own file"
             raise RecordError(f"{origin}: {problem}", origin, "video_not_prepared")
         files = tuple(encode(Image.fromarray(frame), jpeg) for frame in frames)
-        return Video(files, 1000 * len(frames) / size.milliseconds)
+        return Video(files, size.fps, tuple(self._frames(size).tolist()))
 
     def problems(self, shift: int) -> list[str]:
         """Reports limits that contradict each other, units that do not hold a whole image, and too large a shift."""
@@ -201,23 +233,24 @@ class PatchLayout(MediaLayout):
     def _frames(self, size: Size) -> np.ndarray:
         """int64[N], the frames that are taken of a video."""
         assert self.media.video is not None  # else `extent` has refused it
-        return sample_frames(self.kind, self.media.video, size.frames, size.milliseconds / 1000)
+        return sample_frames(self.kind, self.media.video, size.frames, size.seconds)
 
     def _steps(self, size: Size) -> list[int]:
         """Positions on the time axis, of an image or of each pair of frames."""
         if not size.is_video:
             return [0]
-        taken = len(self._frames(size))
-        return time_steps(self.kind, taken, size.milliseconds / 1000, self.tokens_per_second)
+        return time_steps(self.kind, len(self._frames(size)), size.seconds, self.tokens_per_second)
+
+    def _texts(self, size: Size) -> list[list[int]]:
+        """The ids before each frame pair of a video of the third kind, one more follows it; []: there is no text."""
+        if not size.is_video or self.kind != TIMED_IN_TEXT:
+            return []
+        assert self._times is not None  # of `with_tokenizer`
+        times = frame_times(self._frames(size), size.fps)
+        return [self._times.before(seconds, is_first=not pair) for pair, seconds in enumerate(times)]
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         return smart_resize(height, width, self.factor, self.media.min_pixels, self.media.max_pixels)
-
-    def _resized_size(self, image: Image.Image, origin: str) -> tuple[int, int]:
-        try:
-            return self._target(image.height, image.width)
-        except MediaError as error:
-            raise RecordError(f"{origin}: {error.problem}", origin, error.reason) from error
 
     def _is_final(self, height: int, width: int) -> bool:
         try:
@@ -264,6 +297,15 @@ def order_groups(rows: int, columns: int, window: int) -> np.ndarray:
 def make_layout(model: QwenVLConfig, media: QwenVLMedia) -> PatchLayout:
     """The layout of a recipe."""
     return PatchLayout(model, media)
+
+
+@contextlib.contextmanager
+def _at(origin: str) -> Iterator[None]:
+    """Adds the record's place to what is wrong with one of its media."""
+    try:
+        yield
+    except MediaError as error:
+        raise RecordError(f"{origin}: {error.problem}", origin, error.reason) from error
 
 
 def _limit_problems(name: str, limits: QwenVLMedia | VideoConfig, area: int) -> list[str]:

@@ -115,6 +115,7 @@ def write_processor(folder: Path, config: QwenVLConfig, media: QwenVLMedia) -> N
     limits = _areas(media.min_pixels, media.max_pixels) if video is None else _areas(video.min_pixels, video.max_pixels)
     frames = {} if video is None else {"fps": video.fps, "min_frames": video.min_frames, "max_frames": video.max_frames}
     kind = {"video_processor_type": _VIDEO_PROCESSORS[config.kind], "do_sample_frames": True}
+    kind |= {"cap_pixels_per_frame": False}  # no limits but those above; transformers plans to change its default
     _write(folder / _VIDEO_FILE, shared | limits | frames | kind)
 
 

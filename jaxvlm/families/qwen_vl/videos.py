@@ -100,15 +100,14 @@ def video_blocks(kind: str, steps: list[int], rows: int, columns: int) -> list[n
     return [make_cells(steps, rows, columns)]
 
 
-def frame_times(indices: np.ndarray, frames: int, seconds: float) -> list[float]:
+def frame_times(indices: np.ndarray, fps: float) -> list[float]:
     """Seconds in the middle of each frame pair.
 
     Args:
       indices: int64[N], from `sample_frames`.
-      frames: of the file.
-      seconds: its duration.
+      fps: frames of the file a second.
     """
-    times = indices / (frames / seconds)
+    times = indices / fps
     times = np.append(times, times[-1:].repeat(-len(times) % FRAME_PAIR))
     return times.reshape(-1, FRAME_PAIR).mean(axis=1).tolist()
 

@@ -1,12 +1,14 @@
 """Folders of tiny Qwen-VLs, as `save_pretrained` writes them, with the processor files of the hub."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 import transformers
 from PIL import Image
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from tests.families.qwen_vl import pairs
 
@@ -32,14 +34,16 @@ SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "
 SPECIALS += ("<|video_pad|>",)
 
 
-def tokenizer(kind: str):
-    """A byte-level tokenizer with the control tokens of the published ones."""
+def tokenizer(kind: str, more: Sequence[str] = ()):
+    """A byte-level tokenizer with the control tokens of the published ones, and their splits; `more` to learn from."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PRETOKENIZE_REGEX), "isolated")
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, level])
     made.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False)
-    made.train_from_iterator(WORDS, trainer)
+    made.train_from_iterator([*WORDS, *more], trainer)
     made.add_special_tokens(list(SPECIALS))
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made,
@@ -63,10 +67,10 @@ def write_folder(folder: Path, kind: str, *, seed: int = 0):
     values = {"min_pixels": 128, "max_pixels": 2560, "image_processor_type": "Qwen2VLImageProcessor"}
     values |= pixels | {"temporal_patch_size": 2, "processor_class": pairs.PROCESSORS[kind]}
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
-    if kind != "qwen3_vl":  # whose videos are not trained on
-        values |= {"max_pixels": 640, "fps": 2.0, "min_frames": 4, "max_frames": 4}
-        values |= {"video_processor_type": "Qwen2VLVideoProcessor"}
-        (folder / "video_preprocessor_config.json").write_text(json.dumps(values))
+    # The limits of the third kind are of all four frames.
+    values |= {"max_pixels": 640 * (4 if kind == "qwen3_vl" else 1), "fps": 2.0, "min_frames": 4, "max_frames": 4}
+    values |= {"video_processor_type": f"{'Qwen3VL' if kind == 'qwen3_vl' else 'Qwen2VL'}VideoProcessor"}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(values))
     return hf
 
 

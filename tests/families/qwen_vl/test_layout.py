@@ -213,8 +213,8 @@ def test_a_blank_image_has_the_size_of_its_own():
 # Positions
 
 
-def original_positions(kind, types, grids):
-    """`types`: 0 text, 1 image, for `get_rope_index`, which reads of the model only the merge size."""
+def original_positions(kind, types, grids, videos=()):
+    """`types`: 0 text, 1 image, 2 video, for `get_rope_index`, which reads of the model only the merge size."""
     from transformers import Qwen2_5_VLModel, Qwen2VLModel, Qwen3VLModel
 
     original = dict(zip(KINDS, (Qwen2VLModel, Qwen2_5_VLModel, Qwen3VLModel), strict=True))[kind]
@@ -229,7 +229,8 @@ def original_positions(kind, types, grids):
         model = original(original.config_class(text_config=text, vision_config=vision))
     grids = torch.tensor([[1, *grid] for grid in grids]) if grids else None
     types = torch.tensor([types], dtype=torch.int32)
-    positions, _ = model.get_rope_index(torch.ones_like(types, dtype=torch.int64), types, image_grid_thw=grids)
+    media = {"image_grid_thw": grids, "video_grid_thw": torch.tensor(videos) if videos else None}
+    positions, _ = model.get_rope_index(torch.ones_like(types, dtype=torch.int64), types, **media)
     return positions[:, 0].T.numpy()
 
 

@@ -25,10 +25,10 @@ def talk(*texts):
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def write_data(folder, *, videos):
+def write_data(folder):
     """Records of one image, of two of different sizes with text between them, of text alone, and of a video."""
     names, records = folders.write_images(folder), []
-    questions = ["how many?", "<image>what is it?", "<image> and <image>?", *["<video>what is it?"] * videos]
+    questions = ["how many?", "<image>what is it?", "<image> and <image>?", "look: <video>what is it?"]
     for number in range(32):
         question = questions[number % len(questions)]
         images = [names[(number + k) % len(names)] for k in range(question.count("<image>"))]
@@ -49,7 +49,7 @@ def made(request, tmp_path_factory):
     """(kind, folder of the base model, data, run)."""
     folder = tmp_path_factory.mktemp(request.param)
     folders.write_folder(folder / "base", request.param)
-    data = write_data(folder, videos=request.param != "qwen3_vl")
+    data = write_data(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXVLM_TEST_FOLDER", str(folder / "base"))
         patch.setenv("JAXVLM_TEST_DATA", str(data))
@@ -91,6 +91,9 @@ def test_its_export_answers_as_the_run_does(made, tmp_path, capsys):
     assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer
     values = json.loads((exported / "preprocessor_config.json").read_text())
     assert values["size"] == {"shortest_edge": 128, "longest_edge": 2560} and values["max_pixels"] == 2560
+    written, given = (json.loads((path / "video_preprocessor_config.json").read_text()) for path in (exported, base))
+    del given["image_processor_type"]
+    assert {name: written[name] for name in given} == given
 
 
 def test_a_folder_comes_back_as_it_was(made, tmp_path):

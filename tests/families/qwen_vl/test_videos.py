@@ -54,9 +54,9 @@ def test_frames_and_times_of_the_original():
         found = sample_frames("qwen3_vl", VIDEO, frames, frames / rate)
         assert found.tolist() == want.tolist()
         times = Qwen3VLProcessor._calculate_timestamps(None, want, rate, 2)
-        assert frame_times(found, frames, frames / rate) == pytest.approx(times, abs=1e-9)
+        assert frame_times(found, rate) == times
     assert time_text(12.345) == "<12.3 seconds>"
-    assert frame_times(np.array([0, 5, 9]), 10, 5.0) == [1.25, 4.5]
+    assert frame_times(np.array([0, 5, 9]), 2.0) == [1.25, 4.5]
 
 
 def test_sizes_of_frames():
