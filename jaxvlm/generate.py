@@ -9,16 +9,18 @@ Examples:
   python -m jaxvlm.generate --from SmolLM2.gguf --prompt "What is the capital of France?"
   python -m jaxvlm.generate --from Qwen/Qwen3-0.6B --prompt "Name three rivers." --stop "2."
   python -m jaxvlm.generate --from llava-hf/llava-1.5-7b-hf --image a.png --prompt "What is this?"
+  python -m jaxvlm.generate --from Qwen/Qwen2.5-VL-3B-Instruct --video a.mp4 --prompt "What happens?"
   python -m jaxvlm.generate --from CLIP_FOLDER --from PROJECTOR_FOLDER --from LLAMA_FOLDER --image a.png
 
 --from takes what `convert import` takes, and makes no run: a Hugging Face folder, a GGUF file, or a name on the hub.
 Chat template, system message, stop tokens, sampling and longest prompt are those of its files; a line lists them.
 
-The images come before the text, in their order, unless the text has <image> where each belongs.
+Images and videos come before the text, in their order, unless the text has <image> or <video> where each belongs.
 
 Without --prompt each line of standard input is a turn of one conversation, answered as it comes:
   /image FILE   adds an image to the next turn
-  /reset        starts a new conversation, without images
+  /video FILE   adds a video
+  /reset        starts a new conversation, without images and videos
   /quit         ends, as does the end of the input
   Ctrl-C        on a terminal, during an answer: cancels it, and the conversation continues without the turn
 """
@@ -36,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxvlm.command import Parser, run
 from jaxvlm.errors import UserError
+from jaxvlm.media import Video
 
 if TYPE_CHECKING:
     from jaxvlm.config import Config
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     args = _parser().parse_args(argv)
     _check_model(args)
     # Here, since they take seconds, and --help needs none of them.
-    from jaxvlm.inference.conversation import Conversation, check_image
+    from jaxvlm.inference.conversation import Conversation, check_medium
     from jaxvlm.inference.engine import Engine
     from jaxvlm.inference.stop_texts import StopTexts
 
@@ -58,12 +61,12 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     StopTexts(args.stop)
     config, load = _from_sources(args) if args.sources else _from_run(args)
     sampling = _sampling(args, config)
-    for image in args.image:
-        check_image(image)
+    for medium in args.media:
+        check_medium(medium)
     engine = _with_stop_tokens(_with_system(Engine.of(load()), args.system), args.stop)
     del load  # what was read of the sources; for a GGUF file of 49,000 tokens 220 MiB
     conversation = Conversation(engine, sampling, args.max_new_tokens, args.stop)
-    conversation.add_images(args.image)
+    conversation.add(args.media)
     if args.prompt is None:
         return {"turns": list(_converse(conversation))}
     return {"answer": _print_answer(conversation, args.prompt)}
@@ -80,7 +83,9 @@ def _parser() -> Parser:
         metavar="SOURCE",
         help="a folder, a GGUF file or a name on the hub; may be repeated, for parts in different places",
     )
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
+    media: dict[str, Any] = {"action": "append", "dest": "media", "metavar": "FILE"}
+    parser.add_argument("--image", default=[], help="an image; may be repeated", **media)
+    parser.add_argument("--video", type=Video, help="a video, of families that take them; may be repeated", **media)
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: a conversation on standard input)")
     parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the model; '': none)")
     parser.add_argument(
@@ -191,7 +196,7 @@ def _converse(conversation: Conversation) -> Iterator[dict[str, str]]:
     """Answers the lines of standard input; yields each question with its answer."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        print("ask; /image FILE adds an image, /reset begins again, /quit ends", file=sys.stderr)
+        print("ask; /image FILE or /video FILE adds one, /reset begins again, /quit ends", file=sys.stderr)
     for line in _lines(is_terminal):
         text = line.strip()
         if text == "/quit":
@@ -225,10 +230,10 @@ def _obey(conversation: Conversation, text: str) -> bool:
         return False
     if command == "/reset":
         conversation.reset()
-    elif command == "/image" and rest.strip():
-        conversation.add_images([rest.strip()])
+    elif command in ("/image", "/video") and (file := rest.strip()):
+        conversation.add([file if command == "/image" else Video(file)])
     else:
-        raise UserError(f'"{text}" is no command; commands: /image FILE, /reset, /quit')
+        raise UserError(f'"{text}" is no command; commands: /image FILE, /video FILE, /reset, /quit')
     return True
 
 

@@ -93,7 +93,7 @@ class VideoText(NamedTuple):
 
     before: str  # tokens around the placeholder that a chat template writes and the renderer leaves out
     after: str
-    lead: str  # with what a video begins, tokenized together with the text before it
+    lead: str  # what a video begins with, tokenized together with the text before it
 
 
 class Picture(NamedTuple):
@@ -125,12 +125,14 @@ class MediaLayout(abc.ABC):
       least_positions: the fewest token positions that any image takes.
       least_units: the media units of that image.
       takes_videos: whether it measures and loads videos; otherwise `extent` refuses them.
+      no_videos: why it takes none, and what to do, for that message.
       video_text: what the renderer has to know of the text within a video; None: a video has none.
     """
 
     unit: str
     position_axes: int = 1
     takes_videos: bool = False
+    no_videos: str = "models of this family do not take; train a family that takes videos, such as Qwen-VL"
     video_text: VideoText | None = None
     least_positions: int
     least_units: int = 1
@@ -159,8 +161,7 @@ class MediaLayout(abc.ABC):
         if size.is_video and not self.takes_videos:
             raise MediaError(
                 "video_not_supported",
-                "it has a video, which models of this family do not take; train a family that takes videos, such as "
-                "Qwen-VL, or leave such records out",
+                f"it has a video, which {self.no_videos}, or leave such records out",
             )
         return self.measure(size)
 

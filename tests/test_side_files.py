@@ -136,7 +136,7 @@ def test_a_stop_token_of_the_folder_ends_an_answer(tmp_path):
     change(folder / "generation_config.json", lambda values: values.update(eos_token_id=[2, first]))
     call("import", "--from", folder, "--to", tmp_path / "run")
     conversation = Conversation(Engine.of(open_run(tmp_path / "run")), GREEDY, 12)
-    conversation.add_images(list(map(str, images)))
+    conversation.add(list(map(str, images)))
     assert conversation.ask(QUESTION) == ""
 
 
@@ -160,7 +160,7 @@ def test_rows_of_an_imported_run_are_as_long_as_the_decoder_allows(tmp_path):
     call("import", "--from", folder, "--to", tmp_path / "run")
     assert RunFolder(tmp_path / "run").load_config().stage["imported"].data.tokens == 4096
     conversation = Conversation(Engine.of(open_run(tmp_path / "run")), GREEDY, 1)
-    conversation.add_images(list(map(str, pictures(tmp_path, 1))))
+    conversation.add(list(map(str, pictures(tmp_path, 1))))
     conversation.ask("what " * 1400)  # some 2,800 tokens: more than the 2,048 of a recipe
 
 

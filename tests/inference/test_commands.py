@@ -199,7 +199,7 @@ def test_a_conversation_ends_with_the_input(folder, monkeypatch):
     [
         (["--image", "no.png", "--prompt", "a"], "", "no.png is missing"),
         (["--image", __file__, "--prompt", "a"], "", "no image"),
-        (["--prompt", "<image> <image> a"], "", "2 <image> for 0 images"),
+        (["--prompt", "<image> <image> a"], "", "has <image> <image> for no images"),
         (["--prompt", "say hello " * 99], "", "(data.tokens)"),
         (["--prompt", "a", "--temperature", "-1"], "", "temperature is -1"),
         (["--prompt", "a", "--top-p", "2"], "", "top_p is 2"),

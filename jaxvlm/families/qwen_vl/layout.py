@@ -42,6 +42,7 @@ class PatchLayout(MediaLayout):
     """Every image is resized once, by `smart_resize`, and cut into patches. A loaded image is uint8[N, Y, X, 3]."""
 
     unit, position_axes = "patches", 3
+    no_videos = "the recipe does not enable; set config.data.media.video (configs.qwen_vl.video)"
 
     def __init__(self, model: QwenVLConfig, media: QwenVLMedia):
         """Stores what it needs of a recipe."""
