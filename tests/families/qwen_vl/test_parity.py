@@ -1,4 +1,7 @@
-"""The same numbers as transformers in torch: logits, loss and the gradient of every weight, of all three kinds."""
+"""The same numbers as transformers in torch: logits, loss and the gradient of every weight, of all three kinds.
+
+And how far numbers in bfloat16 are from those in float32.
+"""
 
 import dataclasses
 
@@ -119,3 +122,27 @@ def test_a_video_between_texts_and_an_image(pair):
     media = dataclasses.replace(pairs.MEDIA, video=VideoConfig(2.0, 4, 8, 64, 4096))
     examples = [pairs.make_example(4, 7, [(9, 30)]), pairs.make_example(5, 10, [(23, 26, 8), (24, 18)])]
     check(pair, run_theirs(pair, examples, media), compile_ours(pair), [examples], examples, media)
+
+
+def test_bfloat16_is_close(pair, ours, examples):
+    """Rounding to bfloat16 costs up to 2^-8 of a number, 0.0016 in the mean square, at some 50 places in sequence.
+
+    Over four seeds of weights and samples of each kind, logits are off by 0.010 to 0.015, the loss by up to 0.0010, and
+    gradients by up to 0.073 for the worst weight of the tower, 0.058 of the mergers and 0.048 of the decoder. Rounding
+    the weights alone, with all arithmetic in float32, makes half to all of each.
+    """
+    one, two, text, small = examples
+    batch = pairs.make_batch(pair.model.config, [[two, text], [small, one], [], []], tokens=TOKENS)
+    half = compile_ours(pair, compute_dtype="bfloat16")
+    loss, logits, gradients = ours(batch)
+    real, places = batch.segments > 0, batch.media.places
+    if not pair.model.config.vision.position_rows:
+        places = places + 4000  # in patches, whole windows
+    # Only distances count. Angles in bfloat16 would make one number of 5000 and 5016.
+    far = batch._replace(positions=batch.positions + 5000, media=batch.media._replace(places=places))
+    for given in (batch, far):
+        half_loss, half_logits, half_gradients = half(given)
+        assert half_loss == pytest.approx(loss, rel=2e-3)
+        assert distance(half_logits[real], logits[real]) < 0.02
+        errors = gradient_errors(gradients, half_gradients)
+        assert not {path: error for path, error in errors.items() if not error < 0.08}
