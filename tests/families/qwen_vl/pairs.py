@@ -29,6 +29,7 @@ IMAGE_TOKEN, VIDEO_TOKEN = 7, 8  # placeholder ids; text never draws them
 VOCAB = 131
 PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
 MEDIA = QwenVLMedia(units=256, min_pixels=16, max_pixels=100_000)
+WITH_VIDEOS = dataclasses.replace(MEDIA, video=VideoConfig(2.0, 4, 8, min_pixels=64, max_pixels=4096))
 
 
 def hf_config(kind: str, *, vocab_size: int = VOCAB, **root):

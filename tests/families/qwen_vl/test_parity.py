@@ -6,11 +6,11 @@ And how far numbers in bfloat16 are from those in float32.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxvlm.families.build import build_model
-from jaxvlm.families.qwen_vl.config import VideoConfig
 from jaxvlm.trees import paths
 from tests.families.qwen_vl import pairs
 from tests.parity.tiny_llava import loss_of
@@ -118,10 +118,33 @@ def test_every_weight_has_a_gradient(theirs):
 
 @pytest.mark.parametrize("pair", KINDS[:2], indirect=True)
 def test_a_video_between_texts_and_an_image(pair):
-    """8 frames in 4 pairs of 3 x 3 tokens: the text continues after the times of the last pair, 4 or 13."""
-    media = dataclasses.replace(pairs.MEDIA, video=VideoConfig(2.0, 4, 8, 64, 4096))
+    """4 pairs of frames of 3 x 3 tokens: the text continues 4, or with times of 2.5 13, after the video's start."""
+    media = pairs.WITH_VIDEOS
     examples = [pairs.make_example(4, 7, [(9, 30)]), pairs.make_example(5, 10, [(23, 26, 8), (24, 18)])]
     check(pair, run_theirs(pair, examples, media), compile_ours(pair), [examples], examples, media)
+
+
+@pytest.mark.parametrize("pair", KINDS[:2], indirect=True)
+def test_cached_decoding_continues_after_a_video(pair):
+    """The six words after a video, read one by one, have the logits and positions of the whole row."""
+    example = pairs.make_example(6, 8, [(24, 18), (23, 26, 8)])
+    batch = pairs.make_batch(pair.model.config, [[example]], tokens=TOKENS, media=pairs.WITH_VIDEOS)
+    start, end = 1 + batch.image_index[0].argmax(), batch.segments[0].sum()
+
+    @jax.jit
+    def run(params, batch):
+        vlm = pair.model.bind(params)
+        prompt = batch._replace(segments=jnp.where(jnp.arange(TOKENS) < start, batch.segments, 0))
+        logits, cache = vlm.prefill(prompt, vlm.encode(batch.media), TOKENS + 6)
+        following, found = vlm.next_position(prompt), [logits]
+        for n in range(6):
+            logits, cache = vlm.extend(batch.tokens[:, start + n, None], following[:, None] + n, cache)
+            found.append(logits)
+        return following, jnp.stack(found, 1), vlm.logits(vlm.hidden(batch))
+
+    following, found, want = run(pair.params, batch)
+    assert end == start + 6 and following.tolist() == batch.positions[:, start, 0].tolist()
+    np.testing.assert_allclose(found[0], want[0, start - 1 : end], rtol=0, atol=1e-5)
 
 
 def test_bfloat16_is_close(pair, ours, examples):
