@@ -17,10 +17,9 @@ import transformers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from jaxvlm.data.media.images import decode
+from jaxvlm.errors import UserError
 from jaxvlm.families.qwen_vl.processor import IMAGE_TOKEN
-from jaxvlm.weights.hf.strict import read_json
-
-_FILE = "preprocessor_config.json"
+from jaxvlm.weights.hf.vision import read_image_processor
 
 
 class ReferenceProcessor:
@@ -36,11 +35,12 @@ class ReferenceProcessor:
         Raises:
           UserError: the folder has no image processor.
         """
-        values = read_json(Path(folder) / _FILE, "the folder needs an image processor")
-        fields = {name: value for name, value in values.items() if name not in ("image_processor_type", "size")}
-        area = {name: fields.pop(name, None) for name in ("min_pixels", "max_pixels")}
-        size = values.get("size") or {"shortest_edge": area["min_pixels"], "longest_edge": area["max_pixels"]}
-        images = Qwen2VLImageProcessorPil(size=size, **{k: v for k, v in fields.items() if k != "processor_class"})
+        path, values = read_image_processor(folder)
+        if not values:
+            raise UserError(
+                f"{path.parent} has no image processor; copy the preprocessor_config.json of its base model"
+            )
+        images = Qwen2VLImageProcessorPil.from_pretrained(folder)
         return cls(transformers.AutoTokenizer.from_pretrained(folder), images)
 
     def apply_chat_template(self, messages: Any, **options: Any) -> str:

@@ -7,18 +7,21 @@ import math
 import numpy as np
 import torch
 import transformers
+from einops import rearrange
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from jaxvlm.batch import Batch
+from jaxvlm.data.media.sizes import read_size
 from jaxvlm.data.rows.packing import expand, fill_row
 from jaxvlm.data.sample import Sample
 from jaxvlm.families.build import build_model
-from jaxvlm.families.qwen_vl.config import QwenVLConfig, QwenVLMedia
+from jaxvlm.families.qwen_vl.config import QwenVLConfig, QwenVLMedia, VideoConfig
 from jaxvlm.families.qwen_vl.hf_config import HF_KINDS, read_qwen
 from jaxvlm.families.qwen_vl.layout import make_layout
+from jaxvlm.families.qwen_vl.videos import sample_frames
 from jaxvlm.families.qwen_vl.weights import qwen_rules, qwen_sizes
-from jaxvlm.media import Size
+from jaxvlm.media import Medium, Size, Video
 from jaxvlm.models.vlm import Model
 from jaxvlm.weights.rules import import_tensors
 
@@ -26,6 +29,7 @@ IMAGE_TOKEN, VIDEO_TOKEN = 7, 8  # placeholder ids; text never draws them
 VOCAB = 131
 PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
 MEDIA = QwenVLMedia(units=256, min_pixels=16, max_pixels=100_000)
+WITH_VIDEOS = dataclasses.replace(MEDIA, video=VideoConfig(2.0, 4, 8, min_pixels=64, max_pixels=4096))
 
 
 def hf_config(kind: str, *, vocab_size: int = VOCAB, **root):
@@ -105,29 +109,42 @@ def to_ours(model: Model, tensors: dict) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One sample: ids with a placeholder for each image, which are supervised, and its images as PNG files."""
+    """One sample: ids with a placeholder for each image or video, the last ones supervised, and these as PNG files."""
 
     sample: Sample
-    images: tuple[bytes, ...]
+    media: tuple[Medium, ...]
     sizes: tuple[Size, ...]
 
 
-def make_example(seed: int, text: int, sizes: list[tuple[int, int]]) -> Example:
-    """Random ids with the images after the first one, a word between each two; the last half of the text supervised."""
+def make_example(seed: int, text: int, sizes: list[tuple[int, ...]]) -> Example:
+    """Random ids with the media after the first one, a word between each two; the last half of the text supervised.
+
+    Args:
+      seed: of ids and pixels.
+      text: number of words.
+      sizes: height and width of an image, or height, width and frames of a video.
+    """
     random = np.random.default_rng(seed)
     words = random.integers(11, VOCAB, text, dtype=np.int32)
     pieces = [words[:1]]
-    for number in range(len(sizes)):
-        pieces += [np.array([IMAGE_TOKEN], np.int32), words[1 + number : 2 + number]]
+    for number, size in enumerate(sizes):
+        placeholder = IMAGE_TOKEN if len(size) == 2 else VIDEO_TOKEN
+        pieces += [np.array([placeholder], np.int32), words[1 + number : 2 + number]]
     tokens = np.concatenate([*pieces, words[1 + len(sizes) :]])
-    is_image = tokens == IMAGE_TOKEN
+    is_medium = (tokens == IMAGE_TOKEN) | (tokens == VIDEO_TOKEN)
     weights = (np.arange(len(tokens)) >= len(tokens) - text // 2).astype(np.float32)
+    media = tuple(make_medium(random, *size) for size in sizes)
+    return Example(Sample(tokens, weights, is_medium), media, tuple(read_size(medium) for medium in media))
+
+
+def make_medium(random: np.random.Generator, height: int, width: int, frames: int = 0) -> Medium:
+    """Noise as a PNG file; with `frames`, as a video of so many at one a second."""
     files = []
-    for height, width in sizes:
+    for _ in range(frames or 1):
         kept = io.BytesIO()
         Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(kept, "PNG")
         files.append(kept.getvalue())
-    return Example(Sample(tokens, weights, is_image), tuple(files), tuple(Size(*size) for size in sizes))
+    return Video(tuple(files), 1.0) if frames else files[0]
 
 
 def make_batch(config: QwenVLConfig, rows: list[list[Example]], *, tokens: int, media=MEDIA) -> Batch:
@@ -137,30 +154,59 @@ def make_batch(config: QwenVLConfig, rows: list[list[Example]], *, tokens: int, 
     batch = Batch.empty(spec)
     for number, row in enumerate(rows):
         pieces = [expand(example.sample, example.sizes, layout) for example in row]
-        loaded = [layout.load(image, "test", exact=True) for example in row for image in example.images]
+        loaded = [layout.load(medium, "test", exact=True) for example in row for medium in example.media]
         fill_row(batch, number, pieces, loaded, layout)
     return batch
 
 
-def hf_inputs(config: QwenVLConfig, example: Example) -> dict[str, torch.Tensor]:
+def hf_inputs(config: QwenVLConfig, example: Example, media=MEDIA) -> dict[str, torch.Tensor]:
     """One sample for transformers, from its own image processor."""
-    piece = expand(example.sample, example.sizes, make_layout(config, MEDIA))
+    piece = expand(example.sample, example.sizes, make_layout(config, media))
     ids = torch.from_numpy(piece.tokens.astype(np.int64))[None]
     supervised = np.zeros(len(piece.tokens), bool)
     supervised[1:] = piece.loss_weights[:-1] > 0
     labels = torch.where(torch.from_numpy(supervised)[None], ids, -100)
     inputs = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
     inputs["mm_token_type_ids"] = (ids == IMAGE_TOKEN).int()
-    if example.images:
-        c = config.vision
-        processor = Qwen2VLImageProcessorPil(
-            size={"shortest_edge": MEDIA.min_pixels, "longest_edge": MEDIA.max_pixels},
-            patch_size=c.patch_size,
-            merge_size=config.projector.merge_size,
-            temporal_patch_size=2,
-            image_mean=list(c.image_mean),
-            image_std=list(c.image_std),
-        )
-        opened = [Image.open(io.BytesIO(image)) for image in example.images]
-        inputs |= dict(processor(opened, return_tensors="pt"))
+    images = [medium for medium in example.media if not isinstance(medium, Video)]
+    videos = [medium for medium in example.media if isinstance(medium, Video)]
+    if images:
+        opened = [Image.open(io.BytesIO(image)) for image in images]
+        inputs |= dict(image_processor(config, media)(opened, return_tensors="pt"))
+    if videos:
+        inputs |= video_inputs(config, media.video, videos) | {"position_ids": position_ids(piece.positions)}
     return inputs
+
+
+def position_ids(positions: np.ndarray) -> torch.Tensor:
+    """Positions of one row, int32[L, 3], for transformers, whose own rule for the text after a video is another."""
+    return torch.from_numpy(positions.T[:, None].astype(np.int64))
+
+
+def image_processor(config: QwenVLConfig, limits: QwenVLMedia | VideoConfig) -> Qwen2VLImageProcessorPil:
+    """The image processor of transformers."""
+    c = config.vision
+    return Qwen2VLImageProcessorPil(
+        size={"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels},
+        patch_size=c.patch_size,
+        merge_size=config.projector.merge_size,
+        temporal_patch_size=2,
+        image_mean=list(c.image_mean),
+        image_std=list(c.image_std),
+    )
+
+
+def video_inputs(config: QwenVLConfig, limits: VideoConfig, videos: list[Video]) -> dict[str, torch.Tensor]:
+    """What transformers' model takes for videos, from its image processor: that of videos needs torchvision.
+
+    A patch of an image is its frame twice. Here the second frame is that of the next image.
+    """
+    pixels, grids, process = [], [], image_processor(config, limits)
+    for video in videos:
+        files = video.source
+        taken = sample_frames(config.kind, limits, len(files), len(files) / video.fps)
+        found = process([Image.open(io.BytesIO(files[number])) for number in taken], return_tensors="pt")
+        frames = found["pixel_values"].reshape(len(taken), -1, 3, 2, config.vision.patch_size**2)[:, :, :, 0]
+        pixels.append(rearrange(frames, "(T F) P C V -> (T P) (C F V)", F=2))
+        grids.append((len(taken) // 2, *found["image_grid_thw"][0, 1:].tolist()))
+    return {"pixel_values_videos": torch.cat(pixels), "video_grid_thw": torch.tensor(grids)}

@@ -9,12 +9,17 @@ import torch
 import transformers
 
 from jaxvlm import convert, generate, inspect_data, train
+from jaxvlm.data.records import Record, Turn
 from jaxvlm.errors import UserError
+from jaxvlm.families.qwen_vl.processor import VIDEO_TOKEN
 from jaxvlm.families.qwen_vl.reference import ReferenceProcessor
 from jaxvlm.families.qwen_vl.weights import KNOWN
+from jaxvlm.inference.engine import Engine
+from jaxvlm.inference.prompts import build_prompts
+from jaxvlm.restore import open_run
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.spelling import find_spelling, respelled
-from tests.families.qwen_vl import folders
+from tests.families.qwen_vl import folders, pairs
 from tests.metrics import losses
 
 RECIPE = __file__.replace("test_qwen.py", "recipe.py")
@@ -89,11 +94,44 @@ def test_its_export_answers_as_the_run_does(made, tmp_path, capsys):
     with torch.no_grad():
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer
+    if kind != "qwen3_vl":  # whose videos are not trained on
+        check_video(run, model, processor)
     values = json.loads((exported / "preprocessor_config.json").read_text())
     assert values["size"] == {"shortest_edge": 128, "longest_edge": 2560} and values["max_pixels"] == 2560
     written, given = (json.loads((path / "video_preprocessor_config.json").read_text()) for path in (exported, base))
     del given["image_processor_type"]
     assert {name: written[name] for name in given} == given
+
+
+def check_video(run, model, processor):
+    """Logits and answer of a question about a video of 14 seconds, the time of which exceeds its rows and columns."""
+    video = pairs.make_medium(np.random.default_rng(0), 33, 21, frames=14)
+    engine, record = Engine.of(open_run(run)), Record("0", (Turn("user", "<video>how many?"),), (video,), "test")
+    (prompt,) = build_prompts(engine.renderer, [record], engine.layout, 160)
+    content = [{"type": "video"}, {"type": "text", "text": "how many?"}]
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    text = text.replace(VIDEO_TOKEN, VIDEO_TOKEN * prompt.media.positions)
+    inputs = pairs.video_inputs(engine.model.config, engine.data.media.video, [video])
+    inputs |= {"input_ids": processor.tokenizer(text, return_tensors="pt")["input_ids"]}
+    logits, answer = answer_at(model, inputs, prompt.piece.positions, 6)
+    np.testing.assert_allclose(engine.logits(record), logits, rtol=0, atol=1e-4)
+    (found,) = engine.answer([record], max_new_tokens=6, batch_size=1)
+    assert found == processor.tokenizer.decode(answer).split("<|im_end|>")[0].strip()
+
+
+def answer_at(model, inputs, positions, count):
+    """Logits after each token of the prompt, and the greedy answer, of transformers' model with the positions given.
+
+    Its `generate` would continue a video at other positions than those of the training.
+    """
+    ids, at, logits = inputs["input_ids"], pairs.position_ids(positions), []
+    for _ in range(count):
+        with torch.no_grad():
+            logits.append(model(**inputs | {"input_ids": ids}, position_ids=at).logits)
+        ids = torch.cat([ids, logits[-1][:, -1:].argmax(-1)], 1)
+        at = torch.cat([at, at.max().expand(3, 1, 1) + 1], 2)
+    return logits[0][0].numpy(), ids[0, -count:]
 
 
 def test_a_folder_comes_back_as_it_was(made, tmp_path):
