@@ -37,7 +37,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     about.add_argument("--supervised", type=float, metavar="X", help="supervised positions of a row, on average")
     about.add_argument("--price-per-chip-hour", type=float, metavar="X", help="in any currency")
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="also list the N that take longest")
-    parser.add_argument("--search", action="store_true", help="try rows, remat, mesh shapes and compiler options")
+    parser.add_argument(
+        "--search", action="store_true", help="try rows, remat, mesh shapes, compiler options and media units of a row"
+    )
     parser.add_argument(
         "--budget-minutes", type=float, default=30.0, metavar="X", help="time limit of a search (default: 30)"
     )

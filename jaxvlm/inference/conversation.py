@@ -15,7 +15,7 @@ from jaxvlm.media import Medium, Video
 
 
 class Conversation:
-    """A conversation with a model: its turns, images and videos so far. Each answer ends before the first of `stop_texts`."""
+    """A conversation with a model: its turns and media so far. Each answer ends before the first of `stop_texts`."""
 
     def __init__(self, engine: Engine, sampling: Sampling, max_new_tokens: int, stop_texts: Sequence[str] = ()):
         self._engine, self._sampling, self._max_new_tokens = engine, sampling, max_new_tokens

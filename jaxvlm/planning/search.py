@@ -12,9 +12,10 @@ from typing import Any
 
 from jaxvlm.config import Config
 from jaxvlm.errors import UserError
+from jaxvlm.models.packed_kernels import LANES
 from jaxvlm.planning.compiler import compile_step
-from jaxvlm.planning.program import build_step
-from jaxvlm.planning.report import Assumptions, Plan, make_plan, to_json
+from jaxvlm.planning.program import Step, build_step
+from jaxvlm.planning.report import Assumptions, Plan, make_plan, to_json, work_of
 from jaxvlm.planning.slices import GIB, Slice
 from jaxvlm.tuning import POLICIES, TRIED_OF_EACH, TRIED_OF_MANY, Options, parse_options
 
@@ -28,20 +29,32 @@ class Candidate:
     remat: str
     mesh: tuple[int, int, int]  # data, fsdp, tensor
     options: str  # of the compiler, as in a recipe
+    units: int  # media units of a row
+
+    @classmethod
+    def of(cls, step: Step) -> Candidate:
+        """The recipe as it is."""
+        stage, mesh = step.stage, step.layout.mesh.shape
+        shape = (mesh["data"], mesh["fsdp"], mesh["tensor"])
+        units = stage.data.media.units
+        return cls(
+            step.rows_per_chip, stage.micro_batches, step.config.model.remat, shape, stage.compiler_options, units
+        )
 
     def apply(self, config: Config, stage: str) -> Config:
         """The recipe with this candidate's values."""
-        data, fsdp, tensor = self.mesh
+        (in_data, fsdp, tensor), data = self.mesh, config.stage[stage].data
         changed = dataclasses.replace(
             config.stage[stage],
-            global_batch_size=self.rows_per_chip * data * fsdp,
+            global_batch_size=self.rows_per_chip * in_data * fsdp,
             micro_batches=self.micro_batches,
             compiler_options=self.options,
+            data=dataclasses.replace(data, media=dataclasses.replace(data.media, units=self.units)),
         )
         return dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, remat=self.remat),
-            mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor),
+            mesh=dataclasses.replace(config.mesh, data=in_data, fsdp=fsdp, tensor=tensor),
             stage=config.stage | {stage: changed},
         )
 
@@ -55,6 +68,8 @@ class Candidate:
         for name in ("global_batch_size", "micro_batches", "compiler_options"):
             if (value := getattr(changed.stage[stage], name)) != getattr(config.stage[stage], name):
                 words.append(f"--config.stage.{stage}.{name}={shlex.quote(str(value))}")
+        if self.units != config.stage[stage].data.media.units:
+            words.append(f"--config.stage.{stage}.data.media.units={self.units}")
         return " ".join(words) or "(the recipe)"
 
     def neighbours(self, kv_heads: int) -> Iterator[Candidate]:
@@ -84,6 +99,9 @@ class Candidate:
             mesh = (data, 2 * fsdp, tensor // 2)
             yield change(self, mesh=mesh, rows_per_chip=self.rows_per_chip // 2)
         yield from self._with_options(TRIED_OF_EACH)
+        for units in (self.units - _step_of_units(self.units), self.units + _step_of_units(self.units)):
+            if self.units and units > 0:
+                yield change(self, units=units)
 
     def _with_options(self, sets: tuple[Options, ...]) -> Iterator[Candidate]:
         options = parse_options(self.options)
@@ -110,8 +128,8 @@ class Found:
         """The plans that fit and for which no other is at most as large and faster, smallest first."""
         fitting = [(c, p) for c, p in self.plans.items() if p is not None and p.compiled.memory.fits]
         kept: list[tuple[Candidate, Plan]] = []
-        for candidate, plan in sorted(fitting, key=lambda x: (x[1].compiled.memory.needed, seconds_per_row(x[1]))):
-            if not kept or seconds_per_row(plan) < seconds_per_row(kept[-1][1]):
+        for candidate, plan in sorted(fitting, key=lambda x: (x[1].compiled.memory.needed, seconds_per_sample(x[1]))):
+            if not kept or seconds_per_sample(plan) < seconds_per_sample(kept[-1][1]):
                 kept.append((candidate, plan))
         return kept
 
@@ -122,12 +140,12 @@ class Found:
             return f"none of {len(self.plans)} variants fits"
         lines = [
             f"tried {len(self.plans)} variants; those for which no other is smaller and, as estimated, faster:",
-            "   GiB  ms a step  chip-ms a row    MFU  overrides",
+            "   GiB  ms a step  chip-ms a sample    MFU  overrides",
         ]
         for candidate, plan in frontier:
-            seconds = plan.estimate.seconds if plan.estimate else float("nan")
+            milliseconds = 1e3 * (plan.estimate.seconds if plan.estimate else float("nan"))
             lines.append(
-                f"{plan.compiled.memory.needed / GIB:6.2f} {seconds * 1e3:10.1f} {seconds_per_row(plan) * 1e3:14.1f} "
+                f"{plan.compiled.memory.needed / GIB:6.2f} {milliseconds:10.1f} {1e3 * seconds_per_sample(plan):17.1f} "
                 f"{plan.mfu or 0:6.1%}  {candidate.overrides(self.config, self.stage)}"
             )
         if any(plan.step.stage.global_batch_size != rows for _, plan in frontier):
@@ -166,16 +184,7 @@ def search(
     """
     end, heads, plan = clock() + 60 * minutes, config.model.language.num_kv_heads, plan or plan_once
     start = build_step(config, stage, on)
-    mesh = start.layout.mesh.shape
-    waiting = [
-        Candidate(
-            start.rows_per_chip,
-            config.stage[stage].micro_batches,
-            config.model.remat,
-            (mesh["data"], mesh["fsdp"], mesh["tensor"]),
-            config.stage[stage].compiler_options,
-        )
-    ]
+    waiting = [Candidate.of(start)]
     plans: dict[Candidate, Plan | None] = {}
     while waiting and (not plans or clock() < end):
         candidate = waiting.pop(0)
@@ -183,16 +192,17 @@ def search(
             continue
         made: Plan | None = None
         try:
-            made = plan(candidate.apply(config, stage), stage, on, assumed, cache)
+            given = _with_units(assumed, start, candidate.units)
+            made = plan(candidate.apply(config, stage), stage, on, given, cache)
         except (UserError, ValueError, RuntimeError) as error:  # the compiler refuses some meshes and options
             show(_line(len(plans) + 1, candidate, f"not possible: {str(error).splitlines()[0][:160]}"))
         else:
             size, fits = f"{made.compiled.memory.needed / GIB:.2f} GiB", made.compiled.memory.fits
-            speed = f"{seconds_per_row(made) * 1e3:.1f} chip-ms a row" if fits else "does not fit"
+            speed = f"{seconds_per_sample(made) * 1e3:.1f} chip-ms a sample" if fits else "does not fit"
             show(_line(len(plans) + 1, candidate, f"{size}, {speed}"))
         plans[candidate] = made
         fitting = [c for c, p in plans.items() if p is not None and p.compiled.memory.fits]
-        fitting.sort(key=lambda c: seconds_per_row(plans[c]))
+        fitting.sort(key=lambda c: seconds_per_sample(plans[c]))
         # If nothing fits yet, try a smaller one than the last.
         near = [n for c in fitting or [candidate.smaller()] for n in [c, *c.neighbours(heads)]]
         waiting = [c for c in dict.fromkeys(near) if c not in plans]
@@ -205,11 +215,32 @@ def plan_once(config: Config, stage: str, on: Slice, assumed: Assumptions, cache
     return make_plan(step, compile_step(step, cache=cache), assumed)
 
 
-def seconds_per_row(plan: Plan | None) -> float:
-    """Estimated chip-seconds of a row, so that batches and meshes of all sizes compare."""
+def seconds_per_sample(plan: Plan | None) -> float:
+    """Estimated chip-seconds of a sample, so that batches, meshes and rows of all sizes compare."""
     if plan is None or plan.estimate is None:
         return float("inf")
-    return plan.estimate.seconds * plan.step.slice.num_chips / plan.step.stage.global_batch_size
+    samples = plan.step.stage.global_batch_size * plan.work.samples
+    return plan.estimate.seconds * plan.step.slice.num_chips / samples
+
+
+def _step_of_units(units: int) -> int:
+    """By how much a search changes them: an eighth; of patches whole lanes of attention."""
+    return max(1, units // 8 // LANES * LANES or units // 8)
+
+
+def _with_units(assumed: Assumptions, recipe: Step, units: int) -> Assumptions:
+    """The recipe's assumptions for rows of other units: as many of the same samples as both budgets hold."""
+    data, usual = recipe.stage.data, work_of(recipe, assumed)
+    if units == data.media.units:
+        return assumed
+    share = min(data.tokens / usual.tokens, units / (usual.units or 1.0))
+    return dataclasses.replace(
+        assumed,
+        samples_per_row=usual.samples * share,
+        units_per_row=usual.units * share,
+        filled=usual.tokens * share / data.tokens,
+        supervised=usual.supervised * share,
+    )
 
 
 def _is_hopeless(candidate: Candidate, plans: Mapping[Candidate, Plan | None]) -> bool:

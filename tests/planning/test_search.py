@@ -8,7 +8,7 @@ from jaxvlm.planning.compiler import TPU_ENVIRONMENT, Compiled, Memory
 from jaxvlm.planning.estimate import Estimate
 from jaxvlm.planning.program import build_step
 from jaxvlm.planning.report import Assumptions, Plan, work_of
-from jaxvlm.planning.search import Candidate, Found, search
+from jaxvlm.planning.search import Candidate, Found, _with_units, search
 from jaxvlm.planning.slices import GIB, find_slice
 from tests import tiny
 
@@ -23,7 +23,9 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def config():
-    return tiny.config(tiny.recipe(only=tiny.stage_recipe()))
+    stage = tiny.stage_recipe()
+    stage.data.media.units = 2
+    return tiny.config(tiny.recipe(only=stage))
 
 
 def fake_plan(config, stage, on, assumed, cache, *, size=1.0):
@@ -56,7 +58,7 @@ def test_the_frontier_is_smaller_or_faster(config):
     found = run(config)
     frontier = found.frontier()
     sizes = [plan.compiled.memory.needed for _, plan in frontier]
-    times = [plan.estimate.seconds / plan.step.rows_per_chip for _, plan in frontier]
+    times = [plan.estimate.seconds / plan.step.rows_per_chip / plan.work.samples for _, plan in frontier]
     assert len(frontier) > 1 and sizes == sorted(sizes) and times == sorted(times, reverse=True)
     assert all(size <= 16 * GIB for size in sizes)
     fastest = frontier[-1][0]
@@ -87,9 +89,9 @@ def test_nothing_fits(config):
 
 
 def test_overrides_are_only_what_differs(config):
-    same = Candidate(2, 1, config.model.remat, (1, 4, 1), "")
+    same = Candidate(2, 1, config.model.remat, (1, 4, 1), "", 2)
     assert same.overrides(config, "only") == "(the recipe)"
-    other = Candidate(6, 2, "dots", (1, 2, 2), "a=1 b=2")
+    other = Candidate(6, 2, "dots", (1, 2, 2), "a=1 b=2", 3)
     assert shlex.split(other.overrides(config, "only")) == [
         "--config.model.remat=dots",
         "--config.mesh.fsdp=2",
@@ -97,16 +99,38 @@ def test_overrides_are_only_what_differs(config):
         "--config.stage.only.global_batch_size=12",
         "--config.stage.only.micro_batches=2",
         "--config.stage.only.compiler_options=a=1 b=2",
+        "--config.stage.only.data.media.units=3",
     ]
 
 
 def test_neighbours_are_others_and_keep_the_batch_whole():
-    candidate = Candidate(6, 2, "full", (1, 4, 1), "")
+    candidate = Candidate(6, 2, "full", (1, 4, 1), "", 2)
     near = list(candidate.neighbours(kv_heads=4))
     assert candidate not in near and len(set(near)) == len(near)
     assert all(c.rows_per_chip % c.micro_batches == 0 and math.prod(c.mesh) == 4 for c in near)
-    assert Candidate(6, 6, "dots", (1, 4, 1), "") in near  # a row at a time
+    assert Candidate(6, 6, "dots", (1, 4, 1), "", 2) in near  # a row at a time
+    assert {c.units for c in near} == {1, 2, 3}
+    assert {c.units for c in Candidate(1, 1, "full", (1, 4, 1), "", 12288).neighbours(1)} == {10752, 12288, 13824}
+    assert {c.units for c in Candidate(1, 1, "full", (1, 4, 1), "", 0).neighbours(1)} == {0}  # of text alone
 
 
 def test_a_found_plan_can_be_empty(config):
     assert Found(config, "only", {}).frontier() == []
+
+
+@pytest.mark.parametrize(
+    ("assumed", "units", "expected"),
+    [
+        # Patches bind: with half of them, half of the samples. More of them hold no more where tokens bind.
+        (Assumptions(samples_per_row=4, units_per_row=2, filled=0.5), 1, (2, 1, 0.25)),
+        (Assumptions(samples_per_row=4, units_per_row=2, filled=0.5), 3, (6, 3, 0.75)),
+        (Assumptions(samples_per_row=4, units_per_row=2, filled=0.5), 9, (8, 4, 1.0)),
+        (Assumptions(samples_per_row=4, units_per_row=1, filled=1.0), 1, (4, 1, 1.0)),
+    ],
+)
+def test_rows_of_other_units_hold_the_same_samples(config, assumed, units, expected):
+    start = build_step(config, "only", find_slice("v5e-4"))
+    found = _with_units(assumed, start, units)
+    assert (found.samples_per_row, found.units_per_row, found.filled) == pytest.approx(expected)
+    assert found.supervised == pytest.approx(work_of(start, assumed).supervised * found.samples_per_row / 4)
+    assert _with_units(assumed, start, config.stage["only"].data.media.units) is assumed
