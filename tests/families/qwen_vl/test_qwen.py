@@ -21,6 +21,7 @@ from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.spelling import find_spelling, respelled
 from tests.families.qwen_vl import folders, pairs
 from tests.metrics import losses
+from tests.videos import video
 
 RECIPE = __file__.replace("test_qwen.py", "recipe.py")
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_device")]
@@ -94,7 +95,7 @@ def test_its_export_answers_as_the_run_does(made, tmp_path, capsys):
     with torch.no_grad():
         ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer
-    if kind != "qwen3_vl":  # whose videos are not trained on
+    if kind != "qwen3_vl":  # test_timed_videos.py has its ids and logits
         check_video(run, model, processor)
     values = json.loads((exported / "preprocessor_config.json").read_text())
     assert values["size"] == {"shortest_edge": 128, "longest_edge": 2560} and values["max_pixels"] == 2560
@@ -105,14 +106,14 @@ def test_its_export_answers_as_the_run_does(made, tmp_path, capsys):
 
 def check_video(run, model, processor):
     """Logits and answer of a question about a video of 14 seconds, the time of which exceeds its rows and columns."""
-    video = pairs.make_medium(np.random.default_rng(0), 33, 21, frames=14)
-    engine, record = Engine.of(open_run(run)), Record("0", (Turn("user", "<video>how many?"),), (video,), "test")
+    one = pairs.make_medium(np.random.default_rng(0), 33, 21, frames=14)
+    engine, record = Engine.of(open_run(run)), Record("0", (Turn("user", "<video>how many?"),), (one,), "test")
     (prompt,) = build_prompts(engine.renderer, [record], engine.layout, 160)
     content = [{"type": "video"}, {"type": "text", "text": "how many?"}]
     messages = [{"role": "user", "content": content}]
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     text = text.replace(VIDEO_TOKEN, VIDEO_TOKEN * prompt.media.positions)
-    inputs = pairs.video_inputs(engine.model.config, engine.data.media.video, [video])
+    inputs = pairs.video_inputs(engine.model.config, engine.data.media.video, [one])
     inputs |= {"input_ids": processor.tokenizer(text, return_tensors="pt")["input_ids"]}
     logits, answer = answer_at(model, inputs, prompt.piece.positions, 6)
     np.testing.assert_allclose(engine.logits(record), logits, rtol=0, atol=1e-4)
@@ -139,7 +140,10 @@ def test_a_folder_comes_back_as_it_was(made, tmp_path):
     convert.main(["import", "--from", str(base), "--to", str(tmp_path / "run")])
     convert.main(["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     assert convert.main(["verify", str(base), str(tmp_path / "out")])["differing"] == 0
-    assert generate.main(["--from", str(base), "--prompt", "how many?", "--max-new-tokens", "4"]).keys() == {"answer"}
+    (tmp_path / "a.mp4").write_bytes(video(count=8, fps=4))
+    ask = ["--prompt", "how many?", "--video", str(tmp_path / "a.mp4"), "--max-new-tokens", "4"]
+    answers = [generate.main([*of, *ask]) for of in (["--from", str(base)], ["--run", str(tmp_path / "run")])]
+    assert answers[0] == answers[1] and answers[0].keys() == {"answer"}
 
 
 def test_its_rows_are_checked_and_shown(made, tmp_path, capsys):
