@@ -191,15 +191,32 @@ def check_window(c: DecoderConfig, tokens: int) -> None:
         )
 
 
-def _with_added(x_BTD: Array, added: Array | None, layer: Array) -> Array:
-    """The output of block `layer` with what `Decoder.__call__` adds to it.
+@jax.custom_vjp
+def _add(x_BTD: Array, added_KBTD: Array, layer: Array) -> tuple[Array, Array]:
+    """The output of block `layer` with what `Decoder.__call__` adds to it, and all that is added, for the next block.
 
-    The stack is not split after the first K blocks: a slice of the others would copy their weights.
+    The stack is not split after the first K blocks: a slice of the others would copy their weights. `added_KBTD` is
+    carried from block to block, so that its gradient is, too, and XLA adds to it in place. As a constant of the scan
+    its gradient would be K arrays of zeros and one sum more in each block, and a v5e-16 would wait for all sums of
+    gradients: 6,081 Mcycles for a step of Qwen3-VL 8B.
     """
-    if added is None:
-        return x_BTD
-    K = added.shape[0]
-    return x_BTD + jnp.where(layer < K, added[jnp.minimum(layer, K - 1)], 0)
+    K = added_KBTD.shape[0]
+    return x_BTD + jnp.where(layer < K, added_KBTD[jnp.minimum(layer, K - 1)], 0), added_KBTD
+
+
+def _add_forward(x_BTD: Array, added_KBTD: Array, layer: Array) -> tuple[tuple[Array, Array], Array]:
+    return _add(x_BTD, added_KBTD, layer), layer
+
+
+def _add_backward(layer: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+    dx_BTD, d_added_KBTD = gradients
+    K = d_added_KBTD.shape[0]
+    at = jnp.minimum(layer, K - 1)
+    total_BTD = d_added_KBTD[at] + jnp.where(layer < K, dx_BTD, 0).astype(d_added_KBTD.dtype)
+    return dx_BTD, jax.lax.dynamic_update_index_in_dim(d_added_KBTD, total_BTD, at, axis=0), None
+
+
+_add.defvjp(_add_forward, _add_backward)
 
 
 class Decoder(nnx.Module):
@@ -256,14 +273,16 @@ class Decoder(nnx.Module):
         """
         check_window(self.config, x_BTD.shape[1])
         table = self._table(positions_BT)
-        x_BTD, _ = run_stack(
-            self.blocks,
-            lambda block, x_BTD, layer: (_with_added(block(x_BTD, table, segments_BT)[0], added, layer), None),
-            x_BTD,
-            None if added is None else jnp.arange(self.config.num_layers),
-            remat=self.remat,
-            dtype=self.dtype,
-        )
+
+        def apply(
+            block: Block, carry: tuple[Array, Array | None], layer: Array
+        ) -> tuple[tuple[Array, Array | None], None]:
+            x_BTD, added = carry
+            x_BTD, _ = block(x_BTD, table, segments_BT)
+            return (x_BTD, None) if added is None else _add(x_BTD, added, layer), None
+
+        xs = None if added is None else jnp.arange(self.config.num_layers)
+        (x_BTD, _), _ = run_stack(self.blocks, apply, (x_BTD, added), xs, remat=self.remat, dtype=self.dtype)
         return self.norm(x_BTD)
 
     def logits(self, x: Array) -> Array:
@@ -281,7 +300,8 @@ class Decoder(nnx.Module):
         # Pad per layer: padding afterwards would hold two caches.
         def apply(block: Block, x_BTD: Array, layer: Array) -> tuple[Array, Pair]:
             x_BTD, (k_BTKH, v_BTKH) = block(x_BTD, table, segments_BT)
-            return _with_added(x_BTD, added, layer), (jnp.pad(k_BTKH, free), jnp.pad(v_BTKH, free))
+            x_BTD = x_BTD if added is None else _add(x_BTD, added, layer)[0]
+            return x_BTD, (jnp.pad(k_BTKH, free), jnp.pad(v_BTKH, free))
 
         x_BTD, (k_LBSKH, v_LBSKH) = run_stack(self.blocks, apply, x_BTD, jnp.arange(self.config.num_layers))
         cache = Cache(k_LBSKH, v_LBSKH, jnp.pad(segments_BT, free[:2]), jnp.int32(T))
