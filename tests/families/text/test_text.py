@@ -64,6 +64,22 @@ def test_it_resumes_bit_equal(trained, tmp_path):
     assert losses(folder) == losses(trained)
 
 
+def test_pre_training_resumes_bit_equal(tmp_path, monkeypatch):
+    """On documents that are longer than a row."""
+    corpus, flags = tmp_path / "corpus.jsonl", ["--config", RECIPE, "--config.stage.sft.data.template=document"]
+    lines = (" ".join(f"word{(7 * n + k) % 19}" for k in range(40)) for n in range(12))
+    corpus.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    monkeypatch.setenv("JAXVLM_TEST_DATA", str(corpus))
+    flags += ["--config.evaluation.source="]
+    train.main([*flags, "--workdir", str(tmp_path / "run")])
+    first = losses(tmp_path / "run")
+    assert len(first) == 6 and first[6][0] < first[1][0]
+    shutil.rmtree(tmp_path / "run/checkpoints/sft/6")
+    (tmp_path / "run/ledger.json").unlink()
+    train.main([*flags, "--workdir", str(tmp_path / "run"), "--resume"])
+    assert losses(tmp_path / "run") == first
+
+
 def test_it_is_asked_without_an_image(trained, capsys):
     assert generate.main(["--run", str(trained), "--prompt", "how many?", "--max-new-tokens", "3"]).keys() == {"answer"}
     picture = trained.parent / "a.png"
