@@ -6,13 +6,16 @@
 Each 64 x 64 drawing of easy-VQA is pasted at a random place on a canvas of its background colour, of 64 x 64 to
 160 x 96 pixels in any shape between. A model for images of one size would squeeze or pad them; here an image has as
 many patches as its size asks for, and several share a row. The recipe writes the canvases, the same ones each time, to
-runs/native_easyvqa_data: 4,000 to train on, and the 1,000 of the official test with its 9,673 questions.
+runs/native_easyvqa_data: three of each of the 4,000 drawings to train on, and one of each of the 1,000 of the official
+test with its 9,673 questions.
 
 The stages are those of configs/quickstart.py, which says why: first the open questions, then all of them.
 """
 
+import itertools
 import json
 import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -24,6 +27,7 @@ from jaxvlm.data.sources.easy_vqa import EasyVqa
 from jaxvlm.families.qwen_vl.hf_config import rope_axes
 
 FOLDER = Path("runs/native_easyvqa_data")
+CANVASES = {"train": 3, "test": 1}  # of each drawing: where a shape stands is learned from many places
 
 
 def paste(drawing: Image.Image, choose: random.Random) -> Image.Image:
@@ -38,27 +42,41 @@ def _line(record: Record, image: str) -> str:
     """A record in LLaVA's form."""
     roles = {"user": "human", "assistant": "gpt"}
     turns = [{"from": roles[turn.role], "value": turn.text} for turn in record.turns]
-    return json.dumps({"id": record.id, "image": image, "conversations": turns, "category": record.group})
+    return json.dumps({"id": f"{image} {record.id}", "image": image, "conversations": turns, "category": record.group})
 
 
 def write_data() -> None:
     """Writes canvases, train.jsonl, open.jsonl (what shape? what color?) and test.jsonl, if they are not there."""
-    if (FOLDER / "done").exists():
+    done = FOLDER / "done"
+    if done.exists() and done.read_text() == str(CANVASES):
         return
-    for split in ("train", "test"):
+    for split, canvases in CANVASES.items():
         (FOLDER / split).mkdir(parents=True, exist_ok=True)
-        source, lines = EasyVqa(f"easy_vqa:{split}"), []
-        for number in range(len(source)):
-            record, name = source[number], f"{split}/{number}.png"
-            with Image.open(record.images[0]) as drawing:
-                paste(drawing.convert("RGB"), random.Random(f"{split}{number}")).save(FOLDER / name)
-            asked = source.questions(record) if split == "test" else [record]
-            lines += [_line(one, name) for one in asked]
-        (FOLDER / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    source = EasyVqa("easy_vqa:train:shape+color")
-    lines = [_line(source[number], f"train/{number}.png") for number in range(len(source))]
-    (FOLDER / "open.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (FOLDER / "done").touch()
+        drawings = EasyVqa(f"easy_vqa:{split}")
+        for number, canvas in itertools.product(range(len(drawings)), range(canvases)):
+            with Image.open(drawings[number].images[0]) as drawing:
+                pasted = paste(drawing.convert("RGB"), random.Random(f"{split}{number}.{canvas}"))
+            pasted.save(FOLDER / _name(split, number, canvas))
+    _write_lines("train", "train", lambda source, record: [record])
+    _write_lines("train:shape+color", "open", lambda source, record: [record])
+    _write_lines("test", "test", lambda source, record: source.questions(record))
+    done.write_text(str(CANVASES))
+
+
+def _name(split: str, number: int, canvas: int) -> str:
+    return f"{split}/{number}_{canvas}.png"
+
+
+def _write_lines(spec: str, name: str, ask: Callable[[EasyVqa, Record], Iterable[Record]]) -> None:
+    """Writes the records that `ask` makes of each drawing, once for each of its canvases."""
+    source, split = EasyVqa(f"easy_vqa:{spec}"), spec.partition(":")[0]
+    lines = [
+        _line(record, _name(split, number, canvas))
+        for number in range(len(source))
+        for canvas in range(CANVASES[split])
+        for record in ask(source, source[number])
+    ]
+    (FOLDER / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def get_config() -> ConfigDict:

@@ -62,8 +62,10 @@ class Merger(nnx.Module):
 class Projector(nnx.Module):
     """The merger of the last block's output, and those of DeepStack as one stack, if the tower has any."""
 
-    def __init__(self, c: TowerConfig, merger: MergerConfig, embed_dim: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.dtype, layers = dtype, len(c.deepstack_layers)
+    def __init__(
+        self, c: TowerConfig, merger: MergerConfig, embed_dim: int, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs
+    ):
+        self.dtype, self.remat, layers = dtype, remat, len(c.deepstack_layers)
 
         def make(rngs: nnx.Rngs, norm_joined: bool) -> Merger:
             return Merger(c, merger.merge_size, embed_dim, norm_joined=norm_joined, dtype=dtype, rngs=rngs)
@@ -71,12 +73,12 @@ class Projector(nnx.Module):
         self.merger = make(rngs, norm_joined=False)
         self.deepstack = make_stack(lambda rngs: make(rngs, norm_joined=True), layers, rngs=rngs) if layers else None
 
-    def __call__(self, x_BPE: Array, deep: tuple[Array, ...]) -> tuple[Array, Array | None]:
+    def __call__(self, x_BPE: Array, deep_KBPE: Array) -> tuple[Array, Array | None]:
         """Token embeddings of the media, and what DeepStack adds to the decoder's first layers.
 
         Args:
           x_BPE: float[B, P, E], of the tower.
-          deep: float[B, P, E] of each DeepStack layer.
+          deep_KBPE: float[K, B, P, E], of its DeepStack layers.
 
         Returns:
           float[B, F, D], and float[K, B, F, D], or None without DeepStack; F is P / merge_size**2.
@@ -84,7 +86,13 @@ class Projector(nnx.Module):
         features_BFD = self.merger(x_BPE)
         if self.deepstack is None:
             return features_BFD, None
+        # Rematerialised: what three mergers save would lie in memory until the decoder's backward pass is over.
         _, deep_KBFD = run_stack(
-            self.deepstack, lambda merger, _, x_BPE: (None, merger(x_BPE)), None, jnp.stack(deep), dtype=self.dtype
+            self.deepstack,
+            lambda merger, _, x_BPE: (None, merger(x_BPE)),
+            None,
+            deep_KBPE,
+            remat=self.remat,
+            dtype=self.dtype,
         )
         return features_BFD, deep_KBFD

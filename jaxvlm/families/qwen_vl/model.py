@@ -44,7 +44,7 @@ class QwenVL(VLM):
         dtype = jnp.dtype(config.compute_dtype)
         merger, embed_dim = config.projector, config.language.embed_dim
         self.vision = Tower(config.vision, merger.merge_size, dtype=dtype, remat=config.remat, rngs=rngs)
-        self.projector = Projector(config.vision, merger, embed_dim, dtype=dtype, rngs=rngs)
+        self.projector = Projector(config.vision, merger, embed_dim, dtype=dtype, remat=config.remat, rngs=rngs)
         self.language = Decoder(config.language, dtype=dtype, remat=config.remat, rngs=rngs)
 
     def encode(self, media: Patches) -> Features | None:

@@ -151,15 +151,14 @@ class Tower(nnx.Module):
             weights["lora"]["a"] = sum(jnp.split(weights["lora"]["a"].astype(jnp.float32), 2))
         return nnx.merge(graph, nnx.State(weights))
 
-    def __call__(self, media: Patches) -> tuple[Array, tuple[Array, ...]]:
+    def __call__(self, media: Patches) -> tuple[Array, Array]:
         """Patch features after the last block, and after each of `deepstack_layers`.
 
         Args:
           media: patches of B rows.
 
         Returns:
-          float[B, P, E], and a tuple of float[B, P, E], one for each of `deepstack_layers`. Those of padding are
-          finite, and of no use.
+          float[B, P, E], and float[K, B, P, E] of the K `deepstack_layers`. Those of padding are finite, and of no use.
         """
         c, x_BPE = self.config, self.embed(media)
         table, K = patch_rope(media.places, c.embed_dim // c.num_heads), len(c.deepstack_layers)
@@ -187,7 +186,7 @@ class Tower(nnx.Module):
         (x_BPE, deep_KBPE), _ = run_stack(
             self.blocks, apply, (x_BPE, deep_KBPE), (is_full_L, slot_L), remat=self.remat, dtype=self.dtype
         )
-        return x_BPE, tuple(deep_KBPE[:K])
+        return x_BPE, deep_KBPE[:K]
 
 
 def check_tower(c: TowerConfig, merge_size: int) -> None:

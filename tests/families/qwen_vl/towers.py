@@ -137,7 +137,7 @@ def make_parts(kind, *, remat="none", **changes):
     """Our tower and projector, with random weights; `changes` are of its config."""
     c, options = dataclasses.replace(CONFIGS[kind], **changes), {"dtype": jnp.dtype("float32"), "rngs": nnx.Rngs(0)}
     tower = Tower(c, MERGE, remat=remat, **options)
-    return tower, Projector(c, MergerConfig(MERGE), EMBED_DIM[kind], **options)
+    return tower, Projector(c, MergerConfig(MERGE), EMBED_DIM[kind], remat=remat, **options)
 
 
 def bind(module, params):
