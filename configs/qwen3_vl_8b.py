@@ -3,6 +3,9 @@
     python -m jaxvlm.train --config configs/qwen3_vl_8b.py --config.stage.finetune.data.source=data/mine.json
 
 Rates, adapters and sizes of images: configs/qwen_vl.py.
+
+On v5e-16 by `plan`, with global_batch_size=16: 13.0 GiB a chip, and 88 photos of 640 x 480 a second
+(docs/performance.md); nothing was measured.
 """
 
 from ml_collections import ConfigDict
