@@ -164,7 +164,7 @@ def _with_system(engine: Engine, system: str | None) -> Engine:
     if system is None:
         return engine
     template = TEMPLATES.get(engine.data.template)
-    if system and template is not None and template.captions:
+    if system and template is not None and not template.takes_system:
         raise UserError(f'--system: the template "{engine.data.template}" writes no system message; leave it out')
     return dataclasses.replace(engine, data=dataclasses.replace(engine.data, system=system))
 

@@ -561,6 +561,9 @@ def test_refused_settings():
         Renderer(byte_tokenizer(), "llama2", image_token_id=0)
     with pytest.raises(UserError, match="fast tokenizer is needed"):
         Renderer(object(), "plain", image_token_id=0)
+    for template in ("plain", "document"):
+        with pytest.raises(UserError, match="data.system = 'Be kind.', and the template .* writes no system message"):
+            Renderer(llama_tokenizer(), template, image_token_id=0, system="Be kind.")
 
 
 def test_decode_stops_at_the_end_of_the_turn():

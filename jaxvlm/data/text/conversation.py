@@ -84,9 +84,10 @@ class Renderer:
           video_text: `MediaLayout.video_text` of the model.
 
         Raises:
-          UserError: there is no such template or choice of answers; the tokenizer is not a fast one, or lacks a
-            control token of the template or of `control_tokens`, or a chat template; or the chat template drops texts,
-            or cannot be split into prompts and answers (Qwen3's rewrites earlier answers when a question follows).
+          UserError: there is no such template or choice of answers; the template has no place for `system`; the
+            tokenizer is not a fast one, or lacks a control token of the template or of `control_tokens`, or a chat
+            template; or the chat template drops texts, or cannot be split into prompts and answers (Qwen3's rewrites
+            earlier answers when a question follows).
         """
         given: dict[str, Any] = {"system": system, "answers": answers, "control_tokens": control_tokens}
         given |= {"stop_tokens": stop_tokens, "date": date, "video_text": video_text}
@@ -101,6 +102,11 @@ class Renderer:
             )
         if isinstance(template, str) and template != OWN_TEMPLATE:
             template = find_template(template)
+        if isinstance(template, Template) and system and not template.takes_system:
+            raise UserError(
+                f"data.system = {system!r}, and the template (config.data.template) writes no system message; leave it "
+                "out, or choose a template for conversations"
+            )
         self._tokenizer = tokenizer
         self._captions = isinstance(template, Template) and template.captions
         self.takes_documents = isinstance(template, Template) and template.documents

@@ -29,6 +29,11 @@ class Template:
     captions: bool = False  # a conversation has one round, and only its images and its answer are used
     documents: bool = False  # a record is a text without a question
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether it writes a system message."""
+        return "{system}" in self.opening
+
 
 TEMPLATES: dict[str, Template] = {
     # Stage 1 of LLaVA: <s><image>caption\n, without an end token.
