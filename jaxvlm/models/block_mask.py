@@ -1,4 +1,4 @@
-"""Which blocks of splash attention are computed: those in which two segments may meet, known only at run time.
+"""Which blocks of attention are computed: those in which two segments may meet, known only at run time.
 
     ids [ 1 1 1 1 | 1 2 2 2 | 3 3 3 0 ]   blocks of 4 of queries (down) and keys (across), causal   x . .
                                                                                                   x x .

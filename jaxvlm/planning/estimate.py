@@ -2,7 +2,7 @@
 
 The optimised program carries `estimated_cycles` at its fusions. Parts without them are added here, each separately:
 
-  kernels      Pallas kernels (splash attention), at their floating point operations over the chip's peak; of blocks
+  kernels      Pallas kernels (attention), at their floating point operations over the chip's peak; of blocks
                that are skipped at run time, the share that the assumed lengths of segments leave
   other        operations without an estimate (gathers, scatters, sorts), at their bytes over the memory bandwidth
   collectives  at their bytes over the links' bandwidth; of those that overlap computation, only what is longer
