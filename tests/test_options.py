@@ -45,7 +45,7 @@ convert import: --adapter --from --seed --template --to
 convert verify: --image --logits --prompt a b
 evaluate: --batch-size --data --image-folder --limit --max-new-tokens --out --run --stage --step
 generate: --from --image --max-new-tokens --prompt --run --seed --stage --step --stop --system --temperature --template
-  --top-k --top-p
+  --top-k --top-p --video
 inspect_data check: --config --out --stage
 inspect_data prepare: --config --jpeg --on-bad --out --shard-records --stage
 inspect_data show: --batch --config --first --out --rows --stage

@@ -8,8 +8,6 @@ from jaxvlm.errors import UserError
 from jaxvlm.families.qwen_vl.reference import ReferenceProcessor
 from tests.families.qwen_vl import folders
 
-pytestmark = pytest.mark.torch
-
 LIMITS = [{"min_pixels": 128, "max_pixels": 2560}, {"size": {"shortest_edge": 128, "longest_edge": 2560}}]
 
 
