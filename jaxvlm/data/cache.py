@@ -18,6 +18,12 @@ KEEP_SECONDS = 2.0  # results that take less time are not cached
 Arrays = dict[str, np.ndarray]
 
 
+def forget(kind: str, key: str) -> None:
+    """Removes what is cached under `key`, if anything is."""
+    with contextlib.suppress(OSError):
+        (cache_folder() / kind / f"{key}.npz").unlink()
+
+
 def cached_arrays(
     kind: str, key: str, make: Callable[[], Arrays], *, holds: Callable[[Arrays], bool] = lambda _: True
 ) -> Arrays:

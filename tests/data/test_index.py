@@ -4,14 +4,18 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from jaxvlm.batch import Batch
 from jaxvlm.data import cache
+from jaxvlm.data.records import RecordError
 from jaxvlm.data.rows import index, samples
 from jaxvlm.data.rows.index import load_index
-from jaxvlm.data.rows.pipeline import open_samples
+from jaxvlm.data.rows.pipeline import batch_spec, open_samples
 from jaxvlm.families.llava.layout import ImageSlots
 from tests.data.conftest import conversation, data_config, write_records
 from tests.data.test_pipeline import BAD, VISION
+from tests.toy_family.layout import ToyLayout
 
 
 @pytest.fixture
@@ -128,3 +132,19 @@ def test_only_the_last_answer(load, tmp_path):
     assert every.text == last.text
     assert every.supervised > last.supervised == 3  # two, dots, </s>
     assert last.text_to_answer == last.text - 2
+
+
+def test_a_run_that_finds_an_image_of_another_size_drops_the_index(kept, tokenizer, tmp_path):
+    """The records are the same, so nothing else would: the next start would find the same sizes again."""
+    path, layout = write_records(tmp_path, 6), ToyLayout()
+
+    def write_a_row():
+        found = open_samples(data_config(path, images=64), tokenizer, layout)
+        found.sizes = load_index(found).sizes
+        found.write_row(Batch.empty(batch_spec(found.config, layout, 1)), 0, [3], None)
+
+    write_a_row()
+    Image.new("RGB", (40, 32)).save(tmp_path / "3.png")
+    with pytest.raises(RecordError, match=r"no longer 9 x 10 pixels as in the index; start the run again"):
+        write_a_row()
+    write_a_row()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 from collections import Counter
@@ -21,11 +20,10 @@ from jaxvlm.data.cache import cached_arrays
 from jaxvlm.data.media.sizes import MEDIA_REASONS
 from jaxvlm.data.records import RecordError
 from jaxvlm.data.rows.packing import Extent
-from jaxvlm.data.rows.samples import Facts, ImageSizes, Samples
+from jaxvlm.data.rows.samples import INDEX, Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
 
-_VERSION = 10  # of the checks and the meaning of the columns; a cached index of another version is not used
 _CHUNK = 1000  # records that a worker process inspects at a time
 _NAMED_PROBLEMS = 10
 _OF_BOXES = ("boxes", "boxes_outside")
@@ -128,16 +126,15 @@ def load_index(samples: Samples, *, quiet: bool = False) -> Index:
     """Loads the index of all records from the cache, or builds it.
 
     Images that failed in a cached index are checked again, because a file can be fixed without a change in the records.
-    The other entries are trusted.
+    The other entries are trusted, until a run finds an image of another size: then it removes the cached index.
 
     Args:
       samples: the records and their renderer.
       quiet: whether to hide the progress bar.
     """
-    key = hashlib.blake2b(f"{_VERSION} {samples.fingerprint()}".encode(), digest_size=16).hexdigest()
     made = cached_arrays(
-        "index",
-        key,
+        INDEX,
+        samples.index_key(),
         lambda: _to_arrays(_build(samples, quiet=quiet)),
         holds=lambda kept: _same_images_fail(samples, _from_arrays(kept)),
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxvlm.batch import Batch
 from jaxvlm.config import DataConfig
+from jaxvlm.data.cache import forget
 from jaxvlm.data.media.sizes import read_size
 from jaxvlm.data.records import Record, RecordError, Turn, has_videos, placeholders, sides, split_media
 from jaxvlm.data.rows.packing import FitError, Piece, expand, fill_row, fit
@@ -30,6 +31,8 @@ from jaxvlm.media import MediaLayout, Medium, Size, Video, describe
 _ORDER_SLACK = 2
 
 
+INDEX = "index"  # kind of the cached index of `Facts`
+_INDEX_VERSION = 10  # of the checks and the meaning of `Facts`; a cached index of another version is not used
 _DIGESTED_BYTES = 2**14  # hashed per image file, together with its size: a cheap way to find duplicates
 
 
@@ -160,6 +163,10 @@ class Samples:
         inputs = json.dumps([self.source.fingerprint(), self.renderer.fingerprint(), self.pairs, *of_boxes])
         return hashlib.blake2b(inputs.encode(), digest_size=16).hexdigest()
 
+    def index_key(self) -> str:
+        """Under what the index is cached."""
+        return hashlib.blake2b(f"{_INDEX_VERSION} {self.fingerprint()}".encode(), digest_size=16).hexdigest()
+
     def planned_lengths(self, index_lengths: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
         """int32[n]: the positions to plan for records of these lengths, with room for shuffled rounds."""
         lengths = np.minimum(index_lengths, self.config.tokens)
@@ -226,6 +233,7 @@ class Samples:
             if self.layout.units_of(image) != self.layout.extent(size).units:
                 shape = f"{size.width} x {size.height} pixels" + f" in {size.frames} frames" * size.is_video
                 problem = f"one of its {'videos' if size.is_video else 'images'} is no longer {shape} as in the index"
+                forget(INDEX, self.index_key())  # so that the next start reads all sizes again
                 raise RecordError(f"{record.origin}: {problem}; start the run again", record.origin, "image_changed")
         if random is None:
             return images
