@@ -4,8 +4,7 @@
 
 Rates, adapters and sizes of images: configs/qwen_vl.py.
 
-On v5e-16 by `plan`, with global_batch_size=16: 13.0 GiB a chip, and 88 photos of 640 x 480 a second
-(docs/performance.md); nothing was measured.
+On v5e-16 by `plan`: 14.7 GiB a chip, and 91 photos of 640 x 480 a second (docs/performance.md); nothing was measured.
 """
 
 from ml_collections import ConfigDict
