@@ -110,6 +110,10 @@ def theirs(tokenizer, rec, *, parts=False):
 @pytest.mark.parametrize(("kind", "name"), FITTING)
 def test_templates_give_our_ids(kind, name, system):
     tokenizer, _, _ = ensure_image_token(TOKENIZERS[kind]())
+    if system and not TEMPLATES[name].takes_system:
+        with pytest.raises(UserError, match="writes no system message"):
+            ours(tokenizer, name, CAPTIONS[0], system)
+        return
     tokenizer.chat_template, notes = chat_template(tokenizer, name, system)
     assert notes == []
     for rec in {"plain": CAPTIONS, "document": DOCUMENTS}.get(name, CONVERSATIONS):
