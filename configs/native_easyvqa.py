@@ -10,7 +10,10 @@ runs/native_easyvqa_data: to train on, each of the 4,000 drawings itself, on a s
 each of the official 1,000 on any, with its 9,673 questions.
 
 The stages are those of configs/quickstart.py, which says why: first the open questions, then all of them. The open ones
-are asked of the drawings themselves: there shapes are learned within 100 steps, on canvases not within 800.
+are asked of the drawings themselves: there shapes are learned within 150 steps, on canvases not within 800.
+
+More than 95 % of the test is the goal, and not reached: after 866 of the 1,588 steps of finetune it was 79.8 % of 500
+questions. Colours are found (97 %); shapes on large canvases are not (43 %), small as they are there.
 """
 
 import itertools
