@@ -73,10 +73,10 @@ def attend_splash(
     causal: bool,
     here: Placement,
 ) -> Array:
-    """`attend` by JAX's splash kernels for TPUs, each device for its own rows and heads.
+    """`attend` by kernels for TPUs, each device for its own rows and heads.
 
-    Blocks of queries and keys whose segments never meet are skipped, where segments are given and `can_skip` finds
-    them worth it. Else the kernels' mask is static: all blocks, or a triangle.
+    Where segments are given and `can_skip` allows it, `attend_blocks` skips the blocks of queries and keys whose
+    segments never meet. Otherwise these are JAX's splash kernels, with a static mask: all blocks, or a triangle.
 
     The kernels keep their output and the logarithm of the softmax's denominator; both are named "attention".
 
@@ -97,16 +97,12 @@ def attend_splash(
     block, ids = block_size(length), () if ids_BT is None else (ids_BT,)
     of_device = B // math.prod(here.mesh.shape[axis] for axis in here.row_axes(B))
     if segments is not None and can_skip(of_device, length, block):
-        run = functools.partial(_attend_blocks, causal=causal, block=block, interpret=here.is_interpreted)
+        run = functools.partial(attend_blocks, causal=causal, block=block, interpret=here.is_interpreted)
     else:
         splits = here.mesh.shape[heads] if heads else 1
         run = functools.partial(_attend_rows, splash_kernel(N // splits, length, causal, here.is_interpreted, block))
     y_BNTH = _on_each_device(run, here, PartitionSpec(rows, heads, None, None), (q_BNTH, k_BKTH, v_BKTH), ids)
     return y_BNTH.transpose(0, 2, 1, 3)[:, :T]
-
-
-def _attend_blocks(q: Array, k: Array, v: Array, ids: Array, *, causal: bool, block: int, interpret: bool) -> Array:
-    return attend_blocks(q, k, v, ids, causal, block, interpret)
 
 
 def _attend_rows(kernel: Any, *operands: Array) -> Array:

@@ -158,7 +158,7 @@ class Tower(nnx.Module):
           media: patches of B rows.
 
         Returns:
-          float[B, P, E], and float[K, B, P, E] of the K `deepstack_layers`. Those of padding are finite, and of no use.
+          float[B, P, E], and float[K, B, P, E] of the K `deepstack_layers`. Those of padding are finite and unused.
         """
         c, x_BPE = self.config, self.embed(media)
         table, K = patch_rope(media.places, c.embed_dim // c.num_heads), len(c.deepstack_layers)
