@@ -13,6 +13,9 @@ IMAGE = "<image>"  # the placeholder of an image in a user turn
 VIDEO = "<video>"  # the same of a video, in a record that has one; in others it is text, such as HTML's tag
 _IMAGES = re.compile(f"({IMAGE})")
 _IMAGES_AND_VIDEOS = re.compile(f"({IMAGE}|{VIDEO})")
+# Stands in a user turn after the "<" of a spelling that is text. Unicode reserves this code point as a noncharacter.
+_IS_TEXT = "\ufdd4"
+_SPELLED = re.compile(f"<{_IS_TEXT}(?=image>|video>)")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,19 @@ def split_media(text: str, *, videos: bool) -> list[str]:
       videos: whether `VIDEO` is a placeholder, `has_videos` of the record.
     """
     return (_IMAGES_AND_VIDEOS if videos else _IMAGES).split(text)
+
+
+def spelled(text: str) -> str:
+    """The text of a user turn in which each `IMAGE` or `VIDEO` of `text` is no placeholder, but that text itself.
+
+    It is for texts of unknown people. A record that is read from a file marks its images with placeholders.
+    """
+    return _IMAGES_AND_VIDEOS.sub(lambda found: f"<{_IS_TEXT}{found[0][1:]}", text)
+
+
+def unspelled(text: str) -> str:
+    """Undoes `spelled`: "<image>" of its result is not told from a placeholder any more."""
+    return _SPELLED.sub("<", text)
 
 
 def has_videos(media: Iterable[Medium]) -> bool:

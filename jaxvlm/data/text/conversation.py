@@ -14,7 +14,8 @@ Rules:
     In a turn with several images they keep their places, because the text around them refers to them (LLaVA-NeXT).
     Videos and `<video>` are treated alike, in a record that has a video.
   * With a chat template that writes images with a token of its own, such as Qwen's, all media keep their places.
-  * `<image>` in any other role, and any spelling of a control token (`</s>`) in any text, is plain text.
+  * `<image>` in any other role, what `records.spelled` marks in a user turn, and any spelling of a control token
+    (`</s>`) in any text, is plain text.
   * The ids of a prompt are a prefix of the ids that are trained on.
 """
 
@@ -263,6 +264,17 @@ class Renderer:
         check_turns(record, last="user", captions=self._captions, documents=self.takes_documents)
         return self._encode(record)
 
+    def render_answer(self, record: Record) -> Sample:
+        """As `render`, with weight 1 at the text of the last answer and 0 elsewhere, at its end token too.
+
+        The tokens before the first of them are those of `render_prompt` for the record without that answer.
+
+        Raises:
+          RecordError: as `render`.
+        """
+        check_turns(record, captions=self._captions, documents=self.takes_documents)
+        return self._encode(record, answer_only=True)
+
     def starts(self, text: str) -> np.ndarray:
         """int64[L], the character at which each token of a text begins; tokens of one character begin at the same."""
         encoding = self._backend.encode(text, add_special_tokens=False)
@@ -280,12 +292,15 @@ class Renderer:
             text = text.strip().partition(self._stop_text)[0]
         return text.strip()
 
-    def _encode(self, record: Record) -> Sample:
+    def _encode(self, record: Record, *, answer_only: bool = False) -> Sample:
         draft = Draft()
         self._script.write(draft, self._with_allowed(record))
+        chosen = draft.spans[-1 if self._last_only or answer_only else 0 :]
+        if answer_only:  # up to the end of its own text
+            chosen = [(chunk, start, own_stop, own, own_stop, 1.0) for chunk, start, _, own, own_stop, _ in chosen]
         ids = list(self._start)
         supervised: list[tuple[int, int, float]] = []  # token ranges, and their weight
-        spans = iter(draft.spans[-1 if self._last_only else 0 :] + [(len(draft.chunks), 0, 0, 0, 0, 0.0)])
+        spans = iter([*chosen, (len(draft.chunks), 0, 0, 0, 0, 0.0)])
         chunk, start, stop, own_start, own_stop, weight = next(spans)
         for index, parts in enumerate(draft.chunks):
             if index:

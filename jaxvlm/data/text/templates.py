@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from jaxvlm.data.records import Record, Turn, has_videos, split_media
+from jaxvlm.data.records import Record, Turn, has_videos, split_media, unspelled
 from jaxvlm.errors import UserError
 
 
@@ -134,7 +134,8 @@ class Draft:
         self._length = 0  # of the last chunk, in characters
 
     def text(self, text: str) -> None:
-        """Adds text that is not supervised."""
+        """Adds text that is not supervised; from here on a `spelled` placeholder is only text."""
+        text = unspelled(text)
         self._length += len(text)
         self.chunks[-1].append(text)
 

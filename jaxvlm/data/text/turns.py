@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from jaxvlm.data.records import IMAGE, VIDEO, Record, RecordError, has_videos, placeholder_of, placeholders
+from jaxvlm.data.records import (
+    IMAGE,
+    VIDEO,
+    Record,
+    RecordError,
+    has_videos,
+    placeholder_of,
+    placeholders,
+    unspelled,
+)
 
 MAX_CHARACTERS = 2**22  # per record; a tokenizer takes 200 bytes of memory and one microsecond per character
 # Unicode reserves U+FDD0 to U+FDEF as noncharacters. `check_turns` refuses them, so that no record can contain our
@@ -63,7 +72,7 @@ def check_turns(record: Record, *, last: str = "assistant", captions: bool = Fal
         text = turn.text if documents else turn.text.strip()  # a passage of a document may be blank lines
         if not text and turn.role != "system" and not ((captions or documents) and turn.role == "user"):
             problems.append(("empty_turn", f"{where} is empty; {_remedy_of_empty(record)}"))
-        found = _NOT_TEXT.search(turn.text)
+        found = _NOT_TEXT.search(unspelled(turn.text) if turn.role == "user" else turn.text)
         if found:
             name = f"U+{ord(found[0]):04X} at character {found.start()}"
             problems.append(("invalid_text", f"{where} contains {name}, which is not valid in text; remove it"))
