@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvlm.config import Config, LoraConfig, ModelConfig
+from jaxvlm.config import LoraConfig
 from jaxvlm.errors import UserError
 from jaxvlm.exported_settings import exported_text
-from jaxvlm.families.build import build_model
 from jaxvlm.families.registry import codec
 from jaxvlm.families.sources import PART_CODECS, folder_codec, open_source
 from jaxvlm.imported_settings import STAGE
@@ -26,16 +25,13 @@ from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.processes import log
 from jaxvlm.restore import Run, open_run
 from jaxvlm.runs import RunFolder, example
-from jaxvlm.source_model import SourceModel, imported_layout, load_sources, read_sources, wide_enough
+from jaxvlm.source_model import adapter_names, imported_layout, load_sources, read_sources, wide_enough
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.state import initial_state, merge_adapters
-from jaxvlm.trees import from_paths, map_paths, paths
-from jaxvlm.weights.adapters.fields import check_base
-from jaxvlm.weights.adapters.reading import Adapter, read_adapter
+from jaxvlm.trees import map_paths, paths
 from jaxvlm.weights.adapters.writing import write_adapter
-from jaxvlm.weights.codec import AdapterNames, Codec, Export
+from jaxvlm.weights.codec import Codec, Export
 from jaxvlm.weights.compare import compare_tensors, without_copies
-from jaxvlm.weights.hub import find_source
 from jaxvlm.weights.reading import open_tensors
 from jaxvlm.weights.rules import export_tensors
 from jaxvlm.weights.source import ResizedVocab
@@ -53,22 +49,17 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: a source or the adapter cannot be read or does not fit, or the folder of the run is not empty.
     """
-    found = read_sources(args.sources, args.template)
-    config, adapter = found.config, Adapter({}, {}, {})
-    if args.adapter:
-        config, adapter = _adapted(found, args.adapter)
+    found = read_sources(args.sources, args.template, args.adapter)
     with new_folder(args.to, overwrite=False) as folder:
         made = RunFolder(folder)
         found.tokenizer.save_pretrained(made.tokenizer)
         spellings = [dataclasses.asdict(piece.spelling) for source in found.sources for piece in source.pieces]
-        origin = {"from": args.sources, "spellings": spellings, "replaced": adapter.replaced}
+        origin = {"from": args.sources, "spellings": spellings, "replaced": found.adapter.replaced}
         made.origin_file.write_text(json.dumps(origin, indent=1) + "\n")
 
-        layout = imported_layout(config)
-        flat = paths(load_sources(found, layout)) | paths(adapter.params)
-        merged = {path: np.asarray(flat[path], np.float32) + x for path, x in adapter.added.items()}
-        params = from_paths(flat | merged)
-        config, more = wide_enough(config, params)
+        layout = imported_layout(found.config)
+        params = load_sources(found, layout)
+        config, more = wide_enough(found.config, params)
         made.save_config(config)
         kept = map_paths(_with_dtype_of(params), layout.state.frozen)
         layout = dataclasses.replace(layout, state=dataclasses.replace(layout.state, frozen=kept))
@@ -81,31 +72,6 @@ def import_run(args: argparse.Namespace) -> dict[str, Any]:
     log(f"imported to {args.to}", f"ask it: {example(args.to, config)}")
     parts = {part: source.spec for part, source in found.owners.items()}
     return {"run": str(args.to), "parts": parts, "random": found.missing}
-
-
-def _adapted(found: SourceModel, spec: str) -> tuple[Config, Adapter]:
-    """The recipe of an imported run with the adapters of a folder, and what that folder has."""
-    folder, config = find_source(spec), found.config
-    log(*(f"note: {note}" for note in check_base(folder, [source.spec for source in found.sources])))
-    adapter = _read_adapter(folder, config.model)
-    if "projector" not in found.owners and any(path.startswith("projector/") for path in adapter.added):
-        raise UserError(f"{folder} has adapters of a projector, and no --from has a projector; add the base model")
-    stage = config.stage[STAGE]
-    lora = dataclasses.replace(stage.parts.lora, **adapter.adapters)
-    parts = dataclasses.replace(stage.parts, lora=lora, **dict.fromkeys(adapter.adapters, "lora"))
-    return dataclasses.replace(config, stage={STAGE: dataclasses.replace(stage, parts=parts)}), adapter
-
-
-def _read_adapter(folder: Path, config: ModelConfig) -> Adapter:
-    names = _adapter_names(config)
-    return read_adapter(folder, config, names, lambda adapters: build_model(config, adapters).abstract)
-
-
-def _adapter_names(config: ModelConfig) -> AdapterNames:
-    names = codec(config.family).adapters
-    if names is None:
-        raise UserError(f'family "{config.family}" has no form for PEFT; merge adapters into the weights instead')
-    return names(config)
 
 
 def _with_dtype_of(params: dict) -> Callable[[str, Any], jax.ShapeDtypeStruct]:
@@ -149,7 +115,7 @@ def export_run(args: argparse.Namespace) -> dict[str, Any]:
                 folder,
                 opened.params,
                 opened.model.abstract,
-                _adapter_names(model),
+                adapter_names(model),
                 adapters,
                 base_model=args.base,
                 # Also a frozen one: an earlier stage or an imported adapter may have changed it.

@@ -10,10 +10,12 @@ Examples:
   python -m jaxvlm.generate --from Qwen/Qwen3-0.6B --prompt "Name three rivers." --stop "2."
   python -m jaxvlm.generate --from llava-hf/llava-1.5-7b-hf --image a.png --prompt "What is this?"
   python -m jaxvlm.generate --from Qwen/Qwen2.5-VL-3B-Instruct --video a.mp4 --prompt "What happens?"
+  python -m jaxvlm.generate --from llava-hf/llava-1.5-7b-hf --adapter ADAPTER_FOLDER --image a.png --prompt "Hi?"
   python -m jaxvlm.generate --from CLIP_FOLDER --from PROJECTOR_FOLDER --from LLAMA_FOLDER --image a.png
 
 --from takes what `convert import` takes, and makes no run: a Hugging Face folder, a GGUF file, or a name on the hub.
 Chat template, system message, stop tokens, sampling and longest prompt are those of its files; a line lists them.
+--adapter adds adapters of these weights, as PEFT saves them.
 
 Images and videos come before the text, in their order, unless the text has <image> or <video> where each belongs.
 
@@ -32,26 +34,25 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxvlm.command import Parser, run
 from jaxvlm.errors import UserError
 from jaxvlm.media import Video
+from jaxvlm.model_flags import add_model_flags, check_model_flags, open_flags, with_system
 
 if TYPE_CHECKING:
     from jaxvlm.config import Config
     from jaxvlm.inference.conversation import Conversation
     from jaxvlm.inference.engine import Engine
     from jaxvlm.inference.sampling import Sampling
-    from jaxvlm.restore import Run
 
 
 def main(argv: list[str]) -> dict[str, Any] | None:
     """Runs the command; returns what `--json` prints: the answer, or all turns of the conversation."""
     args = _parser().parse_args(argv)
-    _check_model(args)
+    check_model_flags(args)
     # Here, since they take seconds, and --help needs none of them.
     from jaxvlm.inference.conversation import Conversation, check_medium
     from jaxvlm.inference.engine import Engine
@@ -59,11 +60,11 @@ def main(argv: list[str]) -> dict[str, Any] | None:
 
     # Check the arguments before the weights are read, which takes a while.
     StopTexts(args.stop)
-    config, load = _from_sources(args) if args.sources else _from_run(args)
+    config, load = open_flags(args)
     sampling = _sampling(args, config)
     for medium in args.media:
         check_medium(medium)
-    engine = _with_stop_tokens(_with_system(Engine.of(load()), args.system), args.stop)
+    engine = _with_stop_tokens(with_system(Engine.of(load()), args.system), args.stop)
     del load  # what was read of the sources; for a GGUF file of 49,000 tokens 220 MiB
     conversation = Conversation(engine, sampling, args.max_new_tokens, args.stop)
     conversation.add(args.media)
@@ -74,20 +75,11 @@ def main(argv: list[str]) -> dict[str, Any] | None:
 
 def _parser() -> Parser:
     parser = Parser("generate", __doc__)
-    parser.add_argument("--run", metavar="DIR", help="folder of a run; this or --from is needed")
-    parser.add_argument(
-        "--from",
-        action="append",
-        default=[],
-        dest="sources",
-        metavar="SOURCE",
-        help="a folder, a GGUF file or a name on the hub; may be repeated, for parts in different places",
-    )
+    add_model_flags(parser)
     media: dict[str, Any] = {"action": "append", "dest": "media", "metavar": "FILE"}
     parser.add_argument("--image", default=[], help="an image; may be repeated", **media)
     parser.add_argument("--video", type=Video, help="a video, of families that take them; may be repeated", **media)
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: a conversation on standard input)")
-    parser.add_argument("--system", metavar="TEXT", help="system message (default: that of the model; '': none)")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end an answer before this text; may be repeated"
     )
@@ -103,44 +95,7 @@ def _parser() -> Parser:
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens (0: from all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer")
-    parser.add_argument("--stage", default="", metavar="NAME", help="stage of the run's weights (default: the last)")
-    parser.add_argument("--step", type=int, default=0, metavar="N", help="step of the weights (default: the newest)")
-    parser.add_argument(
-        "--template",
-        metavar="NAME",
-        help="with --from: conversation template (default: the tokenizer's own, or vicuna_v1)",
-    )
     return parser
-
-
-def _check_model(args: argparse.Namespace) -> None:
-    """Raises `UserError` unless one model is named, with the flags that go with it."""
-    if bool(args.sources) == (args.run is not None):
-        given = "both were given" if args.sources else "neither was given"
-        raise UserError(f"one model is needed, --run DIR or --from SOURCE, and {given}; pass one of the two")
-    if args.sources and (args.stage or args.step):
-        raise UserError("--stage and --step choose among a run's checkpoints; leave them out with --from")
-    if args.run is not None and args.template is not None:
-        raise UserError("--template goes with --from; a run keeps the template of its training")
-
-
-def _from_run(args: argparse.Namespace) -> tuple[Config, Callable[[], Run]]:
-    """The recipe of a run, and what opens it."""
-    from jaxvlm.restore import open_run
-    from jaxvlm.runs import RunFolder
-
-    folder = Path(args.run)
-    return RunFolder(folder).load_config(), lambda: open_run(folder, stage=args.stage, step=args.step)
-
-
-def _from_sources(args: argparse.Namespace) -> tuple[Config, Callable[[], Run]]:
-    """The recipe that the sources would have as a run, and what loads their weights."""
-    from jaxvlm.processes import log
-    from jaxvlm.source_model import open_model, read_sources
-
-    found = read_sources(args.sources, args.template)
-    log(*found.notes)
-    return found.config, lambda: open_model(found)
 
 
 def _sampling(args: argparse.Namespace, config: Config) -> Sampling:
@@ -155,18 +110,6 @@ def _sampling(args: argparse.Namespace, config: Config) -> Sampling:
     if sampling.temperature and "temperature" not in chosen:
         log(f"sampling: temperature {sampling.temperature}, top-p {sampling.top_p}, top-k {sampling.top_k}")
     return sampling
-
-
-def _with_system(engine: Engine, system: str | None) -> Engine:
-    """The engine with another system message; None: with its own."""
-    from jaxvlm.data.text.templates import TEMPLATES
-
-    if system is None:
-        return engine
-    template = TEMPLATES.get(engine.data.template)
-    if system and template is not None and not template.takes_system:
-        raise UserError(f'--system: the template "{engine.data.template}" writes no system message; leave it out')
-    return dataclasses.replace(engine, data=dataclasses.replace(engine.data, system=system))
 
 
 def _with_stop_tokens(engine: Engine, stops: list[str]) -> Engine:

@@ -10,9 +10,12 @@ import pytest
 import torch
 import transformers
 
+from jaxvlm import generate
+from jaxvlm.command import run
 from jaxvlm.inference.compare import logits_of_folder, logits_of_run
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
+from jaxvlm.source_model import open_model, read_sources
 from tests import hf_folders
 from tests.parity import tiny_llava
 from tests.test_convert import call, fail, with_vocab
@@ -69,8 +72,23 @@ def test_the_logits_are_those_of_peft(base, tmp_path, case):
     call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
     have = logits_of_run(open_run(tmp_path / "run"), [base[2]], "is it red?")
     np.testing.assert_allclose(have, want, rtol=0, atol=5e-5)
+    opened = open_model(read_sources([str(base[0])], adapter=str(tmp_path)))  # without a run
+    np.testing.assert_array_equal(logits_of_run(opened, [base[2]], "is it red?"), have)
     call("import", "--from", base[0], "--to", tmp_path / "bare")
     assert np.abs(want - logits_of_run(open_run(tmp_path / "bare"), [base[2]], "is it red?")).max() > 0.01
+
+
+def test_it_is_asked_over_its_base(base, tmp_path, capsys):
+    train(base, tmp_path, **FIELDS["all-linear"])
+    call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")
+    asked = ["--image", str(base[2]), "--prompt", "is it red?", "--max-new-tokens", "9"]
+    over = generate.main(["--from", str(base[0]), "--adapter", str(tmp_path), *asked])
+    assert over == generate.main(["--run", str(tmp_path / "run"), *asked]) and over["answer"]
+    assert run(generate.main, ["--run", str(tmp_path / "run"), "--adapter", str(tmp_path), *asked]) == 2
+    assert "--adapter goes with --from" in capsys.readouterr().err
+    shutil.copytree(tmp_path, tmp_path / "alone", ignore=shutil.ignore_patterns("run", "plain", "out"))
+    assert run(generate.main, ["--from", str(tmp_path / "alone"), *asked]) == 2
+    assert "has only adapters (adapter_config.json); pass it as --adapter" in capsys.readouterr().err
 
 
 def test_an_adapter_of_another_projector(base, tmp_path, capsys):
