@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Container, Iterator, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
@@ -109,14 +109,70 @@ def decode(
     return Decoding(programs, batch, Requests.same(numbers_B, max_new_tokens, sampling)).finish()
 
 
+class AnswerText:
+    """The text of an answer whose tokens come one after another. No piece ends within a character.
+
+    Attributes:
+      tokens: ids so far, without the stop id.
+      text: the pieces so far.
+      finish_reason: "stop" (a stop id came, or a stop text appeared), or "" while it is written.
+    """
+
+    def __init__(self, renderer: Renderer, open_ids: Container[int], stop_texts: Sequence[str] = ()):
+        """The text of an answer without any token yet.
+
+        Args:
+          open_ids: tokens that are bytes, and special ones, which are not written; runs of them are decoded together.
+          stop_texts: the answer ends before the first of them.
+
+        Raises:
+          UserError: a stop text is empty.
+        """
+        self._renderer, self._open_ids = renderer, open_ids
+        self._stop_texts, self._decoded = StopTexts(stop_texts), 0  # characters of the answer so far
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish_reason: Literal["", "stop"] = ""
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Takes the next tokens, of which a stop id can only be the last; returns the text that can be shown, or ""."""
+        new = list(tokens)
+        if new and new[-1] in self._renderer.stop_ids:
+            self.finish_reason = "stop"
+            new.pop()
+        self.tokens += new
+        end = len(self.tokens)
+        while end and self.tokens[end - 1] in self._open_ids:
+            end -= 1
+        # A byte-level token may end within a character, which is then decoded as U+FFFD.
+        return self._show(self._renderer.decode(self.tokens[:end]).rstrip("\ufffd"))
+
+    def rest(self) -> str:
+        """What is left to show when no token follows."""
+        return self._show(self._renderer.decode(self.tokens), is_last=True)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has appeared, after which nothing is shown."""
+        return self._stop_texts.found
+
+    def _show(self, text: str, *, is_last: bool = False) -> str:
+        """What can be shown of `text`, the answer so far, and has not been."""
+        new = text[self._decoded :]
+        self._decoded += len(new)
+        piece = self._stop_texts.push(new) + (self._stop_texts.rest() if is_last else "")
+        if self._stop_texts.found:
+            self.finish_reason = "stop"
+        self.text += piece
+        return piece
+
+
 class Stream(Iterator[str]):
     """A streamed answer: an iterator of pieces of its text, which together are the answer.
 
     No piece ends within a character.
 
     Attributes:
-      tokens: ids so far, without the stop id.
-      text: the pieces so far.
       finish_reason: "stop" (the model ended it, or a stop text appeared), "length" (cut at the limit), "cancelled", or
         "" while it is written.
     """
@@ -124,52 +180,38 @@ class Stream(Iterator[str]):
     def __init__(
         self, decoding: Decoding, renderer: Renderer, open_ids: Container[int], stop_texts: Sequence[str] = ()
     ):
-        """The text of the first row of `decoding`.
+        """The text of the first row of `decoding`, which is cancelled at a stop text; see `AnswerText`."""
+        self._decoding = decoding
+        self._answer = AnswerText(renderer, open_ids, stop_texts)
+        self.finish_reason = ""
 
-        Args:
-          open_ids: tokens that are bytes, and special ones, which are not written; runs of them are decoded together.
-          stop_texts: the answer ends before the first of them, and the decoding is cancelled.
+    @property
+    def tokens(self) -> list[int]:
+        """Ids so far, without the stop id."""
+        return self._answer.tokens
 
-        Raises:
-          UserError: a stop text is empty.
-        """
-        self._decoding, self._renderer, self._open_ids = decoding, renderer, open_ids
-        self._stop_texts, self._decoded = StopTexts(stop_texts), 0  # characters of the answer so far
-        self.tokens: list[int] = []
-        self.text = self.finish_reason = ""
+    @property
+    def text(self) -> str:
+        """The pieces so far."""
+        return self._answer.text
 
     def __next__(self) -> str:
         for tokens_BN in self._decoding:
-            new = [token for token in tokens_BN[0].tolist() if token >= 0]
-            if new and new[-1] in self._renderer.stop_ids:
-                self.finish_reason = "stop"
-                new.pop()
-            self.tokens += new
-            end = len(self.tokens)
-            while end and self.tokens[end - 1] in self._open_ids:
-                end -= 1
-            # A byte-level token may end within a character, which is then decoded as U+FFFD.
-            piece = self._new_text(self._renderer.decode(self.tokens[:end]).rstrip("\ufffd"))
+            piece = self._answer.push([token for token in tokens_BN[0].tolist() if token >= 0])
+            self._note_stop()
             if piece:
                 return piece
         self.finish_reason = self.finish_reason or "length"
-        piece = ""
-        if self.finish_reason != "cancelled":
-            piece = self._new_text(self._renderer.decode(self.tokens), is_last=True)
+        piece = "" if self.finish_reason == "cancelled" else self._answer.rest()
+        self._note_stop()
         if not piece:
             raise StopIteration
         return piece
 
-    def _new_text(self, text: str, *, is_last: bool = False) -> str:
-        """What can be shown of `text`, the answer so far, and has not been."""
-        new = text[self._decoded :]
-        self._decoded += len(new)
-        piece = self._stop_texts.push(new) + (self._stop_texts.rest() if is_last else "")
-        if self._stop_texts.found:
+    def _note_stop(self) -> None:
+        if self._answer.stopped:
             self._decoding.cancel()
-            self.finish_reason = "stop"
-        self.text += piece
-        return piece
+        self.finish_reason = self._answer.finish_reason or self.finish_reason
 
     def cancel(self) -> None:
         """Stops the answer after the running step; does nothing if it is complete."""

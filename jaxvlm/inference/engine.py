@@ -22,8 +22,9 @@ from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import media_layout
 from jaxvlm.inference.decoding import Decoding, Stream
+from jaxvlm.inference.likelihood import LogLikelihood, score_batches
 from jaxvlm.inference.programs import Programs, Requests
-from jaxvlm.inference.prompts import Prompt, build_batch, build_prompts, group
+from jaxvlm.inference.prompts import Prompt, build_answered, build_batch, build_prompts, group
 from jaxvlm.inference.sampling import GREEDY, Sampling
 from jaxvlm.media import MediaLayout, VideoText
 from jaxvlm.models.vlm import Model
@@ -35,6 +36,15 @@ Made = TypeVar("Made")
 
 # Decoded images that a call caches; few, since the questions about an image are neighbours.
 _KEPT_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer to a record."""
+
+    text: str
+    tokens: int  # without the one that ended it
+    truncated: bool  # whether it ended at the length limit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,8 +90,8 @@ class Engine:
         return Programs(self.model, self.params, self.renderer.stop_ids, Placement(self.mesh, self.rules))
 
     @functools.cached_property
-    def _open_ids(self) -> frozenset[int]:
-        """The tokens of a SentencePiece vocabulary that are bytes, and all special tokens; see `Stream`."""
+    def open_ids(self) -> frozenset[int]:
+        """The tokens of a SentencePiece vocabulary that are bytes, and all special tokens; see `AnswerText`."""
         vocab = self.tokenizer.get_vocab()
         spelled = (f"<0x{byte:02X}>" for byte in range(256))
         return frozenset(vocab[token] for token in spelled if token in vocab) | set(self.tokenizer.all_special_ids)
@@ -108,26 +118,66 @@ class Engine:
           progress: show a bar on standard error.
 
         Raises:
+          UserError: as `answer_each`.
+        """
+        answers = [""] * len(records)
+        silent = not progress or jax.process_index() > 0
+        with tqdm(total=len(records), desc="answers", unit="question", disable=silent, dynamic_ncols=True) as bar:
+            for number, answer in self.answer_each(
+                records, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=sampling
+            ):
+                answers[number] = answer.text
+                bar.update()
+        return answers
+
+    def answer_each(
+        self, records: Sequence[Record], *, max_new_tokens: int, batch_size: int, sampling: Sampling = GREEDY
+    ) -> Iterator[tuple[int, Answer]]:
+        """Answers records; yields the number of each with its answer, batch by batch, not in their order.
+
+        Args:
+          records, max_new_tokens, batch_size, sampling: as those of `answer`.
+
+        Raises:
           UserError: records that the template refuses or that are too long, ten of them at most; a missing or broken
             image.
         """
         _check_counts(max_new_tokens, batch_size)
         prompts = self._prompts(records)
-        devices = batch_devices(self.mesh, self.rules)
-        rows = -(-max(1, min(batch_size, len(prompts))) // devices) * devices
+        rows = self._rows(batch_size, len(prompts))
 
         def start(here_B: np.ndarray, batch: Batch) -> Decoding:
             return Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling))
 
-        answers = [""] * len(prompts)
-        silent = not progress or jax.process_index() > 0
-        with tqdm(total=len(prompts), desc="answers", unit="question", disable=silent, dynamic_ncols=True) as bar:
-            for numbers_B, (tokens_BN, lengths_B) in _in_turn(start, self._batches(prompts, rows)):
-                for number, tokens_N, length in zip(numbers_B, tokens_BN, lengths_B, strict=True):
-                    if number >= 0:
-                        answers[number] = self.renderer.decode(tokens_N[:length])
-                        bar.update()
-        return answers
+        for numbers_B, (tokens_BN, lengths_B) in _in_turn(start, self._batches(prompts, rows)):
+            for number, tokens_N, length in zip(numbers_B.tolist(), tokens_BN, lengths_B.tolist(), strict=True):
+                if number >= 0:
+                    text = self.renderer.decode(tokens_N[:length])
+                    yield number, Answer(text, length, truncated=length >= max_new_tokens)
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Raises `UserError` for records that the template refuses or that are too long; needs no weights."""
+        self._prompts(records)
+
+    def loglikelihoods(
+        self, records: Sequence[Record], *, batch_size: int, progress: bool = False
+    ) -> list[LogLikelihood]:
+        """Scores the final answers of records, in their order, each given everything before it.
+
+        Prompt and answer are tokenized together, as in training. The tokens of the answer's own text count, and those
+        that the template writes between prompt and answer; the end token does not. Batches are built as for `answer`.
+
+        Args:
+          records: each ends with an assistant turn.
+          batch_size, progress: as those of `answer`.
+
+        Raises:
+          UserError: as `answer`; or a record does not end with an answer.
+        """
+        _check_counts(1, batch_size)
+        prompts = build_answered(self.renderer, records, self.layout, self.data.tokens)
+        batches = self._batches(prompts, self._rows(batch_size, len(prompts)))
+        return score_batches(self.programs, batches, len(prompts), progress=progress)
 
     def stream(
         self,
@@ -152,7 +202,7 @@ class Engine:
         prompts = self._prompts([record])
         ((_, here_B, batch),) = self._batches(prompts, batch_devices(self.mesh, self.rules))
         decoding = Decoding(self.programs, batch, Requests.same(here_B, max_new_tokens, sampling), steps)
-        return Stream(decoding, self.renderer, self._open_ids, stop_texts)
+        return Stream(decoding, self.renderer, self.open_ids, stop_texts)
 
     def logits(self, record: Record) -> np.ndarray:
         """float32[T, V], logits after each token of a record's prompt."""
@@ -161,6 +211,11 @@ class Engine:
         logits_BTV = _logits(self.model, self.programs.place, self.params, to_devices(batch, self.mesh, self.rules))
         gathered_BTV = multihost_utils.process_allgather(logits_BTV, tiled=True)
         return np.asarray(gathered_BTV)[0, : len(prompts[0].piece.tokens)]
+
+    def _rows(self, batch_size: int, prompts: int) -> int:
+        """The rows of a batch, a multiple of the devices that split it."""
+        devices = batch_devices(self.mesh, self.rules)
+        return -(-max(1, min(batch_size, prompts)) // devices) * devices
 
     def _prompts(self, records: Sequence[Record]) -> list[Prompt]:
         return build_prompts(self.renderer, records, self.layout, self.data.tokens)

@@ -82,6 +82,14 @@ class Rows:
     requests: Requests
 
 
+class Likelihoods(NamedTuple):
+    """Natural logarithms of the probabilities of new tokens under the model itself (temperature 1)."""
+
+    chosen: Array  # float32[B, N], of the new token
+    top: Array  # float32[B, N, K], of the most likely ones, most likely first
+    top_ids: Array  # int32[B, N, K], their ids
+
+
 @dataclasses.dataclass(frozen=True)
 class Programs:
     """The programs of a model with its weights.
@@ -118,7 +126,7 @@ class Programs:
           the rows, and int32[B, 1], the first tokens, -1 in a row of padding.
         """
         batch = batch._replace(media=None, targets=None, loss_weights=None)
-        return _prefill(self.model, self.place, greedy, room, self.params, batch, features, requests, self._stops)
+        return _prefill(self.model, self.place, greedy, room, self.params, batch, features, requests, self.stops)
 
     def step(self, rows: Rows, steps: int, *, greedy: bool) -> tuple[Rows, Array]:
         """Chooses `steps` more tokens in each row, or fewer when all rows end before.
@@ -130,22 +138,37 @@ class Programs:
         Returns:
           the rows, and int32[B, STEP_TOKENS], the new tokens: a stop id is the last of its row, followed by -1.
         """
-        return _step(self.model, self.place, greedy, self.params, rows, np.int32(steps), self._stops)
+        rows, tokens_BN, _ = self.step_kept(rows, None, steps, greedy=greedy, top=0, seen=None)
+        return rows, tokens_BN
+
+    def step_kept(
+        self, rows: Rows, keep_B: Array | None, steps: int, *, greedy: bool, top: int, seen: int | None
+    ) -> tuple[Rows, Array, Likelihoods | None]:
+        """`step` for rows that join and leave between steps.
+
+        Args:
+          keep_B: bool[B], the rows that do not end here; None: none does.
+          top: how many likely tokens each token comes with; 0: there are no likelihoods.
+          seen: slots of the cache that are read, see `Decoder.extend`.
+        """
+        return _step(self.model, self.place, greedy, top, seen, self.params, rows, keep_B, np.int32(steps), self.stops)
 
     @property
-    def _stops(self) -> np.ndarray:
+    def stops(self) -> np.ndarray:
+        """int32[E], `stop_ids`."""
         return np.array(self.stop_ids, np.int32)
 
 
-def _as_in_training(place: Placement | None) -> contextlib.AbstractContextManager:
+def as_in_training(place: Placement | None) -> contextlib.AbstractContextManager:
+    """A context in which a program is traced as a train step is, on the mesh of `place`."""
     return contextlib.nullcontext() if place is None else placed(place.mesh, place.rules, place.target)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _encode(model: Model, place: Placement | None, params: dict, media: Any) -> Any:
-    with _as_in_training(place):
+    with as_in_training(place):
         features = model.bind(params).encode(media)
-    return jax.tree.map(lambda x: _pinned(x, ("batch", *[None] * (x.ndim - 1)), place), features)
+    return jax.tree.map(lambda x: pinned(x, ("batch", *[None] * (x.ndim - 1)), place), features)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -162,7 +185,7 @@ def _prefill(
 ) -> tuple[Rows, Array]:
     vlm = model.bind(params)
     next_B = vlm.next_position(batch)
-    with _as_in_training(place):
+    with as_in_training(place):
         logits_BV, cache = vlm.prefill(batch, features, batch.tokens.shape[1] + room)
     rows = Rows(
         cache=cache,
@@ -172,32 +195,69 @@ def _prefill(
         left=jnp.where(next_B == 0, 0, requests.limits),
         requests=requests,
     )
-    rows, tokens_B = _choose(rows, logits_BV, stops_E, greedy)
-    return _pinned_rows(rows, place), _pinned(tokens_B[:, None], (None, None), place)
+    rows, tokens_B = choose(rows, logits_BV, stops_E, greedy)
+    return pinned_rows(rows, place), pinned(tokens_B[:, None], (None, None), place)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=6)
 def _step(
-    model: Model, place: Placement | None, greedy: bool, params: dict, rows: Rows, steps: Array, stops_E: Array
-) -> tuple[Rows, Array]:
+    model: Model,
+    place: Placement | None,
+    greedy: bool,
+    top: int,
+    seen: int | None,
+    params: dict,
+    rows: Rows,
+    keep_B: Array | None,
+    steps: Array,
+    stops_E: Array,
+) -> tuple[Rows, Array, Likelihoods | None]:
     vlm = model.bind(params)
+    if keep_B is not None:
+        rows = dataclasses.replace(rows, left=jnp.where(keep_B, rows.left, 0))
+    none_BN = jnp.full((len(rows.left), STEP_TOKENS), -1, jnp.int32)
+    likelihoods = no_likelihoods(none_BN, top)
 
-    def goes_on(carry: tuple[Array, Rows, Array]) -> Array:
-        step, rows, _ = carry
+    def goes_on(carry: tuple[Array, Rows, Array, Likelihoods | None]) -> Array:
+        step, rows, *_ = carry
         return (step < steps) & jnp.any(rows.left > 0)
 
-    def body(carry: tuple[Array, Rows, Array]) -> tuple[Array, Rows, Array]:
-        step, rows, new_BN = carry
-        logits_BV, cache = vlm.extend(rows.tokens[:, None], rows.positions[:, None], rows.cache)
-        rows, tokens_B = _choose(dataclasses.replace(rows, cache=cache), logits_BV, stops_E, greedy)
-        return step + 1, rows, jax.lax.dynamic_update_slice_in_dim(new_BN, tokens_B[:, None], step, axis=1)
+    def body(
+        carry: tuple[Array, Rows, Array, Likelihoods | None],
+    ) -> tuple[Array, Rows, Array, Likelihoods | None]:
+        step, rows, *new = carry
+        lives_B1 = (rows.left > 0)[:, None].astype(jnp.int32)
+        logits_BV, cache = vlm.extend(rows.tokens[:, None], rows.positions[:, None], rows.cache, lives_B1, seen)
+        rows, tokens_B = choose(dataclasses.replace(rows, cache=cache), logits_BV, stops_E, greedy)
+        now = tokens_B, likely(logits_BV, tokens_B, top)
+        new = jax.tree.map(
+            lambda all, one: jax.lax.dynamic_update_slice_in_dim(all, one[:, None], step, axis=1), tuple(new), now
+        )
+        return step + 1, rows, *new
 
-    none_BN = jnp.full((len(rows.left), STEP_TOKENS), -1, jnp.int32)
-    _, rows, new_BN = jax.lax.while_loop(goes_on, body, (jnp.int32(0), rows, none_BN))
-    return _pinned_rows(rows, place), _pinned(new_BN, (None, None), place)
+    _, rows, new_BN, likelihoods = jax.lax.while_loop(goes_on, body, (jnp.int32(0), rows, none_BN, likelihoods))
+    return pinned_rows(rows, place), pinned(new_BN, (None, None), place), likelihoods
 
 
-def _choose(rows: Rows, logits_BV: Array, stops_E: Array, greedy: bool) -> tuple[Rows, Array]:
+def no_likelihoods(tokens_BN: Array, top: int) -> Likelihoods | None:
+    """Zeros, to be written over; None if `top` is 0."""
+    if not top:
+        return None
+    zeros_BN = jnp.zeros(tokens_BN.shape, jnp.float32)
+    zeros_BNK = jnp.zeros((*tokens_BN.shape, top), jnp.float32)
+    return Likelihoods(zeros_BN, zeros_BNK, zeros_BNK.astype(jnp.int32))
+
+
+def likely(logits_BV: Array, tokens_B: Array, top: int) -> Likelihoods | None:
+    """The likelihoods of one token of each row, without the axis N; None if `top` is 0."""
+    if not top:
+        return None
+    log_BV = jax.nn.log_softmax(logits_BV)
+    chosen_B1 = jnp.take_along_axis(log_BV, jnp.maximum(tokens_B, 0)[:, None], axis=1)
+    return Likelihoods(chosen_B1[:, 0], *jax.lax.top_k(log_BV, top))
+
+
+def choose(rows: Rows, logits_BV: Array, stops_E: Array, greedy: bool) -> tuple[Rows, Array]:
     """Adds a token to each row that has not ended; also returns them, int32[B], -1 in the others."""
     tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not greedy:
@@ -223,22 +283,22 @@ def _key(seed: Array, number: Array, chosen: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), chosen)
 
 
-def _pinned_rows(rows: Rows, place: Placement | None) -> Rows:
+def pinned_rows(rows: Rows, place: Placement | None) -> Rows:
     """Rows with a fixed sharding, so that the next program is not compiled again."""
     axes = {
         "keys": (None, "batch", None, "kv_heads", None),
         "values": (None, "batch", None, "kv_heads", None),
         "segments": ("batch", None),
-        "next": (),
     }
 
     def pin(path: tuple[Any, ...], x: Array) -> Array:
-        return _pinned(x, axes.get(getattr(path[-1], "name", ""), ("batch",)), place)
+        return pinned(x, axes.get(getattr(path[-1], "name", ""), ("batch",))[: x.ndim], place)
 
     return jax.tree.map_with_path(pin, rows)
 
 
-def _pinned(x: Array, axes: tuple[str | None, ...], place: Placement | None) -> Array:
+def pinned(x: Array, axes: tuple[str | None, ...], place: Placement | None) -> Array:
+    """An array with the fixed sharding of its logical axes."""
     if place is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(place.mesh, place.spec(axes, x.shape)))

@@ -15,6 +15,7 @@ from jaxvlm.batch import Batch
 from jaxvlm.data.media.sizes import read_size
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.rows.packing import Piece, expand, fill_row
+from jaxvlm.data.sample import Sample
 from jaxvlm.data.text.conversation import Renderer
 from jaxvlm.errors import UserError, listed
 from jaxvlm.inference.programs import bucket
@@ -44,17 +45,35 @@ def build_prompts(renderer: Renderer, records: Sequence[Record], layout: MediaLa
     Raises:
       UserError: records that the template refuses or that are too long, ten of them at most.
     """
+    return _build_each(lambda record: renderer.render_prompt(_without_answer(record)), "prompt", records, layout, limit)
+
+
+def build_answered(renderer: Renderer, records: Sequence[Record], layout: MediaLayout, limit: int) -> list[Prompt]:
+    """Renders records with their final answers, whose own tokens are supervised; see `Renderer.render_answer`.
+
+    Args:
+      limit: the most tokens of a prompt and its answer.
+
+    Raises:
+      UserError: as `build_prompts`; or a record does not end in an answer.
+    """
+    return _build_each(renderer.render_answer, "prompt with its answer", records, layout, limit)
+
+
+def _build_each(
+    render: Callable[[Record], Sample], name: str, records: Sequence[Record], layout: MediaLayout, limit: int
+) -> list[Prompt]:
     prompts, problems = [], []
     for record in records:
         try:
-            prompt = _build_prompt(renderer, record, layout)
+            prompt = _measured(render(record), record, layout)
         except (RecordError, MediaError) as error:
             problems.append(str(error) if isinstance(error, RecordError) else f"{record.origin}: {error}")
             continue
         length, images = len(prompt.piece.tokens), prompt.media.positions
         if length > limit:
             problems.append(
-                f"{record.origin}: the prompt has {length} tokens ({images} of {len(record.images)} images, "
+                f"{record.origin}: the {name} has {length} tokens ({images} of {len(record.images)} images, "
                 f"{length - images} of text), the model's rows have {limit} (data.tokens); "
                 "ask with fewer images, fewer turns or less text"
             )
@@ -64,10 +83,23 @@ def build_prompts(renderer: Renderer, records: Sequence[Record], layout: MediaLa
     return prompts
 
 
-def _build_prompt(renderer: Renderer, record: Record, layout: MediaLayout) -> Prompt:
+def build_prompt(renderer: Renderer, record: Record, layout: MediaLayout) -> Prompt:
+    """Renders one record without its final answer, of any length.
+
+    Raises:
+      RecordError: the template refuses it, or an image is missing, broken or too large.
+      MediaError: no row can hold one of its images.
+    """
+    return _measured(renderer.render_prompt(_without_answer(record)), record, layout)
+
+
+def _without_answer(record: Record) -> Record:
     if record.turns and record.turns[-1].role == "assistant":
-        record = dataclasses.replace(record, turns=record.turns[:-1])
-    sample = renderer.render_prompt(record)
+        return dataclasses.replace(record, turns=record.turns[:-1])
+    return record
+
+
+def _measured(sample: Sample, record: Record, layout: MediaLayout) -> Prompt:
     sizes = [read_size(image, record.origin) for image in record.images]
     extents = [layout.extent(size) for size in sizes]
     media = MediaExtent(sum(extent.positions for extent in extents), sum(extent.units for extent in extents))

@@ -31,7 +31,13 @@ MASKED = -1e30
 
 
 def attend(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, segments: tuple[Array, Array] | None = None, *, causal: bool
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segments: tuple[Array, Array] | None = None,
+    *,
+    causal: bool,
+    starts_B: Array | None = None,
 ) -> Array:
     """Softmax attention, scaled by 1 / sqrt(H); N / K neighbouring query heads share a key/value head.
 
@@ -45,6 +51,8 @@ def attend(
       segments: int32[B, T] of the queries and int32[B, S] of the keys; only equal ones attend to each other. Padding
         (0) attends to padding, so every position has a key. None: all attend to all.
       causal: query t sees the keys s <= t of its row (then T = S).
+      starts_B: int32[B]; with `causal`, query t sees the keys s <= start + t: the row has that many keys before the
+        first query. None: 0.
 
     The backward pass always recomputes the T x S scores, whatever `config.model.remat` is.
 
@@ -52,7 +60,7 @@ def attend(
       float[B, T, N, H] in the dtype of `v_BSKH`, named "attention" for the policies of `tuning.POLICIES`.
     """
     here = placement()
-    is_square = q_BTNH.shape[1] == k_BSKH.shape[1]
+    is_square = q_BTNH.shape[1] == k_BSKH.shape[1] and starts_B is None
     if here is not None and here.platform == "tpu" and is_square:
         return attend_splash(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal, here=here)
     q_BTNH, k_BSKH = checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BSKH, "key")
@@ -61,7 +69,7 @@ def attend(
         y_BTNH = _attend_cudnn(q_BTNH, k_BSKH, v_BSKH, segments, causal=causal, here=here)
         return checkpoint_name(y_BTNH, "attention")
     run = jax.checkpoint(functools.partial(_attend_xla, causal=causal), prevent_cse=False)
-    return checkpoint_name(run(q_BTNH, k_BSKH, v_BSKH, segments), "attention")
+    return checkpoint_name(run(q_BTNH, k_BSKH, v_BSKH, segments, starts_B), "attention")
 
 
 def attend_splash(
@@ -202,7 +210,13 @@ def _attend_cudnn(
 
 
 def _attend_xla(
-    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, segments: tuple[Array, Array] | None, *, causal: bool
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    segments: tuple[Array, Array] | None,
+    starts_B: Array | None = None,
+    *,
+    causal: bool,
 ) -> Array:
     """Attention in plain products, for every backend.
 
@@ -218,20 +232,46 @@ def _attend_xla(
     K = k_BSKH.shape[2]
     q_BKGTH = (q_BTNH * H**-0.5).reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKHS, v_BKHS = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
-    pieces = min(4, max(1, T // 128)) if causal else 1
+    is_square = starts_B is None and causal
+    pieces = min(4, max(1, T // 128)) if is_square else 1
     size = -(-T // pieces)
     y = []
     for start in range(0, T, size):
         end = min(start + size, T)
-        seen = slice(end) if causal else slice(None)
+        seen = slice(end) if is_square else slice(None)
         mask = None
         if segments is not None:
             mask = segments[0][:, start:end, None] == segments[1][:, None, seen]
-        if causal:
+        if is_square:
             order = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
             mask = order[None] if mask is None else mask & order
+        elif starts_B is not None:
+            order = starts_B[:, None, None] + jnp.arange(T)[:, None] >= jnp.arange(k_BSKH.shape[1])[None, :]
+            mask = order if mask is None else mask & order
         y.append(_attend_piece(q_BKGTH[:, :, :, start:end], k_BKHS[..., seen], v_BKHS[..., seen], mask))
     return jnp.concatenate(y, axis=3).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def attend_token(q_B1NH: Array, k_BSKH: Array, v_BSKH: Array, segments: tuple[Array, Array]) -> Array:
+    """`attend` for one query of each row, in plain products.
+
+    Keys and values are brought into the order B K S H, which moves whole heads; `_attend_xla` puts H before S, which
+    pays off for many queries only. A step of 8 rows of 192 slots of a cache (6 layers, 6 heads of 64) takes 22 ms of
+    one CPU core instead of 28.
+    """
+    B, _, N, H = q_B1NH.shape
+    K = k_BSKH.shape[2]
+    q_BKGH = (q_B1NH * H**-0.5).reshape(B, K, N // K, H)
+    k_BKSH, v_BKSH = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    scores_BKGS = jnp.einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH, preferred_element_type=jnp.float32)
+    is_seen_BS = segments[0] == segments[1]
+    scores_BKGS = scores_BKGS + jnp.where(is_seen_BS, 0.0, MASKED)[:, None, None]
+    weights_BKGS = jnp.exp(scores_BKGS - jnp.max(scores_BKGS, axis=-1, keepdims=True))
+    y_BKGH = jnp.einsum(
+        "BKGS,BKSH->BKGH", weights_BKGS.astype(v_BKSH.dtype), v_BKSH, preferred_element_type=jnp.float32
+    )
+    y_BKGH = y_BKGH / jnp.sum(weights_BKGS, axis=-1, keepdims=True)
+    return y_BKGH.reshape(B, 1, N, H).astype(v_BSKH.dtype)
 
 
 def _attend_piece(q_BKGTH: Array, k_BKHS: Array, v_BKHS: Array, mask_BTS: Array | None) -> Array:

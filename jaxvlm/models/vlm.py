@@ -61,8 +61,8 @@ class VLM(nnx.Module):
           media: the family's struct, `Batch.media`.
 
         Returns:
-          float[B, F, D]; or what the family's `merge` and `added` take, arrays with B first; or None if the rows have
-          no media units.
+          float[B, F, D]; or what the family's `merge` and `added` take, a struct of float[B, ..., F, D]; or None if the
+          rows have no media units.
         """
         raise NotImplementedError
 
@@ -118,21 +118,49 @@ class VLM(nnx.Module):
         x_BTD = self.merge(self.language.embed(batch.tokens), features, batch.image_index)
         added = self.added(features, batch.image_index)
         x_BTD, cache = self.language.prefill(x_BTD, batch.positions, batch.segments, max_length, added)
-        last_B = jnp.maximum(jnp.sum(batch.segments != 0, axis=1) - 1, 0)
-        return self.logits(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]), cache
+        return self._last_logits(x_BTD, batch), cache
 
-    def extend(self, tokens_B1: Array, positions_B1: Array, cache: Cache) -> tuple[Array, Cache]:
+    def prefill_more(self, batch: Batch, features: Any, cache: Cache) -> tuple[Array, Cache]:
+        """Reads the rest of prompts whose beginnings are in a cache.
+
+        Args:
+          batch: rows that begin with the rest of their prompt, with its positions in the prompt, and end in padding.
+          features: of `encode`; None: there are no media in the rest.
+          cache: of the beginnings, with a `next` for each row and room for the rest.
+
+        Returns:
+          as `prefill`.
+        """
+        x_BTD = self.merge(self.language.embed(batch.tokens), features, batch.image_index)
+        added = self.added(features, batch.image_index)
+        x_BTD, cache = self.language.extend(x_BTD, batch.positions, cache, batch.segments, added)
+        return self._last_logits(x_BTD, batch), cache
+
+    def _last_logits(self, x_BTD: Array, batch: Batch) -> Array:
+        last_B = jnp.maximum(jnp.sum(batch.segments != 0, axis=1) - 1, 0)
+        return self.logits(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0])
+
+    def extend(
+        self,
+        tokens_B1: Array,
+        positions_B1: Array,
+        cache: Cache,
+        segments_B1: Array | None = None,
+        seen: int | None = None,
+    ) -> tuple[Array, Cache]:
         """Reads one more token in each row.
 
         Args:
           tokens_B1: int32[B, 1].
           positions_B1: int32[B, 1], of the token in its own sample: the length of the prompt, then one more each step.
           cache: of `prefill` or of an earlier step. More steps than it has free slots overwrite the last one.
+          segments_B1, seen: as those of `Decoder.extend`.
 
         Returns:
           float32[B, V], logits after the token, and the new cache; usable as the carry of `jax.lax.while_loop`.
         """
-        x_B1D, cache = self.language.extend(self.language.embed(tokens_B1), positions_B1, cache)
+        x_B1D = self.language.embed(tokens_B1)
+        x_B1D, cache = self.language.extend(x_B1D, positions_B1, cache, segments_B1, seen=seen)
         return self.logits(x_B1D[:, 0]), cache
 
 

@@ -145,6 +145,29 @@ def _log_probs_backward(chunk: int, residuals: tuple, cotangent_BT: Array) -> tu
 token_log_probs.defvjp(_log_probs_forward, _log_probs_backward)
 
 
+def row_scores(
+    x_BTD: Array, head_VD: Array, targets_BT: Array, weights_BT: Array, chunk: int
+) -> tuple[Array, Array, Array]:
+    """Sums over each row's supervised positions, in the chunks of `cross_entropy`; not differentiable.
+
+    Returns:
+      float32[B] log-probabilities of the targets (natural logarithm), int32[B] positions, and int32[B] hits: positions
+      whose target has the highest logit, or shares it.
+    """
+    supervised = _Supervised.of(x_BTD, targets_BT, weights_BT, weights_BT > 0, chunk)
+
+    def body(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        nats_BC, is_hit_BC = _chunk_nats(supervised.x(i), head_VD, supervised.targets(i))
+        is_own_BC = supervised.weights(i) > 0
+        log_probs_B = sums[0] - jnp.where(is_own_BC, nats_BC, 0).sum(axis=1)
+        return log_probs_B, sums[1] + (is_own_BC & is_hit_BC).sum(axis=1, dtype=jnp.int32)
+
+    zeros_B = jnp.zeros(x_BTD.shape[0], jnp.float32)
+    init = zeros_B, zeros_B.astype(jnp.int32)
+    log_probs_B, hits_B = jax.lax.fori_loop(0, supervised.num_chunks, body, init)
+    return log_probs_B, (weights_BT > 0).sum(axis=1, dtype=jnp.int32), hits_B
+
+
 def _with_gradients(supervised: _Supervised, head_VD: Array, length: int) -> tuple[Array, Array, Array, Array]:
     """Sums of loss and hits, and the gradients of the loss: [B, T, D], and float32[V, D]."""
     zero, chunk = jnp.zeros((), jnp.float32), supervised.chunk

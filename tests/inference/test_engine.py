@@ -246,9 +246,9 @@ def test_two_streams_do_not_disturb_each_other(world, records):
 def test_no_piece_ends_within_a_character(world):
     engine, text = world.engine(), "hello 龍 red blue 🐉 what color is it?"
     ids = world.tokenizer(text, add_special_tokens=False).input_ids
-    assert not {token for token in ids if token in engine._open_ids}.isdisjoint(ids)  # no token for the dragons
+    assert not {token for token in ids if token in engine.open_ids}.isdisjoint(ids)  # no token for the dragons
     for cut in range(1, len(ids) + 1):
-        pieces = list(Stream(iter(np.array([[token], [7]]) for token in ids[:cut]), engine.renderer, engine._open_ids))
+        pieces = list(Stream(iter(np.array([[token], [7]]) for token in ids[:cut]), engine.renderer, engine.open_ids))
         assert "".join(pieces) == engine.renderer.decode(ids[:cut])
         assert not any("\ufffd" in piece for piece in pieces[:-1])
     assert "".join(pieces) == text and len(pieces) > 5

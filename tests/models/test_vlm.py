@@ -144,6 +144,59 @@ def test_cached_decoding_equals_the_full_forward(model, params, samples, forward
     assert np.isfinite(logits).all()
 
 
+def test_a_prompt_read_in_parts_is_the_prompt_read_at_once(model, params, samples):
+    """Rows whose caches have lengths of their own: the parts end in padding, and tokens follow each row's last."""
+    T, S = 27, 40
+    prompts = tiny_llava.make_batch(CONFIG, [[sample] for sample in samples], tokens=T, images=2)
+    lengths = np.array([len(sample.tokens) for sample in samples])
+    parts = np.array([[5, 7, 27], [1, 8, 27], [3, 4, 27]])  # ends of the parts of each row
+    more = np.random.default_rng(2).integers(8, 101, (3, 3), dtype=np.int32)
+
+    def part(batch, begins, ends):
+        """The tokens of each row from `begins` to `ends`."""
+        at = begins[:, None] + np.arange(T)
+        here = (at < np.minimum(ends, lengths)[:, None]).astype(np.int32)
+
+        def row(x, rest=0):
+            return np.where(here, np.take_along_axis(x, np.minimum(at, T - 1), 1), rest)
+
+        made = batch._replace(media=None, targets=None, loss_weights=None)
+        index = row(batch.image_index, -1)
+        return made._replace(tokens=row(batch.tokens), positions=row(batch.positions), segments=here, image_index=index)
+
+    @jax.jit
+    def whole(params, batch):
+        vlm = model.bind(params)
+        logits, cache = vlm.prefill(batch, vlm.encode(batch.media), S)
+        found = [logits]
+        for t in range(3):
+            logits, cache = vlm.extend(more[:, t : t + 1], lengths[:, None] + t, cache)
+            found.append(logits)
+        return jnp.stack(found)
+
+    @jax.jit
+    def in_parts(params, media, first, second, third):
+        vlm = model.bind(params)
+        features = vlm.encode(media)
+        _, cache = vlm.prefill(first, features, S)
+        cache = dataclasses.replace(cache, next=jnp.sum(first.segments, axis=1))
+        _, cache = vlm.prefill_more(second, features, cache)
+        logits, cache = vlm.prefill_more(third, features, cache)
+        found, live = [logits], jnp.array([[1], [1], [1]])
+        for t in range(3):
+            logits, cache = vlm.extend(more[:, t : t + 1], lengths[:, None] + t, cache, live, 32)
+            found.append(logits)
+            _, cache = vlm.extend(more[:, t : t + 1], lengths[:, None] + t, cache, 0 * live)  # changes nothing
+        return jnp.stack(found), cache
+
+    cut = [part(prompts, b, e) for b, e in zip(np.stack([0 * parts[:, 0], *parts.T[:2]]), parts.T, strict=True)]
+    want = np.asarray(whole(params, prompts))
+    have, cache = in_parts(params, prompts.media, *cut)
+    np.testing.assert_allclose(have, want, atol=1e-5)
+    np.testing.assert_array_equal(cache.next, lengths + 3)
+    np.testing.assert_array_equal(np.sum(cache.segments, axis=1), lengths + 3)
+
+
 def test_a_cache_must_hold_the_prompt(model, params, samples):
     batch = tiny_llava.make_batch(CONFIG, [[samples[2]]], tokens=27, images=1)
     with pytest.raises(ValueError, match="max_length 20 is less than the 27 tokens"):
