@@ -9,11 +9,12 @@ from jaxvlm.command import run
 
 COMMANDS = {
     "train": "train a recipe's stages, then test the result",
-    "evaluate": "exact match of a run's answers on a data set",
+    "evaluate": "measure a model on benchmarks, or on a data set by exact match",
     "inspect_data": "check a recipe's data, show it as the model sees it, prepare it",
     "plan": "report whether a recipe fits a TPU slice, its speed there and its cost",
     "convert": "take weights from Hugging Face checkpoints, give them back, compare two",
     "generate": "answer questions about images, or hold a conversation",
+    "serve": "answer over HTTP, as OpenAI's chat completions",
 }
 
 

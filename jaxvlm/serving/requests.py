@@ -19,7 +19,7 @@ class Request:
 
     Attributes:
       record: the conversation; it ends with a user turn, and its images are bytes.
-      max_new_tokens: the length limit of the answer; None: what the slot has room for.
+      max_new_tokens: the length limit of the answer; what the slot has room for if that is less, or if it is None.
       stop_texts: the answer ends before the first of them.
       top_logprobs: how many alternatives each token comes with, at most `MAX_TOP_LOGPROBS`; None: no log probabilities.
     """
@@ -50,13 +50,23 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """The last event of an answer."""
+    """The last event of an answer.
+
+    Attributes:
+      prompt_tokens: features of images among them.
+      cached_tokens: of the prompt, those that another request had left.
+      completion_tokens: without the end token.
+      problem: of the reason "error".
+      code, param: as those of `RequestError`, if the request itself was at fault, such as with a broken image.
+    """
 
     reason: FinishReason
-    prompt_tokens: int = 0  # features of images among them
-    cached_tokens: int = 0  # of the prompt, those that another request had left
-    completion_tokens: int = 0  # the end token is not counted
-    problem: str = ""  # of the reason "error"
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    problem: str = ""
+    code: str = ""
+    param: str | None = None
 
 
 Event = Piece | Finished
