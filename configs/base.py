@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     c.evaluation.image_folder = ""
     c.evaluation.max_new_tokens = 64
     c.evaluation.batch_size = 32  # questions answered at once
+    c.evaluation.suites_folder = "data/benchmarks"  # of stage.suites: it has a folder for each benchmark
 
     c.generation = ConfigDict()  # the defaults of `generate`; evaluations take the most likely token
     c.generation.temperature = 0.0  # 0: the most likely token
@@ -175,6 +176,10 @@ def stage() -> ConfigDict:
     c.log_every = 1  # steps
     c.eval_every = 0  # steps; 0: never
     c.eval_records = 64  # of the held-out ones, for loss and for answers
+    # Benchmarks that are asked while the stage trains, ("pope", "vqav2:val"): `evaluate --suite list` has them
+    c.suites = ()
+    c.suites_every = 0  # steps
+    c.suites_limit = 256  # questions of each, a fixed random choice; 0: all
     c.checkpoint_every = 1000  # steps; the last step is always saved
     c.keep_checkpoints = 2
     c.on_nonfinite = "stop"  # loss or gradient not finite: "stop", or "skip": leave that update out and continue

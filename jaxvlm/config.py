@@ -281,6 +281,9 @@ class StageConfig:
     keep_checkpoints: int
     on_nonfinite: str
     nonfinite_limit: int
+    suites: tuple[str, ...] = ()  # runs before these three options have none
+    suites_every: int = 0
+    suites_limit: int = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,6 +305,7 @@ class EvaluationConfig:
     image_folder: str
     max_new_tokens: int
     batch_size: int
+    suites_folder: str = "data/benchmarks"  # runs before this option have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,6 +356,8 @@ _LEAST = {
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
     "nonfinite_limit": 1,
+    "suites_every": 0,
+    "suites_limit": 0,
 }  # of a stage
 
 
@@ -388,6 +394,11 @@ def check_values(config: Config) -> None:
         for key, least in _LEAST.items():
             if getattr(stage, key) < least:
                 problems.append(f"{where}.{key} = {getattr(stage, key)}, expected {least} or more")
+        if bool(stage.suites) != bool(stage.suites_every):
+            expected = "both or neither: the benchmarks, and the steps between two evaluations"
+            problems.append(
+                f"{where}.suites = {stage.suites} and {where}.suites_every = {stage.suites_every}, expected {expected}"
+            )
         if not stage.epochs > 0:
             problems.append(f"{where}.epochs = {stage.epochs}, expected more than 0")
         if stage.frozen_dtype not in ("bfloat16", "float16", "float32"):

@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jax.sharding import Mesh
 
-from jaxvlm.config import Config, StageConfig
+from jaxvlm.config import Config, EvaluationConfig, StageConfig
 from jaxvlm.data.rows.pipeline import check_settings, open_samples
 from jaxvlm.data.rows.samples import Samples
 from jaxvlm.data.sources.load import load_source
 from jaxvlm.data.sources.mix import Mix, load_mix
-from jaxvlm.errors import UserError
+from jaxvlm.errors import UserError, listed
+from jaxvlm.evaluation.task import Task, load_tasks
 from jaxvlm.families.build import stage_model
 from jaxvlm.families.registry import media_layout
 from jaxvlm.media import MediaLayout
@@ -44,6 +46,7 @@ class Setup:
     mix: Mix
     pairs: bool  # whether its objective takes records as pairs
     share: tuple[int, int]  # which share of a batch's rows this process reads, of how many
+    suites: tuple[Task, ...] = ()  # benchmarks that are asked while it trains
 
 
 def set_up(config: Config, stages: Sequence[str], *, test: bool) -> list[Setup]:
@@ -120,14 +123,32 @@ def _set_up_stage(config: Config, name: str, mesh: Mesh | None, problems: _Probl
         problems.collect(where, lambda: check_settings(stage.data, media))
     objective = problems.collect(where, lambda: find_objective(stage.objective))
     mix = problems.collect(where, lambda: load_mix(stage.data))
+    suites = problems.collect(where, lambda: load_suites(stage, config.evaluation))
     model = problems.collect(where, lambda: stage_model(config, stage))
     if mesh is None or model is None or objective is None:
         return None
     problems.collect(where, lambda: state_layout(model, stage, _STEPS, mesh, rules))
     share = problems.collect(where, lambda: _own_rows(stage, name, mesh, rules))
-    if mix is None or share is None or media is None:
+    if mix is None or share is None or media is None or suites is None:
         return None
-    return Setup(name, stage, mesh, rules, model, media, mix, objective.pairs, share)
+    return Setup(name, stage, mesh, rules, model, media, mix, objective.pairs, share, suites)
+
+
+def load_suites(stage: StageConfig, test: EvaluationConfig) -> tuple[Task, ...]:
+    """The benchmarks of a stage.
+
+    Raises:
+      UserError: unknown ones, missing files, or a split whose truth only a server has.
+    """
+    if not stage.suites:
+        return ()
+    tasks = load_tasks(stage.suites, Path(test.suites_folder), limit=stage.suites_limit)
+    hidden = [task for task in tasks if any(item.truth is None for item in task.items)]
+    if hidden:
+        names = ", ".join(f"{task.benchmark.name}:{task.split}" for task in hidden)
+        other = f"{hidden[0].benchmark.name}:{listed(list(hidden[0].benchmark.splits), ' or ')}"
+        raise UserError(f"suites: {names}: only a server has the truth; name another split, such as {other}")
+    return tuple(tasks)
 
 
 def _own_rows(stage: StageConfig, name: str, mesh: Mesh, rules: Rules) -> tuple[int, int]:

@@ -4,6 +4,7 @@ config.json       the resolved recipe            metrics.jsonl, tensorboard/, lo
 tokenizer/        as Hugging Face saves one      ledger.json    the fate of every record, by stage
 checkpoints/STAGE/STEP                           evaluation.json, samples.png            the test's answers
 heartbeats/I.json the state of process I         nonfinite/STAGE-STEP, profile/STAGE     diagnostics
+evaluations/      results of benchmarks
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxvlm.files import Lock, replace_text
 _FREE = re.compile(
     r"config\.(mesh\..+|evaluation\..+|profile|model\.(compute_dtype|remat)|stage\.[^.]+\.("
     r"frozen_dtype|micro_batches|compiler_options|log_every|eval_every|eval_records|checkpoint_every|keep_checkpoints|"
-    r"on_nonfinite|nonfinite_limit|data\.(workers|on_bad)))"
+    r"on_nonfinite|nonfinite_limit|suites|suites_every|suites_limit|data\.(workers|on_bad)))"
 )
 
 
@@ -49,6 +50,7 @@ class RunFolder:
         self.ledger_file = self.path / "ledger.json"
         self.evaluation_file = self.path / "evaluation.json"
         self.samples = self.path / "samples.png"
+        self.evaluations = self.path / "evaluations"  # of benchmarks
         self.nonfinite = self.path / "nonfinite"
         self.origin_file = self.path / "source.json"  # of an imported run: sources, spelling of their tensors
 

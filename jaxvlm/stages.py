@@ -15,6 +15,8 @@ from jaxvlm.data.rows.pipeline import Pipeline, index_rows
 from jaxvlm.data.rows.samples import Samples
 from jaxvlm.evaluation.evaluate import evaluate_run
 from jaxvlm.evaluation.scoring import score
+from jaxvlm.evaluation.suite import main_number
+from jaxvlm.evaluation.task import Task
 from jaxvlm.inference.engine import Engine
 from jaxvlm.initial_weights import check_tokenizer, find_origins, overridden_settings, starting_params
 from jaxvlm.preflight import Setup, check_heldout, open_data, set_up
@@ -108,10 +110,11 @@ class StageRun:
         """Indexes the data.
 
         Raises:
-          UserError: initial weights that do not fit; data without a record to train on, or with corrupt ones.
+          UserError: initial weights that do not fit; data without a record to train on, or with corrupt ones;
+            benchmarks with questions that are longer than a row.
         """
         self.folder, self.name, self.stage, self.tokenizer = folder, setup.name, setup.stage, tokenizer
-        self.config = config
+        self.config, self.suites = config, setup.suites
         self.origins = find_origins(folder, config, setup.name)  # before the data is indexed, which may take minutes
         check_tokenizer(self.origins, tokenizer)
         rows = setup.stage.global_batch_size
@@ -120,6 +123,8 @@ class StageRun:
         processes.check_same({f"the data of stage {self.name}": self.pipeline.fingerprint})
         self.steps = min(-(-self.pipeline.num_rows(self.stage.epochs) // rows), config.steps or sys.maxsize)
         self.layout = state_layout(setup.model, self.stage, self.steps, setup.mesh, setup.rules)
+        for task in self.suites:
+            self._make_engine({}).check([task.record(item) for item in task.items])
         log(f"stage {self.name}: {self.steps} steps of {rows} rows", table_of_parts(self.layout, self.stage))
 
     def train(self, watch: Watch, preemption: Preemption) -> None:
@@ -141,11 +146,13 @@ class StageRun:
         services = Services(checkpoints, writer, watch, nonfinite, preemption, profile)
         watch.begin_stage()
         try:
-            evaluate = make_evaluate(
-                self.config.evaluation, stage, self.layout, pipeline, self.tokenizer, self.config.date
+            test = self.config.evaluation
+            evaluations = (
+                (stage.eval_every, make_evaluate(test, stage, self.layout, pipeline, self._make_engine)),
+                (stage.suites_every, make_evaluate_suites(self.suites, test.batch_size, self._make_engine)),
             )
             with processes.abort_together():
-                train(self.layout, stage, self.steps, state, batches, evaluate, services)
+                train(self.layout, stage, self.steps, state, batches, evaluations, services)
         finally:
             profile.close()
             batches.close()
@@ -157,6 +164,12 @@ class StageRun:
             log(ledger.table())
             plot_metrics(folder.metrics, folder.curves)
             folder.save_ledger(name, ledger.to_dict())
+
+    def _make_engine(self, params: dict) -> Engine:
+        layout = self.layout
+        return Engine(
+            layout.model, params, self.tokenizer, self.stage.data, layout.mesh, layout.rules, self.config.date
+        )
 
     def _state(self, checkpoints: Checkpoints, batches: Any) -> State:
         """The state of the newest checkpoint, with `batches` at its position; without one, that of step 0."""
@@ -174,7 +187,11 @@ class StageRun:
 
 
 def make_evaluate(
-    test: EvaluationConfig, stage: StageConfig, layout: Layout, pipeline: Pipeline, tokenizer: Any, date: str
+    test: EvaluationConfig,
+    stage: StageConfig,
+    layout: Layout,
+    pipeline: Pipeline,
+    make_engine: Callable[[dict], Engine],
 ) -> Callable[[State], dict[str, float]]:
     """The function that evaluates a state on the held-out records: the objective, and exact match of answers."""
     eval_step = compile_eval_step(layout)
@@ -185,12 +202,23 @@ def make_evaluate(
         rows = pipeline.heldout_batches(stage.global_batch_size, stage.eval_records)
         batches = (to_devices(batch, layout.mesh, layout.rules) for batch in rows)
         found = evaluate_batches(eval_step, state, batches)
-        if not questions:
-            return {f"heldout_{name}": value for name, value in found.items()}
-        params = merge(state.trained, state.frozen)
-        engine = Engine(layout.model, params, tokenizer, stage.data, layout.mesh, layout.rules, date)
-        answers = engine.answer(questions, max_new_tokens=test.max_new_tokens, batch_size=test.batch_size)
-        found["exact_match"] = score(questions, answers)["exact_match"]
+        if questions:
+            answers = make_engine(merge(state.trained, state.frozen)).answer(
+                questions, max_new_tokens=test.max_new_tokens, batch_size=test.batch_size
+            )
+            found["exact_match"] = score(questions, answers)["exact_match"]
         return {f"heldout_{name}": value for name, value in found.items()}
+
+    return evaluate
+
+
+def make_evaluate_suites(
+    suites: Sequence[Task], batch_size: int, make_engine: Callable[[dict], Engine]
+) -> Callable[[State], dict[str, float]]:
+    """The function that asks a state the benchmarks of its stage: the main number of each."""
+
+    def evaluate(state: State) -> dict[str, float]:
+        engine = make_engine(merge(state.trained, state.frozen))
+        return {f"suite_{task.name}": main_number(engine, task, batch_size) for task in suites}
 
     return evaluate

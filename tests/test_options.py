@@ -16,7 +16,7 @@ REMEDY = (
 )
 RECIPE = """\
 : date profile seed stages steps
-evaluation: batch_size image_folder max_new_tokens source
+evaluation: batch_size image_folder max_new_tokens source suites_folder
 generation: temperature top_k top_p
 init: language model projector resize_vocab vision
 mesh: data fsdp tensor
@@ -27,7 +27,7 @@ model.projector: kind
 model.vision: activation class_token embed_dim feature_layer image_mean image_size image_std mlp_dim norm_epsilon
   num_heads num_layers patch_bias patch_size pool pre_norm
 stage.NAME: checkpoint_every compiler_options epochs eval_every eval_records frozen_dtype global_batch_size
-  keep_checkpoints log_every micro_batches nonfinite_limit objective on_nonfinite
+  keep_checkpoints log_every micro_batches nonfinite_limit objective on_nonfinite suites suites_every suites_limit
 stage.NAME.data: allow_outside answers boxes control_tokens heldout image_folder mix on_bad pack source stop_tokens
   system template tokens workers
 stage.NAME.data.augment: flip shift shuffle_turns
@@ -43,14 +43,19 @@ convert export: --adapter --base --dtype --merge --out --overwrite --part --push
   --shard-size --stage --step
 convert import: --adapter --from --seed --template --to
 convert verify: --image --logits --prompt a b
-evaluate: --batch-size --data --image-folder --limit --max-new-tokens --out --run --stage --step
-generate: --from --image --max-new-tokens --prompt --run --seed --stage --step --stop --system --temperature --template
-  --top-k --top-p --video
+evaluate: --adapter --answers --batch-size --coordinator --data --dialect --distributed --from --image-folder --limit
+  --max-new-tokens --num-processes --out --process-id --resume --run --scoring --split --stage --step --suite --system
+  --template
+generate: --adapter --from --image --max-new-tokens --prompt --run --seed --stage --step --stop --system --temperature
+  --template --top-k --top-p --video
 inspect_data check: --config --out --stage
 inspect_data prepare: --config --jpeg --on-bad --out --shard-records --stage
 inspect_data show: --batch --config --first --out --rows --stage
 plan: --budget-minutes --cache --config --filled --no-cache --operations --price-per-chip-hour --records
   --samples-per-row --search --stage --supervised --topology --units-per-row
+serve: --adapter --allow-media --allow-origin --allow-url --api-key-file --from --grace --host --image-cache-bytes
+  --max-body --max-images --max-pixels --name --port --prefix-cache-bytes --queue --run --slots --stage --step --steps
+  --system --template --tokens
 train: --config --coordinator --distributed --num-processes --process-id --resume --resume-or-start --stage
   --workdir
 """

@@ -6,8 +6,10 @@ import pytest
 from jaxvlm import train
 from jaxvlm.errors import UserError
 from tests.e2e.conftest import RECIPE, write_data
+from tests.evaluation import colours
 
 LAST = "--config.stage.finetune"
+COLOURS = "tests.evaluation.colours.Colours"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def start(data, tmp_path, monkeypatch):
         (f"{LAST}.data.heldout=0.0", "finetune: eval_every is set, but no record is held out"),
         (f"{LAST}.data.media.aspect=stretched", "stretched"),
         (f"{LAST}.data.template=vicuna", "vicuna"),
+        (f"{LAST}.suites=('pop',)", "config.stage.finetune.suites_every = 0, expected both or neither"),
         ("--config.mesh.fsdp=3", "config.mesh"),
         ("--config.evaluation.source=exam.json", "config.evaluation: data.source = 'exam.json': there is no such file"),
     ],
@@ -76,3 +79,15 @@ def test_a_mistake_of_both_stages_is_said_once(start):
 def test_a_layout_that_cannot_be_made_hides_no_other_mistake(start):
     said = start("--config.stage.align.data.media.aspect=stretched", f"{LAST}.data.source=nowhere.json")
     assert "config.stage.align: " in said and "stretched" in said and "nowhere.json" in said
+
+
+def test_unknown_benchmarks_and_missing_files_of_a_stage(start, tmp_path):
+    own = f"{LAST}.suites=('pop','pope','{COLOURS}:hidden')", f"{LAST}.suites_every=5"
+    said = start(*own, f"--config.evaluation.suites_folder={tmp_path}")
+    assert 'config.stage.finetune: "pop" is no benchmark (did you mean "pope"?)' in said
+    assert (
+        f"there is no folder {tmp_path / 'pope'}" in said and f"{tmp_path / 'colours'}/questions.jsonl is miss" in said
+    )
+    colours.write_files(tmp_path)
+    said = start(*own[1:], f"{LAST}.suites=('{COLOURS}:hidden',)", f"--config.evaluation.suites_folder={tmp_path}")
+    assert "colours:hidden: only a server has the truth; name another split, such as colours:test" in said

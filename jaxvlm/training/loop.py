@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -54,14 +54,14 @@ def train(
     steps: int,
     state: State,
     batches: Batches,
-    evaluate: Callable[[State], dict[str, float]],
+    evaluations: Sequence[tuple[int, Callable[[State], dict[str, float]]]],
     services: Services,
 ) -> State:
     """Trains from `state.step` to `steps`; returns and saves the last state.
 
     Args:
       batches: positioned at the batch of step `state.step`.
-      evaluate: computes the held-out metrics of a state.
+      evaluations: every how many steps (0: never), and what computes metrics of a state, such as the held-out ones.
 
     Raises:
       StartAgain: the run was preempted; the state is saved.
@@ -92,9 +92,10 @@ def train(
                     k.nonfinite.check(before=step)
                 k.watch.progressed(step)
             # A preempted run skips the evaluation: its grace period is for the checkpoint.
-            if stage.eval_every and (step % stage.eval_every == 0 or last) and (last or not stopping):
-                with k.watch.phase("evaluate", step):
-                    k.writer.evaluation(step, evaluate(state))
+            for every, evaluate in evaluations:
+                if every and (step % every == 0 or last) and (last or not stopping):
+                    with k.watch.phase("evaluate", step):
+                        k.writer.evaluation(step, evaluate(state))
             if step % stage.checkpoint_every == 0 or last or stopping:
                 with k.watch.phase("step", step):
                     sound = k.nonfinite.check(before=step + 1)  # waits for the step

@@ -146,7 +146,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def plot_metrics(metrics: Path, picture: Path) -> None:
     """Plots the loss and every evaluated metric over the stages of a metrics.jsonl, one after another."""
     lines = read_metrics(metrics)
-    evaluated = [name.removeprefix("heldout_") for line in lines for name in line if name.startswith("heldout_")]
+    evaluated = [
+        name.removeprefix("heldout_") for line in lines for name in line if name.startswith(("heldout_", "suite_"))
+    ]
     names = list(dict.fromkeys(["loss", *evaluated]))
     figure, panels = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), layout="constrained", squeeze=False)
     for name, axes in zip(names, panels[0], strict=True):
@@ -158,15 +160,17 @@ def plot_metrics(metrics: Path, picture: Path) -> None:
 
 
 def _plot(axes: Any, lines: list[dict[str, Any]], name: str) -> None:
-    """Plots one metric of training, and of the held-out set as points."""
-    offset = 0
+    """Plots one metric of training, and of the held-out set or of a benchmark as points."""
+    offset, curves = 0, [(name, "training"), (f"heldout_{name}", "held out")]
+    if name.startswith("suite_"):
+        curves = [(name, "benchmark")]
     for number, stage in enumerate(dict.fromkeys(line["stage"] for line in lines)):
         own = [line for line in lines if line["stage"] == stage]
         color = f"C{number}"
-        for key, label in ((name, "training"), (f"heldout_{name}", "held out")):
+        for key, label in curves:
             found = [(offset + line["step"], line[key]) for line in own if key in line]
             steps, values = np.array(found).T if found else np.zeros((2, 0))
-            if label == "held out":
+            if label != "training":
                 axes.plot(steps, values, "o--", color=color, label=f"{stage}: {label}" if found else None)
             elif found:
                 axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)

@@ -74,6 +74,7 @@ class Published:
     value: float  # on the scale of the main number
     dialect: str
     source: str  # who printed it
+    split: str = ""  # "": the default
 
 
 class Benchmark(abc.ABC):
