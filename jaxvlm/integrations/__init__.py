@@ -1,0 +1,1 @@
+"""Our models inside other projects' evaluation harnesses. Nothing else imports those."""
