@@ -99,8 +99,12 @@ class Device:
 
     # Entering.
 
-    def enter(self, answer: Answer, loaded: Sequence[Loaded]) -> Generator[None, None, Unread]:
-        """Reads a prompt into the answer's slot; each `next` is a piece of the work. Returns the first token."""
+    def enter(self, answer: Answer, loaded: Sequence[Loaded]) -> Generator[int, None, Unread]:
+        """Reads a prompt into the answer's slot, in pieces; yields the tokens of each piece but the last.
+
+        Returns:
+          the first token.
+        """
         prompt, slot = answer.ticket.prompt, answer.slot
         key = prompt.key(tuple(image.hash for image in loaded))
         beginning, start = self._prefixes.find(key)
@@ -120,17 +124,17 @@ class Device:
             self._prefixes.put(key, self._slots.save(self._rows, slot, self._row_size(prompt.length)))
         return self._begin(answer, logits_1V)
 
-    def _fill_more(self, prompt: Prompt, features: Any, slot: int, start: int) -> Generator[None, None, Array]:
+    def _fill_more(self, prompt: Prompt, features: Any, slot: int, start: int) -> Generator[int, None, Array]:
         while True:
             end = min(start + _MORE_TOKENS, prompt.length)
             batch = prompt.batch(start, end, self._row_size(end - start))
             self._rows, logits_1V = self._slots.fill_more(self._rows, batch, features, slot)
             if end == prompt.length:
                 return logits_1V
+            yield end - start
             start = end
-            yield
 
-    def _features(self, prompt: Prompt, loaded: Sequence[Loaded], start: int) -> Generator[None, None, Any]:
+    def _features(self, prompt: Prompt, loaded: Sequence[Loaded], start: int) -> Generator[int, None, Any]:
         """The features of the prompt's images; those of images that end before `start` are left zero."""
         features, at = self._none, 0
         done = int(prompt.piece.image_index[:start].max(initial=-1)) + 1
@@ -145,7 +149,7 @@ class Device:
                 features = self._slots.no_features(of_image)
             features = self._slots.put(features, of_image, order_F, at - count)
             if not found:
-                yield
+                yield count
         return features
 
     def _encode(self, image: Loaded) -> tuple[Any, np.ndarray]:
