@@ -18,6 +18,8 @@ from tests.serving import models
 from tests.serving.models import LONG, TEXTS, Heard, png, record
 
 SLOTS, STEPS, COUNT = 3, 2, 12
+FEWER = 9  # the engine has as much room for its tokens, hence no other programs
+NIGHTLY = [pytest.param(family, marks=pytest.mark.nightly) for family in ("qwen", "text")]
 LIMITS = Limits(SLOTS, queue=40, steps=STEPS, image_cache_bytes=20_000, prefix_cache_bytes=400_000, max_images=3)
 
 
@@ -27,7 +29,7 @@ def serve(engine, limits=LIMITS):
     return made
 
 
-@pytest.fixture(scope="module", params=["llava", "qwen", "text"])
+@pytest.fixture(scope="module", params=["llava", *NIGHTLY])
 def each(request, tmp_path_factory):
     """(family, engine, scheduler) of each family."""
     engine = getattr(models, request.param)(tmp_path_factory.mktemp(request.param))
@@ -87,13 +89,13 @@ def test_answers_are_the_engines_whoever_else_is_served(each):
         (which, how, count): engine.answer([one], max_new_tokens=count, batch_size=1, sampling=sampling)[0]
         for which, one in enumerate(asked)
         for how, sampling in enumerate(samplings)
-        for count in (4, COUNT)
+        for count in (FEWER, COUNT)
     }
     assert len(set(want.values())) > len(asked)
     draw, open_requests = random.Random(7), []
     for number in range(45):
         which, how = draw.randrange(len(asked)), draw.randrange(2)
-        count, top = draw.choice((4, COUNT, COUNT)), draw.choice((None, None, None, 3))
+        count, top = draw.choice((FEWER, COUNT, COUNT)), draw.choice((None, None, None, 3))
         options = {"max_new_tokens": count, "sampling": samplings[how], "top_logprobs": top}
         ticket, heard = ask(scheduler, asked[which], **options)
         open_requests.append((heard, want[which, how, count]))
@@ -122,8 +124,8 @@ def test_a_beginning_is_read_once(each):
     before = scheduler.stats()
     asked = [record(f"{LONG} {end}", *images) for end in ("red?", "hello", "green? red?")]
     asked.append(record("what?", *images, earlier=(LONG, "blue")))
-    want = engine.answer(asked, max_new_tokens=5, batch_size=1)
-    assert [answer(scheduler, one, max_new_tokens=5) for one in asked] == want
+    want = engine.answer(asked, max_new_tokens=FEWER, batch_size=1)
+    assert [answer(scheduler, one, max_new_tokens=FEWER) for one in asked] == want
     stats = scheduler.stats()
     hits = stats.prefix_hits - before.prefix_hits
     assert hits == 3 if images else hits >= 2  # without an image, little is shared with the last
@@ -131,8 +133,8 @@ def test_a_beginning_is_read_once(each):
     assert 0.3 < shared < 0.75
     if images:  # the same text about another image shares nothing after its begin
         other = dataclasses.replace(asked[0], images=(png(12, 24, 24),))
-        _, heard = ask(scheduler, other, max_new_tokens=5)
-        assert heard.wait()[0] == engine.answer([other], max_new_tokens=5, batch_size=1)[0] != want[0]
+        _, heard = ask(scheduler, other, max_new_tokens=FEWER)
+        assert heard.wait()[0] == engine.answer([other], max_new_tokens=FEWER, batch_size=1)[0] != want[0]
         assert heard.finished.cached_tokens == 0
     assert is_idle(scheduler)
 
@@ -269,23 +271,54 @@ def test_hundreds_of_requests_leave_nothing_behind(scheduler):
     assert stats.completion_tokens - before.completion_tokens == tokens
 
 
-def test_a_full_queue_and_closing(engine):
-    small = serve(engine, dataclasses.replace(LIMITS, slots=1, queue=2))
+def hold(scheduler, monkeypatch):
+    """Keeps a scheduler in its next step until the second event is set.
+
+    Returns:
+      an event that is set when the step begins; that second event; a list of how many answers each step has.
+    """
+    step, counts, begun, may_go = scheduler._device.step, [], threading.Event(), threading.Event()
+
+    def held(answers):
+        if answers:
+            counts.append(len(answers))
+            begun.set()
+            may_go.wait(60)
+        return step(answers)
+
+    monkeypatch.setattr(scheduler._device, "step", held)
+    return begun, may_go, counts
+
+
+def test_all_who_wait_enter_before_the_next_step(scheduler, monkeypatch):
+    begun, may_go, counts = hold(scheduler, monkeypatch)
+    heard = [ask(scheduler, record("say hello"))[1]]
+    assert begun.wait(60)
+    heard += [ask(scheduler, record(text))[1] for text in TEXTS[:SLOTS]]
+    may_go.set()
+    assert [one.wait()[1] for one in heard] == ["length"] * (SLOTS + 1)
+    assert counts[:2] == [1, SLOTS]
+
+
+def test_a_full_queue_and_closing(engine, monkeypatch):
+    small = serve(engine, dataclasses.replace(LIMITS, queue=2))
+    begun, may_go, _ = hold(small, monkeypatch)
     requests = [ask(small, record("say hello"), max_new_tokens=40)]
-    requests[0][1].first.wait(60)
+    assert begun.wait(60)
     requests += [ask(small, record("say hello"), max_new_tokens=40) for _ in range(2)]
     with pytest.raises(QueueFullError, match="2 requests wait"):
         ask(small, record("say hello"))
     small.cancel(requests[2][0])
+    may_go.set()
     assert requests[2][1].wait() == ("", "cancelled")
     small.close(120)
     assert [heard.wait()[1] for _, heard in requests] == ["length", "length", "cancelled"]
     with pytest.raises(StoppedError, match="closed"):
         ask(small, record("say hello"))
-    again = serve(engine, dataclasses.replace(LIMITS, slots=1))
-    requests = [ask(again, record("say hello"), max_new_tokens=40) for _ in range(2)]
+    again = serve(engine, LIMITS)
+    requests = [ask(again, record("say hello"), max_new_tokens=40) for _ in range(SLOTS + 1)]
     again.close(0)
-    assert requests[1][1].wait()[1] == "cancelled"
+    assert requests[-1][1].wait()[1] == "cancelled"
     again.close(0)
 
 
@@ -321,6 +354,7 @@ def test_limits_that_make_no_sense(engine, monkeypatch):
         Limits().checked(engine)
 
 
+@pytest.mark.nightly
 def test_eight_devices_give_the_same_answers(engine, scheduler, tmp_path):
     asked = questions("llava")[:4]
     wide = serve(models.llava(tmp_path, devices=8), dataclasses.replace(LIMITS, prefix_cache_bytes=0))
