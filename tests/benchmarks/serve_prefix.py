@@ -6,7 +6,7 @@
 A LLaVA with random weights reads an image first, as all LLaVAs do: all questions about an image share the system
 message and the image's features. Each round asks about an image that no other has, with the cache of beginnings and
 without, in turn; the features of the image are cached in both, so that the encoder runs once. The answers have one
-token each, or the share of the prompt would depend on their length. Both answer alike, or the program fails.
+token each, or the share of the prompt would depend on their length. That both answer alike is tested elsewhere.
 
 Numbers are medians over the rounds; "ratio" is the median over the rounds of (without / with).
 """
