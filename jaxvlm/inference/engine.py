@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -26,7 +27,7 @@ from jaxvlm.inference.likelihood import LogLikelihood, score_batches
 from jaxvlm.inference.programs import Programs, Requests
 from jaxvlm.inference.prompts import Prompt, build_answered, build_batch, build_prompts, group
 from jaxvlm.inference.sampling import GREEDY, Sampling
-from jaxvlm.media import MediaLayout, VideoText
+from jaxvlm.media import MediaLayout, Medium, VideoText
 from jaxvlm.models.vlm import Model
 from jaxvlm.restore import Run
 from jaxvlm.sharding import Placement, Rules, batch_devices, placed, rows_of_this_host, to_devices
@@ -225,8 +226,7 @@ class Engine:
 
         The next group is built while the last one is used.
         """
-        # Of this call only: in a long conversation the file may change.
-        load = functools.lru_cache(_KEPT_IMAGES)(functools.partial(self.layout.load, exact=True))
+        load = _Loaded(self.layout)  # of this call only: in a long conversation the file may change
         here = rows_of_this_host(self.mesh, self.rules, rows)
 
         def build(numbers_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, Batch]:
@@ -234,6 +234,22 @@ class Engine:
             return numbers_B, here_B, build_batch(prompts, numbers_B, here_B, self.layout, load)
 
         return _one_ahead(build, group(prompts, rows))
+
+
+class _Loaded:
+    """Loads images and keeps the last ones, whatever record asks: a benchmark has many questions about an image."""
+
+    def __init__(self, layout: MediaLayout):
+        self._layout = layout
+        self._kept: collections.OrderedDict[Medium, np.ndarray] = collections.OrderedDict()
+
+    def __call__(self, image: Medium, origin: str) -> np.ndarray:
+        if image not in self._kept:
+            self._kept[image] = self._layout.load(image, origin, exact=True)
+            if len(self._kept) > _KEPT_IMAGES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(image)
+        return self._kept[image]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

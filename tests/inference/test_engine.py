@@ -148,7 +148,7 @@ def test_an_image_is_decoded_once_for_all_its_questions(world, monkeypatch):
     load = ImageSlots.load
     monkeypatch.setattr(ImageSlots, "load", lambda self, *args, **kw: loaded.append(args[0]) or load(self, *args, **kw))
     questions = [world.record("is it red?", colour) for _ in range(6) for colour in ("red", "green")]
-    world.ask(questions)
+    world.ask([dataclasses.replace(question, origin=f"line {n}") for n, question in enumerate(questions)])
     assert len(loaded) == 2
 
 
