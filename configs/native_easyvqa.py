@@ -10,10 +10,16 @@ runs/native_easyvqa_data: to train on, each of the 4,000 drawings itself, on a s
 each of the official 1,000 on any, with its 9,673 questions.
 
 The stages are those of configs/quickstart.py, which says why: first the open questions, then all of them. The open ones
-are asked of the drawings themselves: there shapes are learned within 150 steps, on canvases not within 800.
+are asked of the drawings themselves.
 
-More than 95 % of the test is the goal, and not reached: after 866 of the 1,588 steps of finetune it was 79.8 % of 500
-questions. Colours are found (97 %); shapes on large canvases are not (43 %), small as they are there.
+Two sizes are not those of a published Qwen2-VL, and shapes are not learned without them: the encoder has a table of
+learned positions beside the rotary ones, as that of Qwen3-VL, and a token is one patch (merge_size 1). After five
+epochs of align with rotary positions alone 45 % of the shapes are right, hardly more than by chance; with the table and
+four patches to a token half of them; with both sizes nine in ten. The table has no
+place in transformers' Qwen2-VL, so the model cannot be exported.
+
+More than 95 % of the test is the goal. After align 95 % of the held-out open questions are right (drawings alone),
+after 2,100 of the 3,435 steps of finetune 88.5 % of all held-out ones; the run has not been made to its end yet.
 """
 
 import itertools
@@ -91,7 +97,8 @@ def get_config() -> ConfigDict:
     small = quickstart.get_config()
     c.model.language.update(small.model.language)
     c.model.language.update(architecture="qwen2", qkv_bias=True, rope_axes=rope_axes((4, 6, 6), interleaved=False))
-    c.model.vision.update(embed_dim=96, mlp_dim=384, num_layers=3, num_heads=3, patch_size=8)
+    c.model.vision.update(embed_dim=96, mlp_dim=384, num_layers=3, num_heads=3, patch_size=8, position_rows=8)
+    c.model.projector.merge_size = 1
     c.model.vision.update(image_mean=(0.5, 0.5, 0.5), image_std=(0.25, 0.25, 0.25))
     c.model.update(compute_dtype="float32", remat="dots")
     c.tokenizer.vocab_size = 512
@@ -101,18 +108,18 @@ def get_config() -> ConfigDict:
         stage = c.stage[name] = qwen_vl.stage()
         stage.data.update(heldout=0.05, template="chatml", system="", workers=0)
         stage.data.media.update(min_pixels=32**2, max_pixels=160 * 96)
-        stage.data.augment.update(flip=True, shuffle_turns=True)
+        stage.data.augment.update(flip=True, shift=4, shuffle_turns=True)
         stage.optimizer.update(learning_rate=1e-3, weight_decay=0.05)
-        stage.update(eval_every=400, eval_records=200)
+        stage.optimizer.groups = (("vision/.*", {"learning_rate": 3e-4}),)
+        stage.update(global_batch_size=4, eval_every=300, eval_records=200)
     align, finetune = c.stage.align, c.stage.finetune
-    align.data.update(source="easy_vqa:train:shape+color", tokens=384)
-    align.data.media.units = 384
-    align.global_batch_size = 4
-    align.epochs = 5.0
-    finetune.data.update(source=str(FOLDER / "train.jsonl"), tokens=512)
-    finetune.data.media.units = 384
+    align.data.update(source="easy_vqa:train:shape+color", tokens=512)
+    align.data.media.update(units=256, max_pixels=64**2)
+    align.epochs = 4.0
+    finetune.data.update(source=str(FOLDER / "train.jsonl"), tokens=768)
+    finetune.data.media.units = 512
     finetune.optimizer.update(learning_rate=8e-4, schedule="wsd")
-    finetune.update(global_batch_size=8, epochs=2.5)
+    finetune.epochs = 3.0
     c.evaluation.source = str(FOLDER / "test.jsonl")
     c.evaluation.max_new_tokens = 4
     return c
