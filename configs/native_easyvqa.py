@@ -18,8 +18,10 @@ epochs of align with rotary positions alone 45 % of the shapes are right, hardly
 four patches to a token half of them; with both sizes nine in ten. The table has no
 place in transformers' Qwen2-VL, so the model cannot be exported.
 
-More than 95 % of the test is the goal. After align 95 % of the held-out open questions are right (drawings alone),
-after 2,100 of the 3,435 steps of finetune 88.5 % of all held-out ones; the run has not been made to its end yet.
+Expect 92.6 % exact match on the 9,673 test questions, after some 5 minutes of align and 26 of finetune on two CPU cores
+(2.2 steps a second; measured in parts, with other jobs at times). Held-out exact match was 95 % after align (drawings
+alone), then 87, 89, 94 and 95 % after 300, 1,500, 2,700 and 3,435 steps. More than 95 % of the test is the goal; the
+loss was still falling, so more epochs are what to try.
 """
 
 import itertools
