@@ -53,6 +53,7 @@ from jaxvlm.evaluation.metrics.choices import (
     lone_letter_or_text,
     marked_letter_or_text,
     percent,
+    percent_of_draws,
 )
 from jaxvlm.media import Medium
 
@@ -148,11 +149,7 @@ class MmBench(Benchmark):
         credits = np.array([_credit(item, value) for item, value in zip(items, values, strict=True)])
         question_N, first_Q = _questions(items)
         circular_Q = _circular(credits, question_N, len(first_Q))
-        known_Q = ~np.isnan(circular_Q)
-        weights_RQ = np.asarray(draws_RN, np.float64)[:, first_Q] * known_Q
-        total_R = weights_RQ.sum(1)
-        right_R = weights_RQ @ np.where(known_Q, circular_Q, 0)
-        return 100 * np.divide(right_R, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)
+        return percent_of_draws(circular_Q, draws_RN[:, first_Q])
 
     def continuations(self, item: Item, dialect: str) -> tuple[str, ...]:
         """The letters of the options."""

@@ -48,6 +48,7 @@ from jaxvlm.evaluation.metrics.choices import (
     lettered,
     lone_letter_or_text,
     percent,
+    percent_of_draws,
     stated_letter,
 )
 from jaxvlm.media import Medium
@@ -128,10 +129,10 @@ class ScienceQa(Benchmark):
         self, items: Sequence[Item], values: Sequence[Any], dialect: str, draws_RN: np.ndarray
     ) -> np.ndarray | None:
         """As `Benchmark.resample`; NaN for a draw without an image."""
-        right_N = np.array([value == item.truth for item, value in zip(items, values, strict=True)], np.float64)
-        weights_RN = np.asarray(draws_RN, np.float64) * np.array([bool(item.images) for item in items])
-        total_R = weights_RN.sum(1)
-        return 100 * np.divide(weights_RN @ right_N, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)
+        credits = [
+            float(value == item.truth) if item.images else np.nan for item, value in zip(items, values, strict=True)
+        ]
+        return percent_of_draws(np.array(credits), draws_RN)
 
     def continuations(self, item: Item, dialect: str) -> tuple[str, ...]:
         """The letters of the options."""

@@ -173,6 +173,14 @@ def percent(credits_N: np.ndarray) -> float:
     return float(100 * known.mean()) if len(known) else float("nan")
 
 
+def percent_of_draws(credits_N: np.ndarray, draws_RN: np.ndarray) -> np.ndarray:
+    """`percent` of each bootstrap draw, float64[R]; `draws_RN` is how often each item is in each draw."""
+    known_N = ~np.isnan(credits_N)
+    weights_RN = np.asarray(draws_RN, np.float64) * known_N
+    total_R, right_R = weights_RN.sum(1), weights_RN @ np.where(known_N, credits_N, 0)
+    return 100 * np.divide(right_R, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)
+
+
 def _one_within(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option whose text is within a lower-case answer, if it is only one."""
     found = [letter for letter, option in options.items() if option.lower() in answer]
