@@ -13,10 +13,10 @@ The stages are those of configs/quickstart.py, which says why: first the open qu
 are asked of the drawings themselves.
 
 Two sizes are not those of a published Qwen2-VL, and shapes are not learned without them: the encoder has a table of
-learned positions beside the rotary ones, as that of Qwen3-VL, and a token is one patch (merge_size 1). After five
-epochs of align with rotary positions alone 45 % of the shapes are right, hardly more than by chance; with the table and
-four patches to a token half of them; with both sizes nine in ten. The table has no
-place in transformers' Qwen2-VL, so the model cannot be exported.
+learned positions in addition to the rotary ones, as that of Qwen3-VL, and a token is one patch (merge_size 1). After
+five epochs of align with rotary positions alone 45 % of the shapes are right, hardly more than by chance; with the
+table and four patches to a token half of them; with both sizes nine in ten. The table has no place in transformers'
+Qwen2-VL, so the model cannot be exported.
 
 Expect 92.6 % exact match on the 9,673 test questions, after some 5 minutes of align and 26 of finetune on two CPU cores
 (2.2 steps a second; measured in parts, with other jobs at times). Held-out exact match was 95 % after align (drawings
