@@ -13,31 +13,31 @@ def get_config() -> ConfigDict:
     c.model.vision = ConfigDict()
     c.model.vision.class_token = True  # these four are CLIP's; SigLIP has the opposite of each
     c.model.vision.pre_norm = True  # a norm before the first block
-    c.model.vision.patch_bias = False
+    c.model.vision.patch_bias = False  # a bias at the projection of patches
     c.model.vision.pool = False  # a pooling head, which is kept for exports and not computed with
     c.model.vision.activation = "quick_gelu"  # of the MLP; gelu: exact; gelu_tanh; silu
     c.model.vision.image_size = 336  # pixels along each side
-    c.model.vision.patch_size = 14
-    c.model.vision.embed_dim = 1024
-    c.model.vision.mlp_dim = 4096
-    c.model.vision.num_layers = 24
-    c.model.vision.num_heads = 16
-    c.model.vision.norm_epsilon = 1e-5
+    c.model.vision.patch_size = 14  # pixels along each side of a patch
+    c.model.vision.embed_dim = 1024  # width of the features
+    c.model.vision.mlp_dim = 4096  # width within an MLP
+    c.model.vision.num_layers = 24  # blocks
+    c.model.vision.num_heads = 16  # of attention
+    c.model.vision.norm_epsilon = 1e-5  # added to the variance in a norm
     c.model.vision.feature_layer = -2  # whose output is used: -1 the last block, -2 the one before it
     c.model.vision.image_mean = (0.48145466, 0.4578275, 0.40821073)  # of CLIP (HF image_utils.py, OPENAI_CLIP_MEAN)
     c.model.vision.image_std = (0.26862954, 0.26130258, 0.27577711)
     c.model.projector = ConfigDict()
     c.model.projector.kind = "mlp2x_gelu"  # linear, mlp2x_gelu, mlp3x_gelu, ...
     c.model.language = ConfigDict()
-    c.model.language.vocab_size = 32000
-    c.model.language.embed_dim = 4096
-    c.model.language.mlp_dim = 11008
-    c.model.language.num_layers = 32
-    c.model.language.num_heads = 32
+    c.model.language.vocab_size = 32000  # tokens
+    c.model.language.embed_dim = 4096  # width of a token's embedding
+    c.model.language.mlp_dim = 11008  # width within an MLP
+    c.model.language.num_layers = 32  # blocks
+    c.model.language.num_heads = 32  # of attention
     c.model.language.num_kv_heads = 32  # fewer than num_heads: grouped-query attention
-    c.model.language.head_dim = 128
-    c.model.language.norm_epsilon = 1e-5
-    c.model.language.rope_theta = 10000.0
+    c.model.language.head_dim = 128  # width of a head
+    c.model.language.norm_epsilon = 1e-5  # added to the mean square in a norm
+    c.model.language.rope_theta = 10000.0  # base of the rotary frequencies
     c.model.language.rope_scaling = None  # or ConfigDict(kind, factor, ...), the fields of config.RopeScaling
     c.model.language.tie_embeddings = False  # True: the output projection is the token embedding
     c.model.language.qkv_bias = False  # True for qwen2, and for llama and qwen3 with out_bias
@@ -65,16 +65,16 @@ def get_config() -> ConfigDict:
     c.init = ConfigDict()
     c.init.model = ""  # all parts: the folder of an earlier run, or a source that has them
     c.init.vision = ""  # one part, in place of the model's
-    c.init.projector = ""
-    c.init.language = ""
+    c.init.projector = ""  # the same
+    c.init.language = ""  # the same
     c.init.resize_vocab = False  # add rows where a decoder has fewer tokens than model.language.vocab_size
     c.stages = ()  # the names of the stages, in order
     c.stage = ConfigDict()  # name -> stage()
 
     c.evaluation = ConfigDict()  # after the last stage
     c.evaluation.source = ""  # as stage.data.source; "": no test
-    c.evaluation.image_folder = ""
-    c.evaluation.max_new_tokens = 64
+    c.evaluation.image_folder = ""  # as stage.data.image_folder
+    c.evaluation.max_new_tokens = 64  # of an answer; a longer one is cut off
     c.evaluation.batch_size = 32  # questions answered at once
     c.evaluation.suites_folder = "data/benchmarks"  # of stage.suites: it has a folder for each benchmark
 
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     c.generation.top_p = 1.0  # sample from the most likely tokens of this total probability
     c.generation.top_k = 0  # sample from the K most likely tokens; 0: from all
 
-    c.seed = 42
+    c.seed = 42  # of random weights, of the order of the data, and of augmentation
     c.date = ""  # "2026-11-27", for chat templates that write the date; "": the day on which the run starts
     c.steps = placeholder(int)  # at most this many steps in each stage, for a quick try
     c.profile = ()  # (first, last) steps of each stage to trace into WORKDIR/profile; (): none
@@ -112,14 +112,14 @@ def stage() -> ConfigDict:
     c.objective = "sft"  # jaxvlm/objectives/registry.py has the others, and what one of your own takes
     # "frozen", "full", or for vision and language "lora", with the settings below
     c.parts = ConfigDict()
-    c.parts.vision = "full"
-    c.parts.projector = "full"
-    c.parts.language = "full"
+    c.parts.vision = "full"  # the encoder
+    c.parts.projector = "full"  # between encoder and decoder; it has no adapters
+    c.parts.language = "full"  # the decoder
     c.parts.lora = ConfigDict()
     for part in ("vision", "language"):
         lora = ConfigDict()
-        lora.rank = 128
-        lora.alpha = 256.0
+        lora.rank = 128  # inner width of an adapter: the larger, the more it can learn, and the more memory it takes
+        lora.alpha = 256.0  # an adapter is scaled by alpha / rank
         lora.dropout = 0.0  # of what enters an adapter, while training
         lora.targets = "blocks/.*"  # regex of the projections that get one, such as "blocks/attention/(q|v)"
         lora.rslora = False  # scale by alpha / sqrt(rank) instead of alpha / rank
@@ -157,18 +157,18 @@ def stage() -> ConfigDict:
     c.data.workers = 0  # processes that decode images; 0: threads of this one
 
     c.optimizer = ConfigDict()
-    c.optimizer.learning_rate = 2e-5
+    c.optimizer.learning_rate = 2e-5  # at the end of the warm-up
     c.optimizer.schedule = "cosine"  # cosine or linear to 0, constant, or wsd: constant, and to 0 in the last fifth
     c.optimizer.warmup = 0.03  # share of the steps
-    c.optimizer.weight_decay = 0.0
+    c.optimizer.weight_decay = 0.0  # share of a weight that an update removes, times the learning rate
     c.optimizer.no_weight_decay = (r".*/(scale|bias)",)  # patterns of parameters that are never decayed
     c.optimizer.groups = ()  # ((pattern, {"learning_rate": ..., "weight_decay": ...}), ...); the first match counts
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
-    c.optimizer.epsilon = 1e-8
+    c.optimizer.b1 = 0.9  # decay of the mean of gradients
+    c.optimizer.b2 = 0.999  # decay of the mean of their squares
+    c.optimizer.epsilon = 1e-8  # added to the root of the latter
     c.optimizer.clip_norm = 1.0  # of the gradient, over all trained parameters
 
-    c.epochs = 1.0
+    c.epochs = 1.0  # times that the data is gone through; 0.5 is half of it
     c.global_batch_size = 128  # rows of one step
     c.micro_batches = 1  # pieces in which a step goes through its rows, to save memory
     # Of the compiler for TPUs or GPUs ("xla_gpu_..."), "NAME=VALUE NAME=VALUE", added to those of jaxvlm/tuning.py
@@ -181,7 +181,7 @@ def stage() -> ConfigDict:
     c.suites_every = 0  # steps
     c.suites_limit = 256  # questions of each, a fixed random choice; 0: all
     c.checkpoint_every = 1000  # steps; the last step is always saved
-    c.keep_checkpoints = 2
+    c.keep_checkpoints = 2  # of each stage, the newest
     c.on_nonfinite = "stop"  # loss or gradient not finite: "stop", or "skip": leave that update out and continue
     c.nonfinite_limit = 3  # this many in a row stop the run in either case; their batches are in WORKDIR/nonfinite
     return c

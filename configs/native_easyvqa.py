@@ -36,7 +36,7 @@ from PIL import Image
 from configs import quickstart, qwen_vl
 from jaxvlm.data.records import Record
 from jaxvlm.data.sources.easy_vqa import EasyVqa
-from jaxvlm.families.qwen_vl.hf_config import rope_axes
+from jaxvlm.families.qwen_vl.rope_axes import rope_axes
 
 FOLDER = Path("runs/native_easyvqa_data")
 # The canvases of each drawing, by how large they may be: 0 is the drawing itself, 1 up to 160 x 96.
@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
     finetune.data.update(source=str(FOLDER / "train.jsonl"), tokens=768)
     finetune.data.media.units = 512
     finetune.optimizer.update(learning_rate=8e-4, schedule="wsd")
-    finetune.epochs = 3.0
+    finetune.epochs = 5.0
     c.evaluation.source = str(FOLDER / "test.jsonl")
     c.evaluation.max_new_tokens = 4
     return c

@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from jaxvlm.families.qwen_vl.hf_config import rope_axes
+from jaxvlm.families.qwen_vl.rope_axes import rope_axes
 from jaxvlm.models import variants
 
 _CLIP = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jaxvlm.config import Config, check_values
-from jaxvlm.errors import UserError, explained, nearest
+from jaxvlm.errors import UserError, exit_code, explained, nearest
 from jaxvlm.families.registry import resolve
+from jaxvlm.options import Option, find_options, list_options
 
 
 class Subparser(argparse.ArgumentParser):
@@ -41,7 +44,14 @@ class Parser(Subparser):
     def add_config(self, *, required: bool = True) -> None:
         """Adds `--config FILE` and, in the help, its overrides."""
         self.add_argument("--config", required=required, metavar="FILE", help="recipe, such as configs/quickstart.py")
-        self.epilog = "Any value of the recipe can be set with --config.a.b=value; configs/base.py lists them all."
+        self.add_argument(
+            "--help-config",
+            nargs="?",
+            const="",
+            metavar="WORD",
+            help="explain the recipe's options, or those with a word",
+        )
+        self.epilog = "Any value of the recipe can be set with --config.a.b=value; --help-config lists them all."
 
     def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Parses and also returns the arguments of the form `--config.a.b=value` (or `--config.a.b value`)."""
@@ -49,7 +59,28 @@ class Parser(Subparser):
         strange = [arg for i, arg in enumerate(rest) if not _is_override(arg, rest[i - 1] if i else "")]
         if strange:
             self.error(f"unknown arguments: {' '.join(strange)}")
+        if getattr(args, "help_config", None) is not None:
+            if not args.config:
+                self.error("--help-config needs --config FILE")
+            found = find_options(list_options(load_recipe(args.config, rest)), args.help_config)
+            _print_options(found, as_json=args.json)
+            self.exit()
         return args, rest
+
+
+def _print_options(options: Sequence[Option], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([dataclasses.asdict(option) for option in options], default=str))
+        return
+    for option in options:
+        allowed = f", one of: {', '.join(c or repr(c) for c in option.choices)}" if option.choices else ""
+        allowed += " or others" if option.choices and option.is_open else ""
+        default = "" if option.value == option.default else f", default {option.default!r}"
+        kind = f"{option.type} or None" if option.can_be_none else option.type
+        print(f"--config.{option.key}={option.value!r}\n    {kind}{allowed}{default}")
+        print(textwrap.fill(option.help, 110, initial_indent="    ", subsequent_indent="    "))
+    if not options:
+        print("no option has that word in its name or explanation")
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:
@@ -148,20 +179,20 @@ def run(main: Callable[[list[str]], dict[str, Any] | None], argv: Sequence[str] 
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: a path may hold bytes that are no UTF-8
-    exit_code = 0
+    code = 0
     try:
         result = main(argv)
     except ExitWithResult as ended:
-        exit_code, result = ended.exit_code, ended.result
+        code, result = ended.exit_code, ended.result
     except Exception as error:
         known = explained(error)
         if known is None or "--debug" in argv:
             raise
         print(f"error: {known}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return exit_code(error)
+    except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
-        return 130
+        return exit_code(error)
     if "--json" in argv and result is not None:
         print(json.dumps(result))
-    return exit_code
+    return code

@@ -8,11 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxvlm.errors import UserError
 
 PARTS = ("vision", "projector", "language")  # that a model may have, in this order
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The values that an option may have, for help and forms; what uses the value checks it (`options.py` reads this).
+
+    Attributes:
+      values: in the order in which they are offered.
+      is_open: whether other values may be right too, such as the name of a module.
+    """
+
+    values: tuple[str, ...]
+    is_open: bool = False
+
+
+_POLICIES = Choices(("frozen", "full", "lora"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +49,7 @@ class VisionConfig:
     pre_norm: bool
     patch_bias: bool
     pool: bool
-    activation: str  # of the MLP: quick_gelu, gelu (exact), gelu_tanh or silu
+    activation: Annotated[str, Choices(("quick_gelu", "gelu", "gelu_tanh", "silu"))]  # of the MLP; gelu: exact
 
     @property
     def features_per_image(self) -> int:
@@ -51,17 +67,17 @@ class VisionConfig:
 class ProjectorConfig:
     """From vision features to token embeddings: "linear", "mlp2x_gelu", "mlp3x_gelu", ..."""
 
-    kind: str
+    kind: Annotated[str, Choices(("linear", "mlp2x_gelu", "mlp3x_gelu"), is_open=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
     """A stretch of the rotary frequencies: those that turn seldom over the original context are divided by `factor`."""
 
-    factor: float
+    factor: float  # by which the context is stretched
     low_freq_factor: float = 1.0  # turns up to which a frequency is divided; YaRN's beta_slow
     high_freq_factor: float = 4.0  # turns from which it is kept; YaRN's beta_fast
-    original_max_positions: int = 0
+    original_max_positions: int = 0  # of the training before the stretch
     kind: str = "llama3"  # HF's rope_type: linear (divides all frequencies), llama3 or yarn
     attention_factor: float = 1.0  # of yarn: multiplies queries and keys
 
@@ -83,7 +99,8 @@ class DecoderConfig:
     tie_embeddings: bool
     qkv_bias: bool  # biases at queries, keys and values, as Qwen2 has
     qk_norm: bool  # RMSNorm over each head's query and key, as Qwen3 has
-    architecture: str = "llama"  # Hugging Face's name of the decoder: llama, mistral, qwen2 or qwen3
+    # Hugging Face's name of the decoder
+    architecture: Annotated[str, Choices(("llama", "mistral", "qwen2", "qwen3"))] = "llama"
     # For each of the head_dim / 2 rotary frequencies the axis of the position that turns it; (): there is one axis.
     rope_axes: tuple[int, ...] = ()
     window: int | None = None  # Mistral's attention window in tokens; rows must not be longer, so it has no effect
@@ -94,10 +111,12 @@ class DecoderConfig:
 class ModelConfig:
     """A model: the fields of all families. A family's own config adds others (`families/`)."""
 
-    family: str  # a name of `families/registry.py`, or a module
+    family: Annotated[
+        str, Choices(("llava", "qwen_vl", "text"), is_open=True)
+    ]  # of `families/registry.py`, or a module
     language: DecoderConfig
-    compute_dtype: str
-    remat: str
+    compute_dtype: Annotated[str, Choices(("bfloat16", "float32"))]
+    remat: Annotated[str, Choices(("none", "dots", "attention", "query_key", "query", "full", "offload"))]
 
     parts: ClassVar[tuple[str, ...]] = PARTS  # that a model of the family has
 
@@ -153,19 +172,19 @@ class DataConfig:
     mix: tuple[tuple[str, MixConfig], ...]
     image_folder: str
     allow_outside: bool
-    answers: str
+    answers: Annotated[str, Choices(("all", "last"))]
     heldout: float
-    template: str
+    template: Annotated[str, Choices(("plain", "vicuna_v1", "llama2", "chatml", "document", "tokenizer"))]
     system: str | None
     tokens: int
     pack: bool
     augment: AugmentConfig
-    on_bad: str
+    on_bad: Annotated[str, Choices(("fail", "skip"))]
     workers: int
     media: MediaConfig = MediaConfig(0)  # a recipe of text alone has none
     control_tokens: tuple[str, ...] = ()  # runs before this option have none
     stop_tokens: tuple[str, ...] = ()  # the same
-    boxes: str = ""  # the same
+    boxes: Annotated[str, Choices(("", "pixels", "thousandths", "fractions", "resized"))] = ""  # the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,10 +223,10 @@ class PartsConfig:
     None: the model has no such part.
     """
 
-    language: str
+    language: Annotated[str, _POLICIES]
     lora: LoraPartsConfig
-    vision: str | None = None
-    projector: str | None = None
+    vision: Annotated[str | None, _POLICIES] = None
+    projector: Annotated[str | None, Choices(("frozen", "full"))] = None
 
     @property
     def policies(self) -> dict[str, str]:
@@ -250,7 +269,7 @@ class OptimizerConfig:
     """AdamW with one schedule for all, scaled by the learning rate of each group."""
 
     learning_rate: float
-    schedule: str
+    schedule: Annotated[str, Choices(("cosine", "linear", "constant", "wsd"))]
     warmup: float
     weight_decay: float
     no_weight_decay: tuple[str, ...]
@@ -265,9 +284,9 @@ class OptimizerConfig:
 class StageConfig:
     """One training run over one data set; the next stage starts from its result."""
 
-    objective: str  # a name of `objectives/registry.py`, or a module
+    objective: Annotated[str, Choices(("sft",), is_open=True)]  # a name of `objectives/registry.py`, or a module
     parts: PartsConfig
-    frozen_dtype: str
+    frozen_dtype: Annotated[str, Choices(("bfloat16", "float16", "float32"))]
     data: DataConfig
     optimizer: OptimizerConfig
     epochs: float
@@ -279,7 +298,7 @@ class StageConfig:
     eval_records: int
     checkpoint_every: int
     keep_checkpoints: int
-    on_nonfinite: str
+    on_nonfinite: Annotated[str, Choices(("stop", "skip"))]
     nonfinite_limit: int
     suites: tuple[str, ...] = ()  # runs before these three options have none
     suites_every: int = 0

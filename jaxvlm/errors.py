@@ -68,6 +68,15 @@ def explained(error: BaseException) -> UserError | None:
     return out_of_memory(error) or unknown_option(error)
 
 
+def exit_code(error: BaseException) -> int:
+    """The code with which a command ends after an exception: 130 after Ctrl-C, 2 after a mistake to fix, else 1."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if explained(error) is not None else 1
+
+
 def unknown_option(error: BaseException) -> UserError | None:
     """The error for a compiler option that is unknown; None: `error` is another one."""
     match = re.search(r"No such compile option: '?(\w+)|[Uu]nknown (?:flag|option)[^\w]*(\w+)", str(error))

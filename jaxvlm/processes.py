@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the key-value store has no public door
 
-from jaxvlm.errors import SharedError, UserError, explained, listed
+from jaxvlm.errors import SharedError, UserError, exit_code, explained, listed
 
 T = TypeVar("T")
 
@@ -232,7 +232,22 @@ _ADVICE = "this process stops too; look at the end of that one's log, then start
 def exit_now(message: str, code: int) -> None:
     """Exits at once, without a barrier: some of the other processes will not reach one."""
     print(f"\nerror: process {index()} of {count()}: {message}", file=sys.stderr, flush=True)
+    for call in _at_end:
+        call(code, message)
     _end(code)
+
+
+_at_end: list[Callable[[int, str], None]] = []
+
+
+@contextlib.contextmanager
+def on_end(call: Callable[[int, str], None]) -> Iterator[None]:
+    """Within it `call(code, message)` is made before `exit_now` ends the process."""
+    _at_end.append(call)
+    try:
+        yield
+    finally:
+        _at_end.remove(call)
 
 
 def _end(code: int) -> None:
@@ -263,7 +278,7 @@ def abort_together() -> Iterator[None]:
 
 
 def _broadcast_failure(error: BaseException) -> None:
-    code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    code = exit_code(error)
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {str(error)[:500]}"
     failure = {"process": index(), "code": code, "message": message}
     with contextlib.suppress(Exception):  # the store is in process 0, which may be gone

@@ -4,6 +4,7 @@ config.json       the resolved recipe            metrics.jsonl, tensorboard/, lo
 tokenizer/        as Hugging Face saves one      ledger.json    the fate of every record, by stage
 checkpoints/STAGE/STEP                           evaluation.json, samples.png            the test's answers
 heartbeats/I.json the state of process I         nonfinite/STAGE-STEP, profile/STAGE     diagnostics
+process.json      the process that trains        exit.json      how it ended
 evaluations/      results of benchmarks
 """
 
@@ -48,6 +49,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.curves = self.path / "loss.png"
         self.ledger_file = self.path / "ledger.json"
+        self.process_file = self.path / "process.json"
+        self.exit_file = self.path / "exit.json"
         self.evaluation_file = self.path / "evaluation.json"
         self.samples = self.path / "samples.png"
         self.evaluations = self.path / "evaluations"  # of benchmarks

@@ -22,6 +22,7 @@ from jaxvlm.initial_weights import check_tokenizer, find_origins, overridden_set
 from jaxvlm.preflight import Setup, check_heldout, open_data, set_up
 from jaxvlm.processes import log
 from jaxvlm.restore import open_run
+from jaxvlm.run_process import recorded
 from jaxvlm.runs import RunFolder, all_keys, example
 from jaxvlm.sharding import to_devices
 from jaxvlm.training.checkpoint import Checkpoints, is_finished, whole_steps
@@ -58,7 +59,7 @@ def run_recipe(folder: RunFolder, config: Config, stages: Sequence[str], how: st
         test = bool(config.evaluation.source) and stages[-1] == config.stages[-1]
         setups = set_up(config, left, test=test)
         processes.from_first(lambda: folder.create(config))
-        with Watch(folder.heartbeat(processes.index())) as watch, Preemption() as preemption:
+        with recorded(folder), Watch(folder.heartbeat(processes.index())) as watch, Preemption() as preemption:
             processes.from_first(lambda: _save_tokenizer(folder, config))
             tokenizer = saved_tokenizer(folder.tokenizer, config)
             samples = open_data(setups, tokenizer, config.date)
@@ -144,7 +145,7 @@ class StageRun:
         state = self._state(checkpoints, batches)
         writer = Writer(folder.metrics, folder.tensorboard, name, first_step=int(state.step), steps=self.steps)
         services = Services(checkpoints, writer, watch, nonfinite, preemption, profile)
-        watch.begin_stage()
+        watch.begin_stage(name, self.steps)
         try:
             test = self.config.evaluation
             evaluations = (

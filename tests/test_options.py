@@ -51,13 +51,13 @@ generate: --adapter --from --image --max-new-tokens --prompt --run --seed --stag
 inspect_data check: --config --out --stage
 inspect_data prepare: --config --jpeg --on-bad --out --shard-records --stage
 inspect_data show: --batch --config --first --out --rows --stage
-plan: --budget-minutes --cache --config --filled --no-cache --operations --price-per-chip-hour --records
+plan: --budget-minutes --cache --config --filled --help-config --no-cache --operations --price-per-chip-hour --records
   --samples-per-row --search --stage --supervised --topology --units-per-row
 serve: --adapter --allow-media --allow-origin --allow-url --api-key-file --from --grace --host --image-cache-bytes
   --max-body --max-images --max-pixels --name --port --prefix-cache-bytes --queue --run --slots --stage --step --steps
   --system --template --tokens
-train: --config --coordinator --distributed --num-processes --process-id --resume --resume-or-start --stage
-  --workdir
+train: --config --coordinator --distributed --help-config --num-processes --process-id --resume --resume-or-start
+  --stage --workdir
 """
 
 

@@ -34,14 +34,17 @@ PHASES = {
 class Watch:
     """Tracks the phase of this process: start, data, compile, step, save, evaluate, done.
 
-    A thread writes `heartbeats/I.json` (I: the process) every two seconds: process, host, pid, phase, step, the
-    seconds in that phase, and the time. It also detects lost processes.
+    A thread writes `heartbeats/I.json` (I: the process) every two seconds: process, host, pid, stage, phase, step, the
+    steps of the stage, the seconds in that phase, and the time. Stage and steps are null before the first stage.
+    It also detects lost processes.
     """
 
     def __init__(self, heartbeat: Path):
         self._path = heartbeat
         self._lock = threading.Lock()
         self._phase, self._step, self._since = "start", 0, time.monotonic()
+        self._stage: str | None = None
+        self._steps: int | None = None  # of the stage
         self._spent: dict[str, float] = defaultdict(float)  # seconds in each phase
         self._rates: deque[float] = deque(maxlen=100)  # seconds a step
         self._done_step, self._done_busy = 0, 0.0  # the last completed step, and `_busy` at that time
@@ -87,9 +90,10 @@ class Watch:
                 self._interval = step - self._done_step
             self._done_step, self._done_busy, self._told = step, busy, False
 
-    def begin_stage(self) -> None:
-        """Starts a stage: steps are counted from 1, with new times."""
+    def begin_stage(self, name: str, steps: int) -> None:
+        """Starts a stage of that many steps: they are counted from 1, with new times."""
         with self._lock:
+            self._stage, self._steps = name, steps
             self._rates.clear()
             self._reset()
 
@@ -146,8 +150,10 @@ class Watch:
                 "process": processes.index(),
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "stage": self._stage,
                 "phase": self._phase,
                 "step": self._step,
+                "steps": self._steps,
                 "phase_seconds": round(time.monotonic() - self._since, 1),
                 "time": round(time.time(), 1),
             }

@@ -310,7 +310,10 @@ def test_a_heartbeat_names_phase_and_step(watched):
         return json.loads((watched.folder / "heartbeats" / "0.json").read_text())
 
     watched.watch._beat()
-    assert (beat()["phase"], beat()["step"]) == ("start", 0)
+    assert (beat()["phase"], beat()["step"], beat()["stage"], beat()["steps"]) == ("start", 0, None, None)
+    watched.watch.begin_stage("align", 20)
+    watched.watch._beat()
+    assert (beat()["stage"], beat()["steps"]) == ("align", 20)
     with watched.watch.phase("save", 3):
         watched.spend(7.0, "data", 4)
         assert (beat()["phase"], beat()["step"], beat()["phase_seconds"]) == ("data", 4, 7.0)
@@ -343,7 +346,7 @@ def test_what_is_no_step_is_not_slow(watched, capsys):
         watched.spend(1000.0, phase, 8)
     watched.spend(0.5, "data", 8)
     assert capsys.readouterr().err == ""
-    watched.watch.begin_stage()  # whose steps take longer
+    watched.watch.begin_stage("finetune", 9)  # whose steps take longer
     steps(watched, 1, 4, seconds=30.0)
     assert capsys.readouterr().err == ""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
-from jaxvlm.config import MediaConfig, ModelConfig, ProjectorConfig, VisionConfig
+from jaxvlm.config import Choices, MediaConfig, ModelConfig, ProjectorConfig, VisionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class LlavaConfig(ModelConfig):
 class LlavaMedia(MediaConfig):
     """`config.stage.NAME.data.media` of the family "llava"; a unit is an image slot."""
 
-    aspect: str  # "pad", "square" or "squeeze", see `jaxvlm.data.media.images.load_image`
+    aspect: Annotated[str, Choices(("pad", "square", "squeeze"))]  # see `jaxvlm.data.media.images.load_image`
 
 
 MODEL = LlavaConfig

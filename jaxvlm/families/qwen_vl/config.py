@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
-from jaxvlm.config import MediaConfig, ModelConfig
+from jaxvlm.config import Choices, MediaConfig, ModelConfig
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -20,9 +21,9 @@ class TowerConfig:
     patch_size: int  # pixels along each side
     image_mean: tuple[float, float, float]  # of red, green and blue in 0..1, subtracted from the pixels
     image_std: tuple[float, float, float]  # by which the difference is divided
-    activation: str  # of the MLP: quick_gelu, silu or gelu_tanh
+    activation: Annotated[str, Choices(("quick_gelu", "silu", "gelu_tanh"))]  # of the MLP
     is_gated: bool  # the MLP is gate * up, as in SwiGLU
-    norm: str  # "layer" or "rms"
+    norm: Annotated[str, Choices(("layer", "rms"))]  # LayerNorm or RMSNorm
     norm_epsilon: float
     patch_bias: bool
     position_rows: int = 0  # rows, and columns, of the table of learned positions; 0: there is none
@@ -42,7 +43,9 @@ class MergerConfig:
 class QwenVLConfig(ModelConfig):
     """`config.model` of the family "qwen_vl"."""
 
-    kind: str  # of KINDS; it decides positions of videos, timestamps and the names in Hugging Face's files
+    kind: Annotated[
+        str, Choices(KINDS)
+    ]  # it decides positions of videos, timestamps and the names in Hugging Face's files
     vision: TowerConfig
     projector: MergerConfig
     tokens_per_second: int = 2  # of qwen2_5_vl: steps of a video's time axis for a second

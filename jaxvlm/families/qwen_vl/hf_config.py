@@ -20,6 +20,7 @@ import transformers
 from jaxvlm.config import DecoderConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.qwen_vl.config import KINDS, MergerConfig, QwenVLConfig, TowerConfig
+from jaxvlm.families.qwen_vl.rope_axes import AXES, rope_axes, section_of
 from jaxvlm.weights.hf.decoder import decoder_config
 from jaxvlm.weights.hf.strict import IRRELEVANT, Report, check_fields, fill, make, unknown
 
@@ -88,31 +89,6 @@ _VISION_REQUIRED: dict[str, tuple[Any, str]] = {
     "in_chans": (3, "RGB"),
     "temporal_patch_size": (2, "two frames in a patch"),
 }
-# The axes of mrope_section: time, row, column.
-_AXES = 3
-
-
-def rope_axes(section: tuple[int, ...], *, interleaved: bool) -> tuple[int, ...]:
-    """For each rotary frequency the axis of the position that turns it.
-
-    Args:
-      section: how many frequencies time, row and column turn; their sum is half a head.
-      interleaved: Qwen3-VL's t h w t h w ... t t t; else Qwen2-VL's chunks t ... h ... w ...
-
-    Source: HF modeling_qwen2_vl.py, `apply_multimodal_rotary_pos_emb`; modeling_qwen3_vl.py, `apply_interleaved_mrope`.
-    """
-    if not interleaved:
-        return tuple(axis for axis, count in enumerate(section) for _ in range(count))
-    axes = [0] * sum(section)
-    for axis in (1, 2):
-        for at in range(axis, _AXES * section[axis], _AXES):
-            axes[at] = axis
-    return tuple(axes)
-
-
-def section_of(axes: tuple[int, ...]) -> tuple[int, ...]:
-    """The `mrope_section` of `rope_axes`: how many frequencies each axis turns."""
-    return tuple(axes.count(axis) for axis in range(_AXES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +168,7 @@ def _language(
     rope.pop("mrope_interleaved", None)  # no switch: Qwen3-VL always interleaves
     if rope.get("type") == "mrope":
         del rope["type"]
-    if not (isinstance(section, list) and len(section) == _AXES and all(isinstance(n, int) for n in section)):
+    if not (isinstance(section, list) and len(section) == AXES and all(isinstance(n, int) for n in section)):
         report.add(f"{prefix}rope_scaling.mrope_section", section, "three numbers of frequencies (time, row, column)")
         return None
     # The family's defaults, since those of a plain Qwen2 differ.

@@ -11,7 +11,8 @@ import transformers
 from configs import qwen_vl
 from jaxvlm.errors import UserError
 from jaxvlm.families.qwen_vl.config import QwenVLConfig
-from jaxvlm.families.qwen_vl.hf_config import hf_qwen_config, read_qwen, rope_axes, section_of
+from jaxvlm.families.qwen_vl.hf_config import hf_qwen_config, read_qwen
+from jaxvlm.families.qwen_vl.rope_axes import rope_axes, section_of
 from jaxvlm.families.registry import resolve
 
 # The published files, as their repositories have them: flat for the first two.
