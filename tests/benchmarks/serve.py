@@ -2,13 +2,15 @@
 
   python -m tests.benchmarks.serve
   python -m tests.benchmarks.serve --model tiny --clients 1,8 --requests 2 --tokens 8 --json
+  python -m tests.benchmarks.serve --clients 8 --tokens 4-60
 
 A LLaVA with random weights is written as a run and exported as a Hugging Face folder, which transformers loads in
-float32. Both answer the same questions greedily, each about an image of its own, with a fixed number of tokens: no
-token ends an answer. "served" is the scheduler without HTTP: as many clients as the column says ask one question after
-the other. "generate" is transformers' own: the same questions in batches of as many, padded on the left, images
-preprocessed before; its first tokens are those of a whole batch, and its answers come at its end. The tokens of both
-are compared, and the program fails if fewer than 9 in 10 first tokens agree.
+float32. Both answer the same questions greedily, each about an image of its own. No token ends an answer: each question
+asks for a number of tokens, the same for all or one of a range, in which they are spread evenly. "served" is the
+scheduler without HTTP: as many clients as the column says ask one question after the other. "generate" is transformers'
+own: the same questions in batches of as many, padded on the left, images preprocessed before; its first tokens are
+those of a whole batch, its answers come at its end, and it ends with the longest of them. The tokens of both are
+compared, and the program fails if fewer than 9 in 10 first tokens agree.
 
 Each round measures all numbers of clients, ours and theirs in turn; numbers are medians over the rounds, "ratio" is
 the median over the rounds of (served / generate), and "CPU" the same of tokens in a second of this process's CPU time,
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--model", choices=SIZES, default="small", metavar="|".join(SIZES))
     parser.add_argument("--clients", default="1,8,32", help="numbers of clients (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=4, help="of each client in a round (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer (default: %(default)s)")
+    parser.add_argument("--tokens", default="64", metavar="N|LOW-HIGH", help="of each answer (default: %(default)s)")
     parser.add_argument("--slots", type=int, default=8, help="of the scheduler (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=Limits.steps, help="of a decode call (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
@@ -84,19 +86,19 @@ def run(folder: Path, args: argparse.Namespace, clients: Sequence[int]) -> dict[
     load = os.getloadavg()[0]
     engine = make_engine(folder, args.model, tokens=192)
     convert.main(["export", "--run", str(folder / "run"), "--out", str(folder / "hf")])
-    theirs = Generate(folder / "hf", args.tokens)
+    theirs = Generate(folder / "hf")
     # Each question has an image of its own, so nothing but its text may be cached: of earlier rounds, too.
     scheduler = Scheduler(engine, Limits(args.slots, steps=args.steps, image_cache_bytes=0, prefix_cache_bytes=0))
     scheduler.start()
     try:
-        records = make_records(max(clients) * args.requests)
-        agree = compare(engine, theirs, records[:8])
+        questions = make_questions(max(clients) * args.requests, args.tokens)
+        agree = compare(engine, theirs, [record for record, _ in questions[:8]])
         rounds: list[dict[str, dict[str, float]]] = []
         for number in range(-1, args.rounds):
             measured = {}
             for count in clients:
-                asked = records[: count * args.requests]
-                measured[f"served {count}"] = ask_all(scheduler, asked, count, args.tokens)
+                asked = questions[: count * args.requests]
+                measured[f"served {count}"] = ask_all(scheduler, asked, count)
                 measured[f"generate {count}"] = theirs.measure(asked, count)
             rounds += [measured] if number >= 0 else []  # the first is the warm-up
         compilations = scheduler.stats().compilations
@@ -136,16 +138,27 @@ def summary(rounds: Sequence[dict[str, dict[str, float]]], count: int) -> dict[s
     }
 
 
-def make_records(count: int) -> list[Record]:
-    """Questions of different lengths, each about a picture of its own."""
-    records = []
+Question = tuple[Record, int]  # and the tokens of its answer
+
+
+def make_questions(count: int, tokens: str) -> list[Question]:
+    """Questions of different lengths, each about a picture of its own.
+
+    Args:
+      tokens: of each answer, "64"; or "4-60", spread over this range by Weyl's sequence, so that any few of them in a
+        row have short and long ones.
+    """
+    low, _, high = tokens.partition("-")
+    least, span = int(low), int(high or low) - int(low) + 1
+    questions = []
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (90, 120, 3), dtype=np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "png")
         turn = Turn("user", f"<image>\n{QUESTIONS[number % len(QUESTIONS)]}")
-        records.append(Record(str(number), (turn,), (file.getvalue(),), f"question {number}"))
-    return records
+        record = Record(str(number), (turn,), (file.getvalue(),), f"question {number}")
+        questions.append((record, least + int(number * 0.6180339887 % 1 * span)))
+    return questions
 
 
 def make_engine(folder: Path, model: str, tokens: int) -> Engine:
@@ -167,8 +180,8 @@ def make_engine(folder: Path, model: str, tokens: int) -> Engine:
     return engine
 
 
-def ask_all(scheduler: Scheduler, records: Sequence[Record], clients: int, tokens: int) -> dict[str, float]:
-    """Asks all records, each of the clients one after the other.
+def ask_all(scheduler: Scheduler, questions: Sequence[Question], clients: int) -> dict[str, float]:
+    """Asks all questions, each of the clients one after the other.
 
     Returns:
       tokens a second, the median of the seconds to the first token, and seconds of CPU time.
@@ -176,8 +189,8 @@ def ask_all(scheduler: Scheduler, records: Sequence[Record], clients: int, token
     first: list[float] = []
     counts: list[int] = []
 
-    def ask(own: Sequence[Record]) -> None:
-        for record in own:
+    def ask(own: Sequence[Question]) -> None:
+        for record, tokens in own:
             done, began, seen = threading.Event(), time.perf_counter(), []
 
             def deliver(event: Event, done=done, began=began, seen=seen) -> None:
@@ -192,13 +205,13 @@ def ask_all(scheduler: Scheduler, records: Sequence[Record], clients: int, token
             first.extend(seen)
 
     began, cpu = time.perf_counter(), time.process_time()
-    threads = [threading.Thread(target=ask, args=(records[n::clients],)) for n in range(clients)]
+    threads = [threading.Thread(target=ask, args=(questions[n::clients],)) for n in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    assert sum(counts) == len(records) * tokens
+    assert sum(counts) == sum(tokens for _, tokens in questions)
     rate = sum(counts) / seconds
     return {"tokens_per_second": rate, "first_token_seconds": statistics.median(first), "cpu_seconds": cpu}
 
@@ -206,11 +219,11 @@ def ask_all(scheduler: Scheduler, records: Sequence[Record], clients: int, token
 class Generate:
     """transformers' `generate` of the exported folder."""
 
-    def __init__(self, folder: Path, tokens: int):
+    def __init__(self, folder: Path):
         import torch
         import transformers
 
-        self.torch, self.transformers, self.tokens = torch, transformers, tokens
+        self.torch, self.transformers = torch, transformers
         hf = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.model = hf.eval()
         self.processor = transformers.AutoProcessor.from_pretrained(folder)
@@ -244,17 +257,20 @@ class Generate:
             )
         return found[:, inputs["input_ids"].shape[1] :]
 
-    def measure(self, records: Sequence[Record], batch_size: int) -> dict[str, float]:
+    def measure(self, questions: Sequence[Question], batch_size: int) -> dict[str, float]:
         """Tokens a second, and the median of the seconds to a batch's first tokens; as `ask_all`."""
-        batches = [self.inputs(records[at : at + batch_size]) for at in range(0, len(records), batch_size)]
+        batches = []
+        for at in range(0, len(questions), batch_size):
+            records, tokens = zip(*questions[at : at + batch_size], strict=True)
+            batches.append((self.inputs(records), max(tokens)))
         first: list[float] = []
         began, cpu = time.perf_counter(), time.process_time()
-        for inputs in batches:
+        for inputs, tokens in batches:
             start = time.perf_counter()
-            found = self.generate(inputs, self.tokens, lambda s=start: first.append(time.perf_counter() - s))
-            assert found.shape[1] == self.tokens
+            found = self.generate(inputs, tokens, lambda s=start: first.append(time.perf_counter() - s))
+            assert found.shape[1] == tokens
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        rate = len(records) * self.tokens / seconds
+        rate = sum(tokens for _, tokens in questions) / seconds
         return {"tokens_per_second": rate, "first_token_seconds": statistics.median(first), "cpu_seconds": cpu}
 
 

@@ -28,7 +28,7 @@ import jax
 from jaxvlm.data.records import Record, Turn
 from jaxvlm.serving.limits import Limits
 from jaxvlm.serving.scheduler import Scheduler
-from tests.benchmarks.serve import QUESTIONS, SIZES, ask_all, make_engine, make_records
+from tests.benchmarks.serve import QUESTIONS, SIZES, ask_all, make_engine, make_questions
 
 KINDS = ("with", "without")
 MEASURES = ("seconds", "first_token_seconds", "cpu_seconds")
@@ -75,9 +75,9 @@ def measure(schedulers: dict[str, Scheduler], questions: int, rounds: int) -> li
     for scheduler in schedulers.values():
         scheduler.start()
     measured = []
-    for number, like in enumerate(make_records(rounds + 1)):
-        asked = [about(like, which) for which in range(questions)]
-        found = {kind: ask_all(schedulers[kind], asked, 1, 1) for kind in KINDS}
+    for number, (like, _) in enumerate(make_questions(rounds + 1, "1")):
+        asked = [(about(like, which), 1) for which in range(questions)]
+        found = {kind: ask_all(schedulers[kind], asked, 1) for kind in KINDS}
         for values in found.values():
             values["seconds"] = questions / values["tokens_per_second"]
         measured += [found] if number else []  # the first is the warm-up

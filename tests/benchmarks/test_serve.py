@@ -22,7 +22,7 @@ def finite(capsys):
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.torch
 def test_serve(capsys):
-    flags = ["--clients=1,3", "--requests=2", "--tokens=5", "--rounds=1", "--slots=2", "--json"]
+    flags = ["--clients=1,3", "--requests=2", "--tokens=3-8", "--rounds=1", "--slots=2", "--json"]
     serve.main(["--model=tiny", *flags])
     assert not finite(capsys)["compilations"]
 
