@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it needs tokenizers, which a loop of tokens does not
     from jaxvlm.data.text.conversation import Renderer
 
 _SMALLEST_ROOM = 8  # tokens; see `bucket`
+_CONTEXT = 64  # tokens that are decoded again with the next ones; more would make long answers slow
 
 
 class Decoding(Iterator[np.ndarray]):
@@ -129,7 +130,8 @@ class AnswerText:
           UserError: a stop text is empty.
         """
         self._renderer, self._open_ids = renderer, open_ids
-        self._stop_texts, self._decoded = StopTexts(stop_texts), 0  # characters of the answer so far
+        self._stop_texts = StopTexts(stop_texts)
+        self._start, self._decoded = 0, 0  # the first token of the decoded ones, and their characters so far
         self.tokens: list[int] = []
         self.text = ""
         self.finish_reason: Literal["", "stop"] = ""
@@ -145,19 +147,31 @@ class AnswerText:
         while end and self.tokens[end - 1] in self._open_ids:
             end -= 1
         # A byte-level token may end within a character, which is then decoded as U+FFFD.
-        return self._show(self._renderer.decode(self.tokens[:end]).rstrip("\ufffd"))
+        decoded = self._renderer.decode(self.tokens[self._start : end]).rstrip("\ufffd")
+        piece = self._show(decoded)
+        self._drop_context(decoded, end)
+        return piece
 
     def rest(self) -> str:
         """What is left to show when no token follows."""
-        return self._show(self._renderer.decode(self.tokens), is_last=True)
+        return self._show(self._renderer.decode(self.tokens[self._start :]), is_last=True)
 
     @property
     def stopped(self) -> bool:
         """Whether a stop text has appeared, after which nothing is shown."""
         return self._stop_texts.found
 
+    def _drop_context(self, decoded: str, end: int) -> None:
+        """Leaves tokens out of later calls of `decode`, if the text of the others is the same without them."""
+        start = end - _CONTEXT
+        if start - self._start < _CONTEXT or self.tokens[start - 1] in self._open_ids:
+            return
+        last = self._renderer.decode(self.tokens[start:end])
+        if last and decoded.endswith(last):
+            self._start, self._decoded = start, len(last)
+
     def _show(self, text: str, *, is_last: bool = False) -> str:
-        """What can be shown of `text`, the answer so far, and has not been."""
+        """What can be shown of `text`, the decoded tokens, and has not been."""
         new = text[self._decoded :]
         self._decoded += len(new)
         piece = self._stop_texts.push(new) + (self._stop_texts.rest() if is_last else "")

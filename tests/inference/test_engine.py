@@ -18,7 +18,7 @@ from jaxvlm.data.text.tokenizer import image_token_id
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.families.llava.layout import ImageSlots
-from jaxvlm.inference.decoding import Stream
+from jaxvlm.inference.decoding import AnswerText, Stream
 from jaxvlm.inference.engine import Engine
 from jaxvlm.inference.programs import STEP_TOKENS
 from jaxvlm.inference.sampling import Sampling
@@ -252,6 +252,27 @@ def test_no_piece_ends_within_a_character(world):
         assert "".join(pieces) == engine.renderer.decode(ids[:cut])
         assert not any("\ufffd" in piece for piece in pieces[:-1])
     assert "".join(pieces) == text and len(pieces) > 5
+
+
+def test_a_long_answer_is_not_decoded_from_its_beginning_each_time(world):
+    engine, decoded = world.engine(), []
+
+    class Counting:
+        stop_ids = engine.renderer.stop_ids
+
+        def decode(self, ids):
+            decoded.append(len(ids))
+            return engine.renderer.decode(ids)
+
+    words = "hello 龍 red blue 🐉 what color is it?  \n\n is it 🐉🐉🐉 red? "
+    ids = world.tokenizer(words * 40, add_special_tokens=False).input_ids
+    for step in (1, 3, 50):
+        text = AnswerText(Counting(), engine.open_ids)
+        pieces = [text.push(ids[at : at + step]) for at in range(0, len(ids), step)] + [text.rest()]
+        assert "".join(pieces) == engine.renderer.decode(ids)
+        assert not any("\ufffd" in piece for piece in pieces)
+        assert max(decoded) < 400 < len(ids)
+        decoded.clear()
 
 
 def test_the_engine_prints_nothing(world, records, capfd):
