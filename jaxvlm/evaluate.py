@@ -156,7 +156,7 @@ def _list(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
 
     root = Path(_root(args))
     pages = [name.partition(":")[2] for name in names]
-    print("\n\n".join(description(find_benchmark(name), root / name) if name else catalogue() for name in pages))
+    print("\n\n".join(description(find_benchmark(name), root / name) if name else catalogue(root) for name in pages))
     return {"benchmarks": list(BENCHMARKS)}
 
 

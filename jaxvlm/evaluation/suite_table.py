@@ -53,18 +53,25 @@ def details(result: Result) -> str:
     return "\n".join(lines)
 
 
-def catalogue() -> str:
-    """The list of benchmarks."""
+def catalogue(root: Path) -> str:
+    """The list of benchmarks: what each needs, whether its folder in `root` exists, and a table."""
+    needs: list[str] = []
     rows = [("name", "benchmark", "default split", "questions", "dialects", "metric")]
     for name in BENCHMARKS:
         b = find_benchmark(name)
         split, count = next(iter(b.splits.items()))
         rows.append((name, b.title, split, f"{count:,}" if count else "-", ", ".join(b.dialects), b.metric))
+        there = "" if (root / name).is_dir() else ", which is not there"
+        needs.append(f"{name}: in {root / name}{there}; from {b.source}\n{_files(b)}")
     return (
-        f"{aligned(rows, right=(3,))}\n\n"
-        "--suite list:NAME shows what a benchmark tests, its files and where they come from, its splits, and published "
-        "numbers.\nNothing is downloaded. A folder with the name of the benchmark is looked for in --data."
+        "\n\n".join(needs) + f"\n\n{aligned(rows, right=(3,))}\n\n"
+        "--suite list:NAME shows what a benchmark tests, its splits, and published numbers. Nothing is downloaded. The "
+        "folders are\nlooked for in --data."
     )
+
+
+def _files(benchmark: Benchmark) -> str:
+    return textwrap.indent(textwrap.dedent(benchmark.files).strip("\n"), "  ")
 
 
 def description(benchmark: Benchmark, folder: Path) -> str:
@@ -83,7 +90,7 @@ def description(benchmark: Benchmark, folder: Path) -> str:
     lines = [f"{benchmark.title} ({benchmark.name})", ""]
     for name, text in rows:
         lines += textwrap.wrap(text, 100, initial_indent=f"{name:<16}", subsequent_indent=" " * 16)
-    lines += ["", textwrap.indent(textwrap.dedent(benchmark.files).strip("\n"), "  ")]
+    lines += ["", _files(benchmark)]
     if benchmark.published:
         default = next(iter(benchmark.splits))
         rows_of = [("published", "number", "split", "dialect", "source")]

@@ -117,7 +117,11 @@ def test_files_of_several_are_missed_in_one_message(tmp_path):
 
 
 def test_the_list_names_all(tmp_path):
-    text = catalogue()
+    (tmp_path / "gqa").mkdir()
+    text = catalogue(tmp_path)
+    assert f"gqa: in {tmp_path / 'gqa'}; from " in text
+    assert f"pope: in {tmp_path / 'pope'}, which is not there; from " in text
+    assert "  val       v2_OpenEnded_mscoco_val2014_questions.json, " in text
     for name in BENCHMARKS:
         assert f"\n{name} " in text
         page = description(find_benchmark(name), tmp_path / name)

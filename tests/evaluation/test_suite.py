@@ -1,6 +1,10 @@
 """`evaluate --suite` on a tiny run with random weights and a made-up benchmark."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -207,3 +211,30 @@ def test_the_list_needs_no_model(root, capsys):
     text = capsys.readouterr().out
     for part in ("Colours (colours)", "test (24), hidden (24)", "questions.jsonl  {id", "official 3"):
         assert part in text
+
+
+@pytest.mark.nightly
+def test_two_processes_answer_as_one(flags, whole, tmp_path):
+    """Each process has two devices and half of each batch; the first writes what one process writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-m", "jaxvlm.evaluate", *flags, "--out", str(tmp_path), "--num-processes", "2"]
+    started = [
+        subprocess.Popen(
+            [*command, "--coordinator", address, "--process-id", str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=500)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    ours, alone = saved(tmp_path), saved(whole)
+    assert [(row["id"], row["text"]) for row in ours["answers"]] == [
+        (row["id"], row["text"]) for row in alone["answers"]
+    ]
+    assert ours["scores"] == alone["scores"] and ours["model"]["weights"] == alone["model"]["weights"]
