@@ -13,6 +13,7 @@ import abc
 import dataclasses
 import random as python_random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,19 @@ def describe(medium: Medium) -> str:
         return describe(medium.source)
     first = f", the first {describe(medium.source[0])}" if medium.source else ""
     return f"{len(medium.source)} frames at {medium.fps:g} a second{first}"
+
+
+def picture_files(media: Sequence[Medium]) -> list[str | None]:
+    """For each medium the absolute path of an image file that shows it: its own, or the first frame of a list.
+
+    None: there is no such file, as of images within the data's own files and of video files.
+    """
+    found: list[str | None] = []
+    for medium in media:
+        if isinstance(medium, Video):
+            medium = medium.source[0] if isinstance(medium.source, tuple) and medium.source else b""
+        found.append(str(Path(medium).absolute()) if isinstance(medium, str) else None)
+    return found
 
 
 class Size(NamedTuple):

@@ -19,6 +19,7 @@ from jaxvlm.evaluation.scoring import is_right, question, score, truth
 from jaxvlm.evaluation.sheet import draw_sheet, sample
 from jaxvlm.files import replace_text
 from jaxvlm.inference.engine import Engine
+from jaxvlm.media import picture_files
 from jaxvlm.restore import Run
 from jaxvlm.runs import RunFolder
 
@@ -95,6 +96,7 @@ def _save(e: Evaluation) -> None:
             "answer": a,
             "truth": truth(q),
             "right": is_right(q, a),
+            "images": picture_files(q.images),
         }
         for q, a in zip(e.questions, e.answers, strict=True)
     ]

@@ -17,6 +17,7 @@ from jaxvlm.evaluation.answer_log import Reply
 from jaxvlm.evaluation.benchmarks.benchmark import Published, Scores
 from jaxvlm.evaluation.interval import DRAWS, LEVEL, Interval, bootstrap
 from jaxvlm.evaluation.task import GENERATE, Task
+from jaxvlm.media import picture_files
 
 EXAMPLES = 5  # of unparsed and of truncated answers
 _HASHED = {".json", ".jsonl", ".tsv", ".csv", ".txt", ".parquet", ".arrow"}  # not images, which the prompts name
@@ -129,6 +130,7 @@ class Result:
                 "value": value,
                 "truth": item.truth,
                 "credit": credit,
+                "images": picture_files(item.images),
             }
             for item, reply, value, credit in rows
         ]
