@@ -14,7 +14,9 @@ The model is named as for `generate`. When it is compiled a line tells that it i
     -d '{"messages": [{"role": "user", "content": "Who are you?"}]}'
 
 or with the package openai: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none"). Paths: /v1/chat/completions,
-/v1/models, /health (200 when ready) and /metrics (for Prometheus). docs/serving.md has images, limits and security.
+/v1/models, /health (200 when ready), /metrics (for Prometheus), and /v1/chat/prompt, which takes the same body as the
+first and returns what the model would get: each token, and each image after resizing and padding.
+docs/serving.md has images, limits and security.
 
 Only this machine can ask, unless --host names another address; that needs a key, from --api-key-file or the variable
 JAXVLM_API_KEY. Ctrl-C or SIGTERM ends the server: answers in progress have --grace seconds to finish.

@@ -16,13 +16,15 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 
-from jaxvlm.errors import on_a_line
+from jaxvlm.errors import UserError, on_a_line
 from jaxvlm.inference.decoding import AnswerText
 from jaxvlm.inference.engine import Engine
 from jaxvlm.inspect.token_text import Vocabulary
+from jaxvlm.media import MediaError
 from jaxvlm.serving.answers import Answer, Ticket
 from jaxvlm.serving.device import Device, Unread
 from jaxvlm.serving.limits import Limits
+from jaxvlm.serving.prompt_view import PromptView, view_prompt
 from jaxvlm.serving.prompts import PromptBuilder, load_all
 from jaxvlm.serving.requests import Event, Finished, FinishReason, QueueFullError, Request, RequestError
 from jaxvlm.serving.statistics import Stats
@@ -54,8 +56,8 @@ class Scheduler:
         self._engine = engine
         self._device = Device(engine, self.limits)
         self._builder = PromptBuilder(engine.renderer, engine.layout, self.limits.tokens, self.limits.max_images)
-        vocabulary = Vocabulary(engine.tokenizer)
-        self._spell = lambda token: vocabulary[token].text or b""
+        self._vocabulary = Vocabulary(engine.tokenizer)
+        self._spell = lambda token: self._vocabulary[token].text or b""
         self._pool = ThreadPoolExecutor(_LOAD_THREADS, "images")
         self._changed = threading.Condition()
         self._waiting: list[Ticket] = []
@@ -101,6 +103,18 @@ class Scheduler:
         ticket.loading = loading
         self._notify()
         return ticket
+
+    def view(self, request: Request) -> PromptView:
+        """The prompt of a request as the model would get it; nothing is answered.
+
+        Raises:
+          RequestError: as `submit`.
+        """
+        prompt = self._builder.build(request)
+        try:
+            return view_prompt(prompt, self._engine.layout, self._vocabulary, self.limits.tokens)
+        except (UserError, MediaError) as error:
+            raise RequestError(str(error), "invalid_image") from error
 
     def _check_open(self) -> None:
         if self._problem or self._is_closing:

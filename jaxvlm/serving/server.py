@@ -33,8 +33,9 @@ from jaxvlm.serving.waiting import Answers, ClientLeftError, unless_client_leave
 if TYPE_CHECKING:
     from jaxvlm.serving.scheduler import Scheduler
 
-CHAT, MODELS, MODEL, HEALTH, METRICS = (
+CHAT, PROMPT, MODELS, MODEL, HEALTH, METRICS = (
     "/v1/chat/completions",
+    "/v1/chat/prompt",
     "/v1/models",
     "/v1/models/{name}",
     "/health",
@@ -129,6 +130,20 @@ class Service:
             if not is_streaming:
                 self._end(answers)
 
+    async def prompt(self, request: HttpRequest) -> Response:
+        """Tokens and pixels of a chat completion's prompt, as the model would get them."""
+        self.check_state()
+        content = await read_body(request, self.rules.max_body)
+
+        def view() -> dict[str, Any]:
+            call = self._read(content)
+            try:
+                return self.scheduler.view(call.requests[0]).to_json()
+            except RequestError as error:
+                raise _placed(error, call) from error
+
+        return JsonResponse(await asyncio.get_running_loop().run_in_executor(self._pool, view))
+
     def _end(self, answers: Answers) -> None:
         answers.close()
         self.open -= 1
@@ -214,6 +229,10 @@ def build_app(service: Service) -> FastAPI:
     @app.post(CHAT)
     async def chat(request: HttpRequest) -> Response:
         return await service.chat(request)
+
+    @app.post(PROMPT)
+    async def prompt(request: HttpRequest) -> Response:
+        return await service.prompt(request)
 
     @app.get(MODELS)
     async def models() -> Response:
@@ -350,7 +369,13 @@ class _Guard:
 
     def _note(self, scope: Scope, entry: _Entry, seconds: float) -> None:
         path = scope["path"]
-        known = MODEL if path.startswith(f"{MODELS}/") else path if path in (CHAT, MODELS, HEALTH, METRICS) else "other"
+        known = (
+            MODEL
+            if path.startswith(f"{MODELS}/")
+            else path
+            if path in (CHAT, PROMPT, MODELS, HEALTH, METRICS)
+            else "other"
+        )
         self._service.metrics.count(known, entry.status, seconds)
         if known in (HEALTH, METRICS) and entry.status in (200, 503):  # they are asked every few seconds
             return

@@ -6,6 +6,7 @@ import threading
 import types
 from queue import Empty, Queue
 
+from jaxvlm.serving.prompt_view import PromptView
 from jaxvlm.serving.protocol import Served
 from jaxvlm.serving.requests import Finished, Piece, QueueFullError, RequestError, Token
 from jaxvlm.serving.running import Server, bind
@@ -53,6 +54,12 @@ class FakeScheduler:
             self._open.add(ticket)
         self._work.put(ticket)
         return ticket
+
+    def view(self, request):
+        if "long" in request.record.turns[-1].text:
+            raise RequestError("images[0] is broken", "invalid_image", "images[0]")
+        tokens = ({"id": 5, "text": request.record.turns[-1].text, "control": False},)
+        return PromptView(tokens, (), 1, self.limits.tokens)
 
     def cancel(self, ticket):
         ticket.cancelled = True

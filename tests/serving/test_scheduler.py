@@ -1,11 +1,14 @@
 """The scheduler: its answers are the engine's, whoever else is being served."""
 
+import base64
 import dataclasses
+import io
 import random
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxvlm.data.records import RecordError
 from jaxvlm.errors import UserError
@@ -363,3 +366,30 @@ def test_eight_devices_give_the_same_answers(engine, scheduler, tmp_path):
     assert [one.wait()[0] for one in heard] == [answer(scheduler, one) for one in asked] * 3
     assert is_idle(wide)
     wide.close(0)
+
+
+def test_a_prompt_to_look_at(scheduler):
+    images = [models.png(1), models.png(2, 20, 30)]
+    request = Request(models.record("is it red?", *images))
+    found = scheduler.view(request).to_json()
+    prompt = scheduler._builder.build(request)
+    shown = [token["id"] for token in found["tokens"] if "id" in token]
+    assert shown == prompt.piece.tokens[prompt.piece.image_index < 0].tolist()
+    assert [token["picture"] for token in found["tokens"] if "picture" in token] == [0, 1]
+    counts = [token["count"] for token in found["tokens"] if "picture" in token]
+    assert counts == [pixels["features"] for pixels in found["pixels"]] == list(prompt.counts)
+    assert found["length"] == len(prompt.piece.tokens) == len(shown) + sum(counts)
+    assert "red" in "".join(token.get("text", "") for token in found["tokens"])
+    for pixels, image in zip(found["pixels"], images, strict=True):
+        shown = Image.open(io.BytesIO(base64.b64decode(pixels["url"].partition(",")[2])))
+        assert shown.size == (pixels["width"], pixels["height"])
+        given = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), float).mean()
+        assert abs(np.asarray(shown, float).mean() - given) < 30  # padding is grey, like the mean of noise
+
+
+def test_a_prompt_without_images_or_with_a_broken_one(scheduler):
+    found = scheduler.view(Request(models.record("say hello"))).to_json()
+    assert found["pixels"] == [] and all("id" in token for token in found["tokens"])
+    broken = models.png(1)[:-40]
+    with pytest.raises(RequestError):
+        scheduler.view(Request(models.record("is it red?", broken)))

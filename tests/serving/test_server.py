@@ -430,3 +430,14 @@ def test_a_model_of_another_name():
         image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA_URL}}]}]
         with pytest.raises(openai.BadRequestError, match="takes no images"):
             client.chat.completions.create(model="me/mine", messages=image)
+
+
+def test_a_prompt_to_look_at(server):
+    body = {"messages": HELLO, "stream": True, "temperature": 0.5}
+    status, _, content = ask(server, body, path="/v1/chat/prompt")
+    tokens = [{"id": 5, "text": "one two three", "control": False}]
+    assert status == 200 and json.loads(content) == {"tokens": tokens, "pixels": [], "length": 1, "limit": 1000}
+    parts = [{"type": "image_url", "image_url": {"url": DATA_URL}}, {"type": "text", "text": "long"}]
+    status, _, content = ask(server, {"messages": [{"role": "user", "content": parts}]}, path="/v1/chat/prompt")
+    assert status == 400 and json.loads(content)["error"]["param"] == "messages[0].content[0].image_url"
+    assert ask(server, {"messages": []}, path="/v1/chat/prompt")[0] == 400
