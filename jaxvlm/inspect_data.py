@@ -9,8 +9,9 @@ Examples:
 
 `check` reads every record of the stage (of images the header and the end, no pixels). It lists records that break a
 rule, the losses and the fill of rows of other sizes, duplicates, and the steps of the stage. Exit code 2 if anything
-would be lost. In --out are problems.jsonl (every record that would be lost or cut),
-lengths.png and report.json. A second check of the same data takes seconds: its index is cached in JAXVLM_CACHE.
+would be lost. In --out are problems.jsonl (every record that would be lost or cut), lengths.png and report.json; with
+--rows N also the first N rows, as a page (rows.html) and for programs (rows.json). A second check of the same data
+takes seconds: its index is cached in JAXVLM_CACHE.
 
 `show` writes a page (HTML, for any browser, also offline) of training rows as the model will see them: pixels after
 resizing and padding, every token, the supervised ones in colour. --batch shows one that a run has written instead,
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     parser = Parser("inspect_data", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Subparser)
     check = commands.add_parser("check", help="report what would be lost, and what other rows would lose")
+    check.add_argument("--rows", type=int, default=0, metavar="N", help="also write N rows: rows.html and rows.json")
     show = commands.add_parser("show", help="write a page of rows as the model will see them")
     show.add_argument("--rows", type=int, default=16, metavar="N", help="number of rows (default: 16)")
     show.add_argument("--first", type=int, default=0, metavar="N", help="from this row of the first epoch on")
@@ -69,7 +71,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     check_stage(config, name, args.config)
     out = args.out or Path(f"runs/{Path(args.config).stem}-data")
     if args.command == "check":
-        result = _print(stage_data.check_stage_data(config, config.stage[name], out))
+        if args.rows < 0:
+            raise UserError(f"--rows {args.rows}: 0 for none, or how many")
+        result = _print(stage_data.check_stage_data(config, config.stage[name], out, args.rows))
         if result["loses"]:
             raise ExitWithResult(2, result)
         return result

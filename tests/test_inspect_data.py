@@ -48,7 +48,7 @@ def recipe_of(folder, mix):
 
 def test_check_of_sound_data(command, tmp_path):
     data = write_records(tmp_path, 50)
-    code, printed, result = check(command, data, tmp_path / "out", f"--{STAGE}.data.tokens=128")
+    code, printed, result = check(command, data, tmp_path / "out", f"--{STAGE}.data.tokens=128", "--rows=2")
     assert code == 0 and not result["loses"] and result["records"] == 50
     (source,) = result["sources"]
     assert (source["records"], source["with_images"], source["images"]) == (50, 40, 40)
@@ -58,6 +58,23 @@ def test_check_of_sound_data(command, tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == json.loads(json.dumps(result))
     picture = np.asarray(Image.open(tmp_path / "out" / "lengths.png").convert("L"))
     assert picture.std() > 5
+    check_rows(tmp_path / "out")
+
+
+def check_rows(out):
+    """The rows for programs: trained tokens spell the answers of the turns, and each image is a file."""
+    records = json.loads((out / "rows.json").read_text())
+    assert len({record["row"] for record in records}) == 2 and "2 rows" not in records[0]["row"]
+    for record in records:
+        answers = "".join(turn["text"] for turn in record["turns"] if turn["role"] == "assistant")
+        trained = "".join(token["text"] for token in record["tokens"] if token.get("trained") and not token["control"])
+        assert trained.replace(" ", "") == answers.replace(" ", "")
+        assert record["trained"] == sum(token.get("trained", False) for token in record["tokens"])
+        assert record["positions"] == sum(token.get("count", 1) for token in record["tokens"])
+        shown = {token["picture"] for token in record["tokens"] if "picture" in token}
+        assert len(shown) == len(record["images"])
+        assert all(Image.open(out / "pictures" / name).size[0] > 1 for name in shown)
+    assert (out / "rows.html").read_text().count("<article") == 2
 
 
 def test_check_counts_answers_before_the_first_question(command, tmp_path):

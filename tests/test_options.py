@@ -48,7 +48,7 @@ evaluate: --adapter --answers --batch-size --coordinator --data --dialect --dist
   --template
 generate: --adapter --from --image --max-new-tokens --prompt --run --seed --stage --step --stop --system --temperature
   --template --top-k --top-p --video
-inspect_data check: --config --out --stage
+inspect_data check: --config --out --rows --stage
 inspect_data prepare: --config --jpeg --on-bad --out --shard-records --stage
 inspect_data show: --batch --config --first --out --rows --stage
 plan: --budget-minutes --cache --config --filled --help-config --no-cache --operations --price-per-chip-hour --records

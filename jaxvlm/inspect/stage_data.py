@@ -26,6 +26,7 @@ from jaxvlm.flops import Work
 from jaxvlm.inspect.page import PageRow, page_rows, write_page
 from jaxvlm.inspect.report import make_report, plot_lengths, to_json, write_problems
 from jaxvlm.inspect.report_table import table
+from jaxvlm.inspect.row_records import write_rows
 from jaxvlm.objectives.registry import find_objective
 from jaxvlm.planning.flops import model_flops, total_flops
 from jaxvlm.runs import RunFolder
@@ -53,9 +54,13 @@ def _open(config: Config, stage: StageConfig) -> tuple[Samples, Any]:
     return open_samples(stage.data, tokenizer, layout, pairs=pairs, date=config.date), tokenizer
 
 
-def check_stage_data(config: Config, stage: StageConfig, out: Path) -> Findings:
-    """Writes the report of a stage's data into `out`; `result["loses"]` is whether anything would be lost."""
-    samples, _ = _open(config, stage)
+def check_stage_data(config: Config, stage: StageConfig, out: Path, rows: int = 0) -> Findings:
+    """Writes the report of a stage's data into `out`; `result["loses"]` is whether anything would be lost.
+
+    Args:
+      rows: also write so many rows of the first epoch, of the records that break no rule, as a page and as data.
+    """
+    samples, tokenizer = _open(config, stage)
     index = load_index(samples)
     measured = measure_index(index, samples.layout)
     report = make_report(
@@ -74,6 +79,13 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path) -> Findings:
         plot_lengths(out / "lengths.png", report)
         replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
     files = f"{out}: report.json, lengths.png, and in problems.jsonl every record that would be lost or cut"
+    if rows and not isinstance(report.plan, str):
+        pipeline = Pipeline(samples, index, measured, 1, config.seed)
+        shown = list(_iterate_rows(samples, pipeline, 0, min(rows, pipeline.num_rows(1))))
+        with _writing(out):
+            write_rows(out, shown, tokenizer)
+            write_page(out / "rows.html", shown, tokenizer, title=_title(samples, 0, len(shown)), notes=[])
+        files += f"; rows.html and rows.json: {len(shown)} rows"
     return Findings(f"{table(report, samples)}\n\n{files}", result)
 
 
@@ -96,17 +108,23 @@ def show_stage_data(config: Config, stage: StageConfig, first: int, count: int, 
     if first >= end:
         raise UserError(f"--first {first}: an epoch has {total} rows, counted from 0")
 
-    def rows() -> Iterator[PageRow]:
-        for number in range(first, end):
-            batch, (records,) = pipeline.look_up(number)
-            pictures = layout.preview(batch.media, 0)
-            yield PageRow(batch, 0, records, pictures, f"epoch 0, row {number} of {total}")
-
-    title = f"Rows {first} to {end - 1} of {', '.join(part.name for part in samples.source.parts)}"
     notes = [
         f"{stage.data.tokens} tokens and {stage.data.media.units} {layout.unit} a row, template {stage.data.template}"
     ]
-    return _write(out / "rows.html", rows(), tokenizer, title, notes)
+    rows = _iterate_rows(samples, pipeline, first, end)
+    return _write(out / "rows.html", rows, tokenizer, _title(samples, first, end), notes)
+
+
+def _iterate_rows(samples: Samples, pipeline: Pipeline, first: int, end: int) -> Iterator[PageRow]:
+    """The rows `first` to `end` - 1 of the first epoch; the pipeline has one in a batch."""
+    for number in range(first, end):
+        batch, (records,) = pipeline.look_up(number)
+        pictures = samples.layout.preview(batch.media, 0)
+        yield PageRow(batch, 0, records, pictures, f"epoch 0, row {number} of {pipeline.num_rows(1)}")
+
+
+def _title(samples: Samples, first: int, end: int) -> str:
+    return f"Rows {first} to {end - 1} of {', '.join(part.name for part in samples.source.parts)}"
 
 
 def show_batch(folder: Path, out: Path) -> Findings:

@@ -88,3 +88,19 @@ def spell(tokens: Sequence[bytes]) -> list[list[Span]]:
             add(owner[end - 1], character, False)
         at = end
     return spelled
+
+
+def text_tokens(ids: list[int], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """{"id", "text", "control"} of each token; bytes of a character that others complete are ⟨C3⟩."""
+    tokens = [vocabulary[id] for id in ids]
+    spelled = spell([token.text or b"" for token in tokens])
+    return [
+        {
+            "id": id,
+            "text": token.raw
+            if token.text is None
+            else "".join(f"⟨{part.text}⟩" if part.is_bytes else part.text for part in parts),
+            "control": token.text is None,
+        }
+        for id, token, parts in zip(ids, tokens, spelled, strict=True)
+    ]
