@@ -8,7 +8,8 @@ Examples:
 
 The TPU compiler of libtpu compiles the recipe's real train step for the slice, which takes a minute or two for 7B, and
 reports its memory. The time is an estimate, made of the compiler's own estimates. Exit code 3: it does not fit.
-v5p slices are named by cores, two a chip, as Google Cloud does; NxSLICE is several slices.
+v5p slices are named by cores, two a chip, as Google Cloud does; NxSLICE is several slices. --topology here compiles for
+the devices of this machine, and reports their memory alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.command import ExitWithResult, Parser, check_stage, load_config, run
+from jaxvlm.errors import UserError
 from jaxvlm.files import cache_folder
 
 DOES_NOT_FIT = 3  # exit code
@@ -27,7 +29,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     """Runs the command; returns what `--json` prints."""
     parser = Parser("plan", __doc__)
     parser.add_config()
-    parser.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e-16, v5p-8, v6e-8, 2xv5e-64")
+    parser.add_argument(
+        "--topology", required=True, metavar="SLICE", help="such as v5e-16, v5p-8, v6e-8, 2xv5e-64; or here"
+    )
     parser.add_argument("--stage", metavar="NAME", help="stage of the recipe (default: the last)")
     about = parser.add_argument_group("assumptions about the data")
     about.add_argument("--records", type=int, metavar="N", help="records of the data, for hours and cost")
@@ -53,17 +57,26 @@ def main(argv: list[str]) -> dict[str, Any] | None:
     from jaxvlm.planning.compiler import use_tpu_compiler  # here, since it takes seconds, and --help needs none of it
     from jaxvlm.planning.report import Assumptions, table, to_json
     from jaxvlm.planning.search import plan_once, search
-    from jaxvlm.planning.slices import find_slice
+    from jaxvlm.planning.slices import HERE, find_slice
 
-    use_tpu_compiler()
-    config, on = load_config(args.config, overrides), find_slice(args.topology)
+    if args.topology == HERE and args.search:
+        raise UserError("--topology here with --search: a search compares times, which are estimated for TPUs only")
+    if args.topology != HERE:
+        use_tpu_compiler()
+    config, on = load_config(args.config, overrides), None if args.topology == HERE else find_slice(args.topology)
     stage = args.stage or config.stages[-1]
     check_stage(config, stage, args.config)
     cache = None if args.no_cache else args.cache
     assumed = Assumptions(
         args.records, args.samples_per_row, args.units_per_row, args.filled, args.supervised, args.price_per_chip_hour
     )
-    if args.search:
+    if on is None:
+        from jaxvlm.planning.here import plan_here
+
+        plan = plan_here(config, stage, assumed)
+        print(table(plan))
+        result, fits = to_json(plan), plan.compiled.memory.fits
+    elif args.search:
         found = search(config, stage, on, assumed, minutes=args.budget_minutes, cache=cache, show=_log)
         print(found.table())
         result, fits = found.to_json(), bool(found.frontier())

@@ -18,7 +18,7 @@ from jaxvlm.planning.compiler import Compiled
 from jaxvlm.planning.estimate import Estimate, Row, estimate_step
 from jaxvlm.planning.flops import Flops, Work, model_flops, total_flops
 from jaxvlm.planning.program import Step
-from jaxvlm.planning.slices import GIB, larger_slice
+from jaxvlm.planning.slices import GIB, HERE, larger_slice
 from jaxvlm.tuning import LOSS_POSITIONS
 
 # Records of the published data sets that the recipes name (arXiv:2310.03744, and the files' own names).
@@ -240,7 +240,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield from _memory_lines(plan)
     if plan.estimate is None:
         if memory.fits:
-            yield "no estimate of the time: the compiler cannot print this program"
+            if on.name == HERE:
+                yield "no estimate of the time on this machine: a run shows it after its first steps"
+            else:
+                yield "no estimate of the time: the compiler cannot print this program"
         return
     yield ""
     yield from _time_lines(plan, plan.estimate)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING, Any
 
 from jaxvlm.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    import jax
+
 GIB = 2**30
+HERE = "here"  # in place of a slice's name: this machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Slice:
 
     def devices(self) -> list[jax.Device]:
         """The slice's devices, to compile for; none is attached."""
+        from jax.experimental import topologies  # here: the names of slices are needed without JAX
+
         options: dict[str, Any] = {"num_slices": self.num_slices} if self.num_slices > 1 else {}
         if self.num_chips == self.num_slices:
             options["chips_per_host_bounds"] = (1, 1, 1)  # the default is a host of 2x2
@@ -96,7 +99,9 @@ def find_slice(name: str) -> Slice:
 
 
 def larger_slice(of: Slice) -> str | None:
-    """The name of the next larger slice of the same generation."""
+    """The name of the next larger slice of the same generation; None: there is none, as of this machine."""
+    if of.name == HERE:
+        return None
     generation, size = of.name.split("x")[-1].split("-") if of.num_slices > 1 else of.name.split("-")
     sizes = list(_LAYOUTS[generation][1])
     at = sizes.index(int(size)) + 1
