@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "take weights from Hugging Face checkpoints, give them back, compare two",
     "generate": "answer questions about images, or hold a conversation",
     "serve": "answer over HTTP, as OpenAI's chat completions",
+    "studio": "make, start, watch and compare runs in a browser",
 }
 
 

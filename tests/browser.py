@@ -3,6 +3,17 @@
 It runs in a process of its own, so that nothing of Qt lives among the threads of jax::
 
     visit(page, scripts={"title": "document.title"}).results["title"]
+
+A visit may do what a person does, with the mouse and the keyboard of the window, not with events made by a script::
+
+    visit(url="http://127.0.0.1:7860/", actions=[
+        ("wait_for", "h1"),
+        ("click", "a[href='#/new']"),
+        ("type", "#name", "quick-2"),
+        ("press", "Enter"),
+        ("wait_for", "location.hash == '#/run/quick-2'"),
+        ("ask", "state", "document.querySelector('.badge').innerText"),
+    ]).results["state"]
 """
 
 from __future__ import annotations
@@ -12,10 +23,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 120  # for a visit; a page of 20 MB takes 10
+_SECONDS = 300  # for a visit; a page of 20 MB takes 10
+_MOST_TABS = 300
+_WAIT_SECONDS = 120  # for what an action waits for; what never comes costs them, on a busy machine nothing else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +44,43 @@ class Visit:
 
 
 def visit(
-    page: Path,
+    page: Path | None = None,
     *,
+    url: str | None = None,
+    actions: Sequence[tuple[Any, ...]] = (),
     scripts: dict[str, str] | None = None,
     hover: str | None = None,
     picture: Path | None = None,
     dark: bool = False,
     size: tuple[int, int] = (1280, 900),
+    seconds: int = _SECONDS,
 ) -> Visit:
     """Opens a page.
 
     Args:
-      page: an HTML file.
-      scripts: expressions whose values are asked for, in order, when the page is there and the mouse in its place.
+      page: an HTML file; or
+      url: an address.
+      actions: what is done in order, when the page is there:
+        ("click", SELECTOR), ("type", SELECTOR, TEXT) after a click there, ("press", KEY) such as "Tab", "Shift+Tab",
+        "Enter", ("tab_to", SELECTOR) by the Tab key alone, ("keys", TEXT) where the focus is,
+        ("wait_for", SELECTOR_OR_EXPRESSION[, SECONDS]), ("upload", SELECTOR, [FILES]) where SELECTOR asks for files,
+        ("reload",),
+        ("go", ADDRESS), ("run", EXPRESSION), ("ask", NAME, EXPRESSION) into the results, ("resize", WIDTH, HEIGHT),
+        ("picture", FILE).
+      scripts: expressions whose values are asked for, in order, after the actions and with the mouse in its place.
       hover: CSS selector of an element onto whose middle the mouse is moved.
       picture: of what the window shows at the end, as PNG.
       dark: the colour scheme that the page is told.
       size: of the window, in pixels.
+      seconds: after which the browser is ended.
     """
+    assert (page is None) != (url is None), "pass a page or an address"
     order = {
-        "page": str(page.resolve()),
+        "url": url or page.resolve().as_uri(),
+        "actions": actions,
         "scripts": scripts or {},
         "hover": hover,
-        "picture": picture and str(picture),
+        "picture": picture,
         "size": size,
     }
     # Root has no sandbox. The scheme: 0 is dark, 1 light; what Qt would take from the desktop.
@@ -63,18 +92,19 @@ def visit(
     }
     done = subprocess.run(
         [sys.executable, __file__],
-        input=json.dumps(order),
+        input=json.dumps(order, default=str),
         capture_output=True,
         text=True,
         env=environment,
-        timeout=_SECONDS,
+        timeout=seconds,
     )
     assert done.returncode == 0, f"the browser ended with code {done.returncode}:\n{done.stderr}"
     return Visit(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _serve(order: dict[str, Any]) -> dict[str, Any]:
-    from PyQt6.QtCore import QEventLoop, QPoint, QTimer, QUrl
+    from PyQt6.QtCore import QEventLoop, QPoint, Qt, QTimer, QUrl
+    from PyQt6.QtGui import QKeySequence
     from PyQt6.QtTest import QTest
     from PyQt6.QtWebEngineCore import (
         QWebEnginePage,
@@ -87,15 +117,20 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
 
     requests: list[str] = []
     console: list[str] = []
+    files: list[str] = []  # that the next file window gives
+    results: dict[str, Any] = {}
 
     class Interceptor(QWebEngineUrlRequestInterceptor):
         def interceptRequest(self, info):  # noqa: N802
-            if info.requestUrl().scheme() != "data":
+            if info.requestUrl().scheme() not in ("data", "blob"):
                 requests.append(info.requestUrl().toString())
 
     class Page(QWebEnginePage):
         def javaScriptConsoleMessage(self, level, message, line, source):  # noqa: N802
             console.append(f"{line}: {message}")
+
+        def chooseFiles(self, mode, old, accepted):  # noqa: N802
+            return files
 
     app = QApplication(["browser"])
     profile = QWebEngineProfile()
@@ -104,6 +139,7 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
     page = Page(profile)
     # As in browsers; else Qt would keep a request for the network from being seen.
     page.settings().setAttribute(QWebEngineSettings.WebAttribute.LocalContentCanAccessRemoteUrls, True)
+    page.settings().setAttribute(QWebEngineSettings.WebAttribute.JavascriptCanAccessClipboard, True)
     view = QWebEngineView()
     view.setPage(page)
     view.resize(*order["size"])
@@ -129,24 +165,114 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{script}: {answer or 'no answer, is it an expression?'}")
         return json.loads(answer)[0]
 
-    def load(done):
-        page.loadFinished.connect(done)
-        page.load(QUrl.fromLocalFile(order["page"]))
+    def loads(begin):
+        """Whether the load that `begin` begins succeeds."""
 
-    loaded = wait(load)
-    pause(300)  # what the page might still ask for, and a frame to draw
-    if order["hover"]:
-        element = f"document.querySelector({json.dumps(order['hover'])})"
-        ask(f"{element}.scrollIntoView({{block: 'center'}})")
-        pause(200)
-        box = ask(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({element}.getClientRects()[0])")
-        QTest.mouseMove(view.focusProxy(), QPoint(1, 1))
-        QTest.mouseMove(view.focusProxy(), QPoint(*map(int, box)))
-        pause(200)
-    results = {name: ask(script) for name, script in order["scripts"].items()}
-    if order["picture"]:
+        def start(done):
+            page.loadFinished.connect(done)
+            begin()
+
+        loaded = wait(start)
+        page.loadFinished.disconnect()
+        return loaded
+
+    def go(address):
+        here, there = page.url(), QUrl(address)
+        without = QUrl.UrlFormattingOption.RemoveFragment
+        if here.adjusted(without) == there.adjusted(without):  # of which Qt tells no end: nothing is loaded
+            ask(f"(location.href = {json.dumps(address)}, null)")
+        else:
+            loads(lambda: page.load(there))
+
+    def one(selector):
+        return f"document.querySelector({json.dumps(selector)})"
+
+    def middle(selector):
+        ask(f"{one(selector)}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        pause(100)
+        return QPoint(
+            *map(int, ask(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({one(selector)}.getClientRects()[0])"))
+        )
+
+    def wait_for(what, seconds=_WAIT_SECONDS):
+        # By trial, since a page may forbid eval: what no selector can be is an expression.
+        parses = ask(f"(() => {{ try {{ {one(what)}; return true }} catch {{ return false }} }})()")
+        script = f"Boolean({one(what) if parses else what})"
+        end = time.monotonic() + seconds
+        while not ask(script):
+            if time.monotonic() > end:
+                shown = ask("document.body.innerText.slice(0, 3000)")
+                raise TimeoutError(f"{what} did not come; the page shows:\n{shown}\nconsole: {console}")
+            pause(50)
+
+    def click(selector):
+        wait_for(selector)
+        QTest.mouseClick(view.focusProxy(), Qt.MouseButton.LeftButton, pos=middle(selector))
+        pause(50)
+
+    def type_text(selector, text):
+        click(selector)
+        keys(text)
+
+    def press(key):
+        combination = QKeySequence(key)[0]
+        QTest.keyClick(view.focusProxy(), combination.key(), combination.keyboardModifiers())
+        pause(50)
+
+    def tab_to(selector):
+        for _ in range(_MOST_TABS):
+            press("Tab")
+            if ask(f"document.activeElement.matches({json.dumps(selector)})"):
+                return
+        raise LookupError(f"{selector} was not reached by {_MOST_TABS} times Tab")
+
+    def keys(text):
+        QTest.keyClicks(view.focusProxy(), text)
+        pause(50)
+
+    def upload(selector, paths):
+        files[:] = paths
+        click(selector)
+
+    def take_picture(path):
+        # A frame of what is there now; the window's own may be older.
+        ask("(requestAnimationFrame(() => requestAnimationFrame(() => { window.hasDrawn = true })), null)")
+        wait_for("window.hasDrawn === true")
+        ask("(delete window.hasDrawn, null)")
         pause(300)
-        view.grab().save(order["picture"])
+        view.grab().save(path)
+
+    def resize(width, height):
+        view.resize(width, height)
+        pause(200)
+
+    verbs = {
+        "click": click,
+        "type": type_text,
+        "press": press,
+        "tab_to": tab_to,
+        "keys": keys,
+        "wait_for": wait_for,
+        "upload": upload,
+        "reload": lambda: loads(lambda: page.triggerAction(QWebEnginePage.WebAction.Reload)),
+        "go": go,
+        "run": lambda script: ask(f"(({script}), null)"),
+        "ask": lambda name, script: results.update({name: ask(script)}),
+        "resize": resize,
+        "picture": take_picture,
+    }
+    loaded = loads(lambda: page.load(QUrl(order["url"])))
+    pause(300)  # what the page might still ask for, and a frame to draw
+    for verb, *values in order["actions"]:
+        verbs[verb](*values)
+    if order["hover"]:
+        point = middle(order["hover"])
+        QTest.mouseMove(view.focusProxy(), QPoint(1, 1))
+        QTest.mouseMove(view.focusProxy(), point)
+        pause(200)
+    results |= {name: ask(script) for name, script in order["scripts"].items()}
+    if order["picture"]:
+        take_picture(order["picture"])
     view.setPage(None)
     page.deleteLater()
     app.processEvents()

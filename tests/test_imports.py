@@ -28,7 +28,9 @@ def test_help_does_not_wait_for_jax(name):
     assert imported(code, HEAVY) == []
 
 
-@pytest.mark.parametrize("name", ["jaxvlm.__main__", "jaxvlm.command", "jaxvlm.config", "configs.base"])
+@pytest.mark.parametrize(
+    "name", ["jaxvlm.__main__", "jaxvlm.command", "jaxvlm.config", "configs.base", "configs.qwen_vl"]
+)
 def test_recipes_are_read_without_jax(name):
     assert imported(f"import {name}", HEAVY) == []
 

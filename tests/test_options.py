@@ -56,6 +56,7 @@ plan: --budget-minutes --cache --config --filled --help-config --no-cache --oper
 serve: --adapter --allow-media --allow-origin --allow-url --api-key-file --from --grace --host --image-cache-bytes
   --max-body --max-images --max-pixels --name --port --prefix-cache-bytes --queue --run --slots --stage --step --steps
   --system --template --tokens
+studio: --allow-host --data --host --language --open --port --prefix --read-only --recipes --root
 train: --config --coordinator --distributed --help-config --num-processes --process-id --resume --resume-or-start
   --stage --workdir
 """

@@ -1,0 +1,98 @@
+// The third step: what the model learns from, looked at before it is used.
+
+import { get, post } from "../api.js";
+import { fill, h } from "../dom.js";
+import { button, details, notice, problemNotice } from "../parts/basic.js";
+import { browse } from "../parts/browse.js";
+import { setValue } from "../parts/draft.js";
+import { optionField } from "../parts/options.js";
+import { dataReport } from "../parts/samples.js";
+import { followTask } from "../parts/task.js";
+import { t } from "../texts.js";
+
+/** Step 3: source, pictures, and a look. */
+export function dataStep(place, view) {
+  const goal = view.goals.find((one) => one.id === view.draft.goal);
+  const needs = (goal?.needs ?? []).filter((need) => need.what === "data" || need.what === "images");
+  const report = h("div.stack", {});
+  fill(
+    place,
+    needs.length === 0
+      ? notice("good", t("data.built_in"), h("p", {}, t("data.built_in_text")))
+      : [needs.map((need) => pathField(need, view)), details(t("data.forms"), forms())],
+    h(
+      "section.card",
+      {},
+      h("h3", {}, t("data.look")),
+      h("p.help", {}, t("data.look_help")),
+      h(
+        "div.row",
+        {},
+        button(t("data.look_do"), () => look(report, view.draft, view.signal), {
+          kind: needs.length ? "primary" : "",
+          symbol: "eye",
+        }),
+      ),
+      report,
+    ),
+  );
+}
+
+function pathField(need, view) {
+  const option = view.option(need.key);
+  if (!option) return null;
+  const set = (value) => {
+    setValue(view.draft, option, value);
+    view.changed();
+  };
+  const made = optionField(option, view.value(need.key), set);
+  const take = (path) => {
+    made.control.value = path;
+    set(path);
+  };
+  const kind = need.what === "images" ? "folder" : "any";
+  return h(
+    "section.card",
+    {},
+    made,
+    h(
+      "div.row",
+      {},
+      button(t("browse.open"), () => browse({ title: t(`browse.${need.what}`), kind }, take), {
+        symbol: "folder-open",
+      }),
+    ),
+  );
+}
+
+const FORMS = ["llava", "llama_factory", "hub", "tfds", "easy_vqa"];
+const EXAMPLES = {
+  llava: "/data/mine/train.json",
+  llama_factory: "/data/LLaMA-Factory/data/dataset_info.json:mllm_demo",
+  hub: "hf:HuggingFaceM4/ChartQA:train",
+  tfds: "tfds:ai2d:train",
+  easy_vqa: "easy_vqa:train",
+};
+
+const forms = () =>
+  h(
+    "dl.facts",
+    {},
+    FORMS.map((form) => h("div", {}, h("dt", {}, t(`data.form.${form}`)), h("dd", {}, h("code", {}, EXAMPLES[form])))),
+  );
+
+/** Checks the data of a draft in a process beside the server, and shows what was found. */
+export async function look(place, { base, stage, values }, signal) {
+  try {
+    const { task } = await post("data/check", { base, stage, values });
+    const ended = await followTask(place, task, t("data.looking"), signal);
+    if (ended.state === "cancelled") return;
+    const report = await get("data/report", { task }, signal).catch((problem) => {
+      if (ended.state === "done") throw problem;
+      return null;
+    });
+    if (report) fill(place, dataReport(report, task));
+  } catch (problem) {
+    if (problem.name !== "AbortError") fill(place, problemNotice(problem));
+  }
+}
