@@ -1,10 +1,15 @@
 """A tiny model in which every axis has another size, so that a transposed weight cannot pass."""
 
+import math
+
+import numpy as np
+
 from configs import base
 from jaxvlm.batch import Batch
 from jaxvlm.config import Config, StageConfig
 from jaxvlm.families.llava.layout import ImageSlots
 from jaxvlm.families.registry import resolve
+from jaxvlm.trees import map_paths
 
 LAYOUT = ImageSlots(image_size=21, features=9, pad_colour=(122, 116, 104), aspect="pad")
 
@@ -58,3 +63,19 @@ def batch(rows=8, tokens=31, images=2, seed=0) -> Batch:
     for row in range(rows):
         made.loss_weights[row, : 24 + row % 3] = 0.0
     return made
+
+
+def params(model, seed=0):
+    """Random float32 weights of a model, drawn by NumPy: the program of `Model.init` takes seconds to compile."""
+    random = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if path.endswith("/scale"):
+            return np.ones(leaf.shape, np.float32)
+        own = leaf.shape["/blocks/" in path :]
+        is_split = len(own) == 3 and not path.endswith("/out/w")  # such as q: from embed_dim to heads
+        fan_in = own[0] if is_split else math.prod(own[:-1])
+        noise = random.standard_normal(leaf.shape, dtype=np.float32) / np.float32(math.sqrt(fan_in))
+        return 0 * noise if path.endswith("/bias") else noise
+
+    return map_paths(draw, model.abstract)

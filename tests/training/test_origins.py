@@ -20,9 +20,10 @@ def recipe():
 
 def save(folder, config, stage, *, step, steps):
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    layout = state_layout(build_model(config.model), config.stage[stage], steps, mesh, Rules())
+    model = build_model(config.model)
+    layout = state_layout(model, config.stage[stage], steps, mesh, Rules())
     checkpoints = Checkpoints(RunFolder(folder).checkpoints(stage))
-    state = initial_state(layout, 0)
+    state = initial_state(layout, 0, tiny.params(model))
     checkpoints.save(state.__class__(state.step + step, *list(vars(state).values())[1:]), {}, steps, wait=True)
     checkpoints.close()
 
