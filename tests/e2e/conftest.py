@@ -55,23 +55,6 @@ def environment(tmp_path_factory):
     return os.environ | variables
 
 
-@pytest.fixture(scope="session")
-def command(environment):
-    """Runs `python -m jaxvlm.NAME ARGUMENTS...` in a process of its own, as a user would."""
-
-    def run(name, *arguments):
-        return subprocess.run(
-            [sys.executable, "-m", f"jaxvlm.{name}", *map(str, arguments)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=500,
-        )
-
-    return run
-
-
 class Child:
     """A process forked from the server."""
 

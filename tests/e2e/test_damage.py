@@ -1,4 +1,4 @@
-"""Damaged checkpoints and results, full disks and full devices: what a run does and says."""
+"""Damaged checkpoints and full disks: what a run does and says; test_small.py has more."""
 
 import re
 import shutil
@@ -10,6 +10,7 @@ from jaxvlm.training.checkpoint import whole_steps
 from tests.e2e.small_run import HOOK, checkpoints, finish, halves, losses, scramble, truncate
 
 
+@pytest.mark.nightly  # tests/training/test_faults.py restores the newest whole one
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
@@ -34,21 +35,7 @@ def test_a_damaged_checkpoint_is_set_aside(undisturbed, start, tmp_path, harm, r
     assert [path.name.split("-")[0] for path in (folder / "checkpoints" / "only.damaged").iterdir()] == ["15"]
 
 
-def test_a_damaged_result_is_one_message(undisturbed, start, tmp_path, environment):
-    """Weights in place of which there are zeros: only who reads them notices."""
-    folder = tmp_path / "run"
-    shutil.copytree(undisturbed[0], folder)
-    last = checkpoints(folder) / "20"
-    scramble(max((last / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0))
-    test = f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}"
-    code, log = start(folder, "--resume", test).wait()
-    assert code == 2 and "Traceback" not in log, log[:6000]
-    assert f"error: the checkpoint {last} is damaged (" in log and "move it away to use the one before it" in log
-    last.rename(tmp_path / "20")
-    assert "resumed at step 15 of 20" in finish(start(folder, "--resume"))
-    assert losses(folder) == losses(undisturbed[0])
-
-
+@pytest.mark.nightly  # tests/training/test_faults.py has the save that fails
 def test_a_full_disk_does_not_stop_a_run(undisturbed, start, tmp_path):
     """From step 8 to 15 no file may grow beyond 256 KB: the save of step 10 fails, and is the next one's to tell.
 
@@ -72,20 +59,7 @@ hook(before)
     assert max(whole_steps(checkpoints(tmp_path))) == 20 and not halves(tmp_path)
 
 
-def test_a_device_that_is_too_small_is_told_with_phase_and_step(start, tmp_path):
-    code = f"""{HOOK}
-import jax.numpy as jnp
-def before(step, batch):
-    if step == 7:
-        jnp.zeros(2**46, jnp.uint8)
-hook(before)
-"""
-    code, log = start(tmp_path, code=code).wait()
-    assert code == 2 and "Traceback" not in log, log[:6000]
-    assert "error: a device has too little memory while waiting for data, at step 7 (RESOURCE_EXHAUSTED" in log
-    assert whole_steps(checkpoints(tmp_path)) == [5]
-
-
+@pytest.mark.nightly  # tests/training/test_faults.py has the stream
 def test_a_log_on_a_full_disk_does_not_stop_a_run(undisturbed, start, tmp_path, environment):
     """Neither the curves on standard error nor the table of the test on standard output."""
     test = [f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}", "--config.evaluation.max_new_tokens=1"]

@@ -10,9 +10,8 @@ from jaxvlm.training.checkpoint import whole_steps
 from tests.e2e.small_run import HOOK, checkpoints, finish, halves, last_step, losses
 
 
-@pytest.mark.parametrize(
-    ("kills", "steps", "saves"), [(6, 100, 1), pytest.param(20, 200, 5, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly  # test_train.py kills a run in a step, test_small.py in a save
+@pytest.mark.parametrize(("kills", "steps", "saves"), [(6, 100, 1), (20, 200, 5)])
 def test_kills_lose_nothing(start, tmp_path, kills, steps, saves):
     """SIGKILL at random moments: of the start, of steps and, most often, of a save."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
@@ -52,6 +51,7 @@ def test_kills_lose_nothing(start, tmp_path, kills, steps, saves):
     assert not halves(killed)
 
 
+@pytest.mark.nightly  # test_small.py without the kill
 def test_a_run_killed_between_its_last_save_and_its_ledger_writes_it_later(undisturbed, start, tmp_path):
     folder = tmp_path / "run"
     code = """
@@ -69,24 +69,7 @@ jaxvlm.runs.RunFolder.save_ledger = killed
     assert "stage only is finished already" in finish(start(folder, "--resume"))
 
 
-def test_after_ctrl_c_it_resumes_bit_equal(undisturbed, start, tmp_path):
-    waits = tmp_path / "waits"  # not before: a signal that comes within a callback of a library is lost
-    code = f"""{HOOK}
-def before(step, batch):
-    if step == 8:
-        open("{waits}", "w").close()
-        time.sleep(300)
-hook(before)
-"""
-    child = start(tmp_path, code=code)
-    child.wait_for(waits.exists)
-    child.send(signal.SIGINT)
-    code, log = child.wait()
-    assert code == 130 and "Traceback" not in log
-    finish(start(tmp_path, "--resume"))
-    assert losses(tmp_path) == losses(undisturbed[0])
-
-
+@pytest.mark.nightly  # test_processes.py tells one of two processes
 def test_told_to_stop_it_saves_and_goes_on_later(undisturbed, start, tmp_path):
     told = tmp_path / "told"
     code = f"""{HOOK}
@@ -110,6 +93,7 @@ hook(before)
     assert losses(tmp_path) == losses(undisturbed[0])
 
 
+@pytest.mark.nightly  # tests/training/test_faults.py has the signal in a last step
 def test_told_to_stop_in_the_last_step_it_does_not_begin_the_test(start, tmp_path, environment):
     code = f"{HOOK}\nimport os, signal\n"
     code += "hook(lambda step, batch: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)\n"

@@ -164,6 +164,7 @@ def test_a_projector_of_the_original_starts_a_finetune(world, align, tmp_path):
     assert np.array_equal(after["projector/fc2/w"], trained["projector/fc2/w"])
 
 
+@pytest.mark.nightly  # tests/training/test_lora.py has what is trained
 def test_lora_keeps_the_base_and_all_that_was_trained(finetune, lora):
     before, after = weights(finetune), weights(lora)
     adapters = {path for path in after if "/lora/" in path}
@@ -194,6 +195,7 @@ def ask_theirs(model, folder, image):
     return answer.strip(), logits
 
 
+@pytest.mark.nightly  # tests/weights/test_adapters.py has the logits of merged adapters
 def test_merged_adapters_in_transformers(world, lora, tmp_path):
     call(convert, "export", "--run", lora, "--out", tmp_path / "merged", "--merge", "--resize-embeddings")
     image = world / "0.png"
@@ -206,6 +208,7 @@ def test_merged_adapters_in_transformers(world, lora, tmp_path):
     assert ask_theirs(model, tmp_path / "merged", image)[0] == ask_ours(lora, image)
 
 
+@pytest.mark.nightly  # tests/weights/test_adapters.py has the logits of PEFT
 def test_adapters_in_peft_and_back(world, finetune, lora, tmp_path):
     call(convert, "export", "--run", finetune, "--out", tmp_path / "base", "--resize-embeddings")
     call(convert, "export", "--run", lora, "--out", tmp_path / "adapter", "--adapter", "--base", tmp_path / "base")
@@ -224,6 +227,7 @@ def test_adapters_in_peft_and_back(world, finetune, lora, tmp_path):
     np.testing.assert_allclose(back[:, :VOCAB], ours, atol=2e-5)
 
 
+@pytest.mark.nightly  # tests/training/test_lora.py has the merge
 def test_a_stage_after_lora_starts_from_merged_weights(world, lora, tmp_path):
     sources = {"init.model": lora, "init.vision": "", "init.language": "", "init.projector": "", "steps": 1}
     overrides = small(world, "finetune", "mix.json", **sources)

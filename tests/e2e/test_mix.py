@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from jaxvlm.command import load_config
-from jaxvlm.data.recipe_tokenizer import saved_tokenizer
+from jaxvlm.data.recipe_tokenizer import build_tokenizer, saved_tokenizer
+from jaxvlm.data.rows.ledger import FATES
 from jaxvlm.data.rows.pipeline import build_pipeline
 from jaxvlm.data.rows.prepare import prepare
 from jaxvlm.data.sources.mix import Mix, load_mix
@@ -48,6 +49,45 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_pipeline_continues_in_the_middle_on_two_hosts(folder, monkeypatch):
+    """Every array of every batch, from the middle on; the ledger has the records of all three sources."""
+    monkeypatch.setenv("JAXVLM_TEST_MIX", str(folder))
+    config = load_config(MIXED)
+    assert_continues(config, build_tokenizer(config))
+    made = pipeline(config, build_tokenizer(config))
+    ledger = made.ledger(12 * config.stage["finetune"].global_batch_size)
+    assert_all_sources({"read": ledger.read} | {fate: {"total": ledger.total(fate)} for fate in FATES})
+
+
+def pipeline(config, tokenizer, **options):
+    stage = config.stage["finetune"]
+    settings = {"layout": ImageSlots.of(config.model.vision, "pad"), "rows": stage.global_batch_size}
+    return build_pipeline(stage.data, tokenizer, seed=config.seed, **settings, **options)
+
+
+def assert_continues(config, tokenizer):
+    def batches(first, **options):
+        made = pipeline(config, tokenizer, **options).batches()
+        made.set_state(made.get_state() | {"batch": first})
+        try:
+            return [jax.tree.map(np.copy, next(made)) for _ in range(first, 12)]
+        finally:
+            made.close()
+
+    whole = batches(0)
+    shares = [batches(5, process_index=host, process_count=2) for host in range(2)]
+    for want, *parts in zip(whole[5:], *shares, strict=True):
+        assert all(jax.tree.leaves(jax.tree.map(lambda w, *p: np.array_equal(w, np.concatenate(p)), want, *parts)))
+    assert len({hashlib.blake2b(batch.tokens.tobytes()).hexdigest() for batch in whole}) == 12
+
+
+def assert_all_sources(ledger):
+    assert ledger["read"] == 60 + 25 + 30
+    used = sum(ledger[fate]["total"] for fate in ("used", "packed", "truncated"))
+    assert used + ledger["heldout"]["total"] + ledger["unreached"]["total"] == ledger["read"] and used > 60
+
+
+@pytest.mark.nightly  # above without the training
 def test_stopped_and_gone_on_with_other_workers(server, folder, tmp_path):
     def train(name, *arguments, **options):
         run = ("--config", MIXED, "--workdir", tmp_path / name)
@@ -61,33 +101,9 @@ def test_stopped_and_gone_on_with_other_workers(server, folder, tmp_path):
     assert len(losses(tmp_path / "whole")) == 12
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
-    # What the losses come from: every array of every batch, from the middle on, on one host and on two.
     config = RunFolder(tmp_path / "whole").load_config()
-    stage, tokenizer = config.stage["finetune"], saved_tokenizer(tmp_path / "whole" / "tokenizer", config)
-
-    def batches(first, **options):
-        settings = {
-            "layout": ImageSlots.of(config.model.vision, "pad"),
-            "rows": stage.global_batch_size,
-            "seed": config.seed,
-        }
-        made = build_pipeline(stage.data, tokenizer, **settings, **options).batches()
-        made.set_state(made.get_state() | {"batch": first})
-        try:
-            return [jax.tree.map(np.copy, next(made)) for _ in range(first, 12)]
-        finally:
-            made.close()
-
-    whole = batches(0)
-    shares = [batches(5, process_index=host, process_count=2) for host in range(2)]
-    for want, *parts in zip(whole[5:], *shares, strict=True):
-        assert all(jax.tree.leaves(jax.tree.map(lambda w, *p: np.array_equal(w, np.concatenate(p)), want, *parts)))
-    assert len({hashlib.blake2b(batch.tokens.tobytes()).hexdigest() for batch in whole}) == 12
-    # All three sources were trained on.
-    ledger = json.loads((tmp_path / "whole" / "ledger.json").read_text())["finetune"]
-    assert ledger["read"] == 60 + 25 + 30
-    used = sum(ledger[fate]["total"] for fate in ("used", "packed", "truncated"))
-    assert used + ledger["heldout"]["total"] + ledger["unreached"]["total"] == ledger["read"] and used > 60
+    assert_continues(config, saved_tokenizer(tmp_path / "whole" / "tokenizer", config))
+    assert_all_sources(json.loads((tmp_path / "whole" / "ledger.json").read_text())["finetune"])
 
 
 def test_the_files_are_what_they_are_named(folder):

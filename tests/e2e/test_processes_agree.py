@@ -1,40 +1,8 @@
-"""What processes agree on: settings, data, who is there, who may use a workdir, which images are bad."""
-
-import json
-import shutil
-from pathlib import Path
+"""What processes agree on: settings, data, who is there, who may use a workdir."""
 
 import pytest
 
-from jaxvlm.data.sources.load import id_hash
-from tests.e2e.small_run import HOOK, arguments, finish_all
-
-
-def test_images_that_break_late_are_counted_over_all_processes(start_processes, environment, tmp_path):
-    """Each process meets some of them, in the first half of a run that is stopped and goes on."""
-    data = tmp_path / "data"
-    shutil.copytree(Path(environment["JAXVLM_TEST_DATA"]).parent, data)
-    for number in range(20, 40):
-        picture = data / f"{number}_0.png"
-        whole = picture.read_bytes()
-        picture.write_bytes(whole[:60] + whole[70:])
-    own = (f"--config.stage.only.data.source={data / 'data.json'}", "--config.stage.only.data.on_bad=skip")
-    told = f"{HOOK}import signal\n"
-    told += "hook(lambda step, batch: os.kill(os.getpid(), signal.SIGTERM) if step == 12 else None)"
-    codes, logs = start_processes(*arguments(tmp_path / "run", *own), count=2, devices=2, code=told).wait()
-    assert codes == [75, 75] and all("this record is not trained on" in log for log in logs), logs
-    finish_all(start_processes(*arguments(tmp_path / "run", *own, "--resume"), count=1, devices=4))
-    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())["only"]
-    heldout = sum(20 <= number < 40 for number in heldout_ids())
-    assert ledger["rejected"] == {
-        "total": 20 - heldout,
-        "reasons": {"image_broken, found while training": 20 - heldout},
-    }
-    assert ledger["read"] == 90
-
-
-def heldout_ids():
-    return [n for n in range(90) if id_hash(str(n)) < 0.1 * 2.0**64]
+from tests.e2e.small_run import arguments
 
 
 def test_other_settings_of_a_process_are_named(start_processes, tmp_path):
@@ -69,7 +37,7 @@ sys.exit()
 """
 
 
-@pytest.mark.parametrize("own", [0, 1])
+@pytest.mark.parametrize("own", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_one_that_is_left_alone_says_so(start_processes, own):
     codes, logs = start_processes(count=2, devices=1, code=JOIN, ABSENT=str(1 - own)).wait()
     assert codes[own] == 1  # which is started again
@@ -81,6 +49,7 @@ def test_without_a_cluster_auto_is_a_mistake(server):
     assert code == 2 and log.startswith("error: --distributed auto finds no cluster here")
 
 
+@pytest.mark.nightly  # tests/training/test_faults.py has the lock
 def test_a_second_run_is_refused(start_processes, tmp_path):
     running = start_processes(*arguments(tmp_path, "--config.steps=5000"), count=1, devices=1)
     running.wait_for(lambda: (tmp_path / "checkpoints").exists())

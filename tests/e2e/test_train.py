@@ -34,12 +34,10 @@ hook(before)
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory):
+def whole(server, tmp_path_factory):
     """A run that was never stopped: its folder and what the command printed."""
     folder = tmp_path_factory.mktemp("whole")
-    result = command("train", "--config", RECIPE, "--workdir", folder, "--json")
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, result
+    return folder, finish(server.fork("--config", RECIPE, "--workdir", folder, "--json"))
 
 
 def losses(folder):
@@ -51,7 +49,7 @@ def losses(folder):
 
 
 def test_a_run_leaves_what_it_promises(whole):
-    folder, result = whole
+    folder, log = whole
     names = {path.name for path in folder.iterdir()}
     assert names >= {"checkpoints", "config.json", "evaluation.json", "ledger.json", "loss.png", "metrics.jsonl"}
     assert names >= {"samples.png", "tensorboard", "tokenizer"}
@@ -60,9 +58,9 @@ def test_a_run_leaves_what_it_promises(whole):
         fates = [fate["total"] for name, fate in ledger.items() if name != "read"]
         assert sum(fates) == ledger["read"] == 90 and ledger["packed"]["total"] > 0
         assert any((folder / "tensorboard" / stage).iterdir())
-    last = json.loads(result.stdout.splitlines()[-1])
+    last = json.loads(next(line for line in log.splitlines() if line.startswith("{")))
     assert last["count"] == 180 and 0 <= last["exact_match"] <= 1
-    assert "part  parameters" in result.stderr and "tokens/s" in result.stderr
+    assert "part  parameters" in log and "tokens/s" in log
 
 
 def test_it_learns_and_the_second_stage_starts_from_the_first(whole):
@@ -74,7 +72,19 @@ def test_it_learns_and_the_second_stage_starts_from_the_first(whole):
     assert heldout and all(0 <= m["heldout_exact_match"] <= 1 for m in heldout)
 
 
-@pytest.mark.parametrize("batch", [pytest.param(2, marks=pytest.mark.nightly), 8])
+def test_a_killed_stage_resumes_bit_for_bit_and_stages_run_alone_are_the_chain(whole, server, tmp_path):
+    """Killed at batch 8: in the middle of an epoch, two steps after a checkpoint."""
+    arguments = ("--config", RECIPE, "--workdir", tmp_path, "--stage")
+    code, log = server.fork(*arguments, "align", code=KILLED.replace("BATCH", "8")).wait()
+    assert code == -9, log[-3000:]
+    assert len(losses(tmp_path)) < 8
+    finish(server.fork(*arguments, "align", "--resume"))
+    finish(server.fork(*arguments, "finetune"))
+    assert losses(tmp_path) == losses(whole[0])
+
+
+@pytest.mark.nightly  # above in a stage
+@pytest.mark.parametrize("batch", [2, 8])
 def test_a_killed_run_resumes_bit_for_bit(whole, server, tmp_path, batch):
     """Batch 2: before any checkpoint. Batch 8: in the middle of an epoch, two steps after a checkpoint."""
     arguments = ("--config", RECIPE, "--workdir", tmp_path)
@@ -87,12 +97,6 @@ def test_a_killed_run_resumes_bit_for_bit(whole, server, tmp_path, batch):
         json.loads((tmp_path / "evaluation.json").read_text())["answers"]
         == json.loads((whole[0] / "evaluation.json").read_text())["answers"]
     )
-
-
-def test_stages_run_alone_are_the_chain(whole, server, tmp_path):
-    for stage in ("align", "finetune"):
-        finish(server.fork("--config", RECIPE, "--workdir", tmp_path, "--stage", stage))
-    assert losses(tmp_path) == losses(whole[0])
 
 
 @pytest.mark.parametrize(
