@@ -162,6 +162,7 @@ def test_what_was_measured_is_kept_when_the_minutes_are_over(fake):
     assert [row["measurement"] for row in saved["rows"]] == ["align"] and saved["rows"][0]["tokens_per_second"] > 0
 
 
+@pytest.mark.nightly
 def test_rehearsal(tmp_path):
     """The real processes, with the tiny models of a CPU."""
     results = command.main(["--out", str(tmp_path), "--rounds", "1", "--alone", "--only", "align"])

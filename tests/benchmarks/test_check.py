@@ -1,8 +1,11 @@
 """The benchmark runs on few records, and goes through them twice."""
 
+import pytest
+
 from tests.benchmarks import check
 
 
+@pytest.mark.nightly
 def test_measures_two_checks(monkeypatch, capsys):
     monkeypatch.setattr(check, "IMAGES", 20)
     result = check.main(["--records", "665"])

@@ -4,10 +4,12 @@ import json
 import math
 
 import jax
+import pytest
 
 from tests.benchmarks import data
 
 
+@pytest.mark.nightly
 def test_prints_finite_numbers(capsys):
     data.main(["--rounds", "1", "--json", "--images", "2", "--conversations", "3", "--vocab", "2000"])
     *table, last = capsys.readouterr().out.splitlines()

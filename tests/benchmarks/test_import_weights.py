@@ -4,10 +4,12 @@ import json
 import math
 
 import jax
+import pytest
 
 from tests.benchmarks import import_weights
 
 
+@pytest.mark.nightly
 def test_prints_finite_numbers(capsys):
     import_weights.main(["--gib", "0", "--rounds", "2", "--json"])
     *table, last = capsys.readouterr().out.splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.nightly
 @pytest.mark.tpu_compiler
 def test_counts_what_is_scheduled():
     command = [

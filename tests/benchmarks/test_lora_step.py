@@ -4,10 +4,12 @@ import json
 import math
 
 import jax
+import pytest
 
 from tests.benchmarks import lora_step
 
 
+@pytest.mark.nightly
 def test_prints_finite_numbers(capsys):
     lora_step.main(["--model", "tiny", "--rounds", "1", "--json"])
     *table, last = capsys.readouterr().out.splitlines()

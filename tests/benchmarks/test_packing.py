@@ -9,6 +9,7 @@ import pytest
 from tests.benchmarks import packing
 
 
+@pytest.mark.nightly
 def test_prints_finite_numbers(capsys):
     packing.main(["--samples", "500", "--rounds", "1", "--json"])
     *table, last = capsys.readouterr().out.splitlines()
