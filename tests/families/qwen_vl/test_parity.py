@@ -19,6 +19,9 @@ pytestmark = pytest.mark.torch
 
 TOKENS = 96  # of all our rows, so that a model compiles once
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+LAST = ["qwen3_vl", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS[:2])]
+# The third kind writes the time of each frame: test_timed_videos.py.
+WITH_VIDEOS = [pytest.param("qwen2_vl", marks=pytest.mark.nightly), "qwen2_5_vl"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -116,7 +119,7 @@ def test_every_weight_has_a_gradient(theirs):
     assert {path for path, gradient in theirs[2].items() if not gradient.any()} == set()
 
 
-@pytest.mark.parametrize("pair", KINDS[:2], indirect=True)
+@pytest.mark.parametrize("pair", WITH_VIDEOS, indirect=True)
 def test_a_video_between_texts_and_an_image(pair):
     """4 pairs of frames of 3 x 3 tokens: the text continues 4, or with times of 2.5 13, after the video's start."""
     media = pairs.WITH_VIDEOS
@@ -124,7 +127,7 @@ def test_a_video_between_texts_and_an_image(pair):
     check(pair, run_theirs(pair, examples, media), compile_ours(pair), [examples], examples, media)
 
 
-@pytest.mark.parametrize("pair", KINDS[:2], indirect=True)
+@pytest.mark.parametrize("pair", WITH_VIDEOS, indirect=True)
 def test_cached_decoding_continues_after_a_video(pair):
     """The six words after a video, read one by one, have the logits and positions of the whole row."""
     example = pairs.make_example(6, 8, [(24, 18), (23, 26, 8)])
@@ -147,6 +150,7 @@ def test_cached_decoding_continues_after_a_video(pair):
     np.testing.assert_allclose(found[0], want[0, start - 1 : end], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("pair", LAST, indirect=True)
 def test_bfloat16_is_close(pair, ours, examples):
     """Rounding to bfloat16 costs up to 2^-8 of a number, 0.0016 in the mean square, at some 50 places in sequence.
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -176,8 +177,44 @@ def test_boxes_are_rewritten_counted_and_drawn(made, tmp_path, capsys):
         inspect_data.main(["check", "--config", RECIPE, *flags, "--config.stage.sft.data.augment.flip=True"])
 
 
+def test_adapters_of_peft_come_in_and_go_out(made, tmp_path):
+    _, base, _, _ = made
+    fields = {"r": 3, "target_modules": ["q_proj", "down_proj", "qkv"]}
+    model = peft.get_peft_model(load(base), peft.LoraConfig(**fields))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += torch.randn_like(weight) / 10
+    model.save_pretrained(tmp_path / "theirs")
+    run, out = tmp_path / "run", tmp_path / "adapter"
+    convert.main(["import", "--from", str(base), "--adapter", str(tmp_path / "theirs"), "--to", str(run)])
+    convert.main(["export", "--run", str(run), "--out", str(out), "--adapter", "--base", str(base)])
+    convert.main(["export", "--run", str(run), "--out", str(tmp_path / "merged"), "--merge"])
+    again = peft.PeftModel.from_pretrained(load(base), str(out))
+    assert_merged_are(again, tmp_path / "merged", base)
+    assert_merged_are(model, tmp_path / "merged", base)
+
+
+def load(base):
+    return transformers.AutoModelForImageTextToText.from_pretrained(base).float()
+
+
+def assert_merged_are(adapted, merged, base):
+    """PEFT's merged weights are those that `export --merge` wrote."""
+    folder = merged.parent / "merged_by_peft"
+    adapted.merge_and_unload().save_pretrained(folder)
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, folder)
+    theirs, ours = open_tensors(folder), open_tensors(merged)
+    spelled = respelled(theirs, find_spelling(theirs, KNOWN), find_spelling(ours, KNOWN))
+    assert set(spelled) - {"lm_head.weight"} == set(ours) - {"lm_head.weight"}
+    for name in ours:
+        np.testing.assert_allclose(spelled[name], ours[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.nightly  # above without the training
 def test_adapters_go_to_peft_and_back(made, tmp_path):
-    peft = pytest.importorskip("peft")
     _, base, data, _ = made
     lora = ["--config.stage.sft.parts.language=lora", "--config.stage.sft.parts.lora.language.rank=4"]
     lora += ["--config.stage.sft.parts.vision=lora", "--config.stage.sft.parts.lora.vision.rank=2", "--config.steps=2"]
@@ -185,15 +222,5 @@ def test_adapters_go_to_peft_and_back(made, tmp_path):
     train.main(["--config", RECIPE, "--workdir", str(run), *lora, "--config.evaluation.source="])
     convert.main(["export", "--run", str(run), "--out", str(out), "--adapter", "--base", str(base)])
     convert.main(["export", "--run", str(run), "--out", str(tmp_path / "merged"), "--merge"])
-    model = peft.PeftModel.from_pretrained(
-        transformers.AutoModelForImageTextToText.from_pretrained(base).float(), str(out)
-    )
-    model.merge_and_unload().save_pretrained(tmp_path / "theirs")
-    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(base / name, tmp_path / "theirs")
-    theirs, ours = (open_tensors(tmp_path / name) for name in ("theirs", "merged"))
-    spelled = respelled(theirs, find_spelling(theirs, KNOWN), find_spelling(ours, KNOWN))
-    assert set(spelled) - {"lm_head.weight"} == set(ours) - {"lm_head.weight"}
-    for name in ours:
-        np.testing.assert_allclose(spelled[name], ours[name], rtol=0, atol=1e-6)
+    assert_merged_are(peft.PeftModel.from_pretrained(load(base), str(out)), tmp_path / "merged", base)
     convert.main(["import", "--from", str(base), "--adapter", str(out), "--to", str(tmp_path / "again")])

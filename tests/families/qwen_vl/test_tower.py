@@ -22,6 +22,8 @@ from tests.families.qwen_vl.towers import CONFIGS, MERGE
 pytestmark = pytest.mark.torch
 
 KINDS = list(CONFIGS)
+# 2.5 alone has windows.
+NEIGHBOURS = ["qwen2_5_vl", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("qwen2_vl", "qwen3_vl"))]
 PATCHES = 272  # of a row: more than any row below fills
 
 
@@ -84,6 +86,7 @@ def test_each_block(rows, originals, kind):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(every))
 
 
+@pytest.mark.nightly  # test_each_block has the numbers, test_parity.py the gradients of the whole models
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_and_gradients(rows, originals, kind):
     """Of the merger, and of DeepStack's; random numbers as the gradient of each feature."""
@@ -119,7 +122,7 @@ def test_features_and_gradients(rows, originals, kind):
         close(gradient, paths(gradients)[path])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NEIGHBOURS)
 def test_an_image_does_not_see_its_neighbours(rows, kind):
     """Each image alone in a row, and each frame as an image of its own, against all of them in one row."""
     tower, _ = towers.make_parts(kind)
@@ -196,7 +199,7 @@ def on_mesh(kind, params, media, sizes, target):
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "target"),
-    [("qwen2_5_vl", (1, 2, 4), "tpu"), ("qwen3_vl", (1, 8, 1), None)],
+    [pytest.param("qwen2_5_vl", (1, 2, 4), "tpu", marks=pytest.mark.nightly), ("qwen3_vl", (1, 8, 1), None)],
 )
 def test_meshes_that_do_not_divide_the_sizes(originals, kind, sizes, target):
     """2.5 has 2 heads and 30 values in its MLP, on four devices; and eight do not divide 36, the width of 3."""

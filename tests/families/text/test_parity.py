@@ -1,25 +1,19 @@
 """A decoder alone against transformers' own: logits, the loss and all gradients of packed rows, exports, adapters."""
 
-import json
 import math
 
 import jax
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
 
-from jaxvlm import convert, train
 from jaxvlm.families.build import build_model
 from jaxvlm.families.registry import codec
 from jaxvlm.families.text.config import TextConfig
 from jaxvlm.families.text.layout import NoMedia
-from jaxvlm.inference.compare import logits_of_folder, logits_of_run
-from jaxvlm.restore import open_run
 from jaxvlm.trees import paths
 from jaxvlm.weights.rules import import_tensors
-from tests.families.text.test_text import RECIPE, data, trained  # noqa: F401
 from tests.parity import pairs, tiny_llava
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_device")]
@@ -78,29 +72,3 @@ def test_packed_rows_are_the_samples_alone(name):
     wanted = paths(import_tensors(form.rules(text_of(config), form.hub), theirs, model.abstract, {}))
     for path, gradient in paths(gradients).items():
         np.testing.assert_allclose(gradient, wanted[path], atol=2e-6 + 2e-5 * np.abs(wanted[path]).max(), err_msg=path)
-
-
-def test_transformers_reads_the_export(trained, tmp_path):  # noqa: F811
-    convert.main(["export", "--run", str(trained), "--out", str(tmp_path / "hf")])
-    have = logits_of_run(open_run(trained, keep_dtypes=True), [], "how many?")
-    want = logits_of_folder(tmp_path / "hf", [], "how many?")
-    np.testing.assert_allclose(have, want, atol=1e-4)
-
-
-def test_peft_reads_the_adapters(trained, tmp_path):  # noqa: F811
-    start = [f"--config.init.model={trained}", f"--config.tokenizer.source={trained}", "--config.evaluation.source="]
-    lora = ["--config.stage.sft.parts.language=lora", "--config.stage.sft.parts.lora.language.rank=3"]
-    folder = tmp_path / "lora"
-    train.main(["--config", RECIPE, "--workdir", str(folder), *start, *lora])
-    convert.main(["export", "--run", str(trained), "--out", str(tmp_path / "base")])
-    convert.main(["export", "--run", str(folder), "--out", str(tmp_path / "peft"), "--adapter"])
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
-    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "how many?"}], add_generation_prompt=True, tokenize=False
-    )
-    with torch.no_grad():
-        want = adapted(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0].numpy()
-    np.testing.assert_allclose(logits_of_run(open_run(folder, keep_dtypes=True), [], "how many?"), want, atol=1e-4)
-    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"

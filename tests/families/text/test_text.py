@@ -9,9 +9,14 @@ import pytest
 from PIL import Image
 
 from jaxvlm import convert, evaluate, generate, inspect_data, plan, train
+from jaxvlm.command import load_config
 from jaxvlm.config_reading import to_dict
 from jaxvlm.errors import UserError
 from jaxvlm.families.registry import resolve
+from jaxvlm.inference.compare import logits_of_folder, logits_of_run
+from jaxvlm.planning.program import build_step
+from jaxvlm.planning.report import Assumptions, work_of
+from jaxvlm.planning.slices import find_slice
 from jaxvlm.preflight import set_up
 from jaxvlm.restore import open_run
 from jaxvlm.runs import RunFolder
@@ -102,6 +107,13 @@ def test_its_data_is_checked_shown_and_prepared(data, trained, tmp_path, capsys)
     assert {step: loss for step, (loss, _) in losses(tmp_path / "again").items()} == {s: first[s] for s in (1, 2)}
 
 
+def test_its_step_can_be_planned(data):
+    step = build_step(load_config(RECIPE), "sft", find_slice("v5e-1"))
+    work = work_of(step, Assumptions())
+    assert work.units == 0 and step.batch.tokens.shape == (8, 48)
+
+
+@pytest.mark.nightly  # the step above, compiled; tests/planning has the plans
 @pytest.mark.tpu_compiler
 def test_it_is_planned(data, capsys):
     result = plan.main(["--config", RECIPE, "--topology", "v5e-1", "--json"])
@@ -147,13 +159,20 @@ def give_eyes(folder, *flags):
     train.main(["--config", RECIPE.replace("recipe.py", "multimodal.py"), "--workdir", str(folder), *flags])
 
 
-def test_its_decoder_gets_eyes_without_an_export(data, trained, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXVLM_TEST_RUN", str(trained))
-    give_eyes(tmp_path / "run")
-    have, want = paths(open_run(tmp_path / "run").params["language"]), paths(open_run(trained).params["language"])
+@pytest.fixture(scope="module")
+def eyes(data, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eyes") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXVLM_TEST_RUN", str(trained))
+        give_eyes(folder)
+    return folder
+
+
+def test_its_decoder_gets_eyes_without_an_export(trained, eyes):
+    have, want = paths(open_run(eyes).params["language"]), paths(open_run(trained).params["language"])
     for path in want:
         np.testing.assert_array_equal(have[path], want[path])
-    vocab = [json.loads((run / "tokenizer" / "tokenizer.json").read_text()) for run in (trained, tmp_path / "run")]
+    vocab = [json.loads((run / "tokenizer" / "tokenizer.json").read_text()) for run in (trained, eyes)]
     assert vocab[0] == vocab[1]
 
 
@@ -174,11 +193,17 @@ def test_a_run_of_text_that_does_not_fit(data, trained, tmp_path, monkeypatch, f
         give_eyes(tmp_path / "run", *(flag.replace("RUN", str(trained)) for flag in flags))
 
 
-def test_adapters(data, trained, tmp_path):
+@pytest.fixture(scope="module")
+def lora(data, trained, tmp_path_factory):
     start = [f"--config.init.model={trained}", f"--config.tokenizer.source={trained}", "--config.evaluation.source="]
-    lora = ["--config.stage.sft.parts.language=lora", "--config.stage.sft.parts.lora.language.rank=3"]
-    folder = tmp_path / "lora"
-    train.main(["--config", RECIPE, "--workdir", str(folder), *start, *lora])
+    flags = ["--config.stage.sft.parts.language=lora", "--config.stage.sft.parts.lora.language.rank=3"]
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    train.main(["--config", RECIPE, "--workdir", str(folder), *start, *flags])
+    return folder
+
+
+def test_adapters(trained, lora, tmp_path):
+    folder = lora
     assert open_run(folder).model.adapters[0][0] == "language"
     convert.main(["export", "--run", str(folder), "--out", str(tmp_path / "peft"), "--adapter"])
     convert.main(["export", "--run", str(trained), "--out", str(tmp_path / "base")])
@@ -210,14 +235,41 @@ def test_out_and_in_again(trained, tmp_path):
     assert config.model.family == "text" and config.stage["imported"].data.template == "vicuna_v1"
 
 
-def test_an_encoder_moves_to_another_decoder(data, trained, tmp_path, monkeypatch):
+def test_an_encoder_moves_to_another_decoder(trained, eyes, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVLM_TEST_RUN", str(trained))
-    give_eyes(tmp_path / "first")
     other = ["--config.init.language=", "--config.model.language.mlp_dim=57"]
-    give_eyes(tmp_path / "second", *other, f"--config.init.vision={tmp_path / 'first'}")
-    have, want = (paths(open_run(tmp_path / name).params["vision"]) for name in ("second", "first"))
+    give_eyes(tmp_path / "second", *other, f"--config.init.vision={eyes}")
+    have, want = (paths(open_run(run).params["vision"]) for run in (tmp_path / "second", eyes))
     for path in want:
         np.testing.assert_array_equal(have[path], want[path])
     narrow = ["--config.init.language=", "--config.model.language.embed_dim=36"]
     with pytest.raises(UserError, match=r"projector/fc1/w is \(36, 48\), here \(36, 36\)"):
-        give_eyes(tmp_path / "third", *narrow, f"--config.init.projector={tmp_path / 'first'}")
+        give_eyes(tmp_path / "third", *narrow, f"--config.init.projector={eyes}")
+
+
+@pytest.mark.torch
+def test_transformers_reads_the_export(trained, tmp_path):
+    convert.main(["export", "--run", str(trained), "--out", str(tmp_path / "hf")])
+    have = logits_of_run(open_run(trained, keep_dtypes=True), [], "how many?")
+    want = logits_of_folder(tmp_path / "hf", [], "how many?")
+    np.testing.assert_allclose(have, want, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_peft_reads_the_adapters(trained, lora, tmp_path):
+    import peft
+    import torch
+    import transformers
+
+    convert.main(["export", "--run", str(trained), "--out", str(tmp_path / "base")])
+    convert.main(["export", "--run", str(lora), "--out", str(tmp_path / "peft"), "--adapter"])
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager").eval()
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "how many?"}], add_generation_prompt=True, tokenize=False
+    )
+    with torch.no_grad():
+        want = adapted(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0].numpy()
+    np.testing.assert_allclose(logits_of_run(open_run(lora, keep_dtypes=True), [], "how many?"), want, atol=1e-4)
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
