@@ -251,7 +251,7 @@ ITEMS = VALUES | st.dictionaries(st.sampled_from(NAMES), VALUES | TURNS, max_siz
 COLUMN = st.none() | st.sampled_from(NAMES)
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(ITEMS, st.data())
 def test_whatever_comes_in_a_record_or_a_record_error_comes_out(item, data):
     chats = st.builds(

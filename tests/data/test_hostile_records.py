@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import random
@@ -62,13 +63,13 @@ def png(width, height, *chunks):
 
 @functools.cache
 def zip_of_death():
-    """A zip file of one megabyte that unpacks to one gigabyte."""
+    """A zip file of 130 KB that unpacks to 128 MiB."""
     out = io.BytesIO()
     with (
         zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
         archive.open("0", "w", force_zip64=True) as file,
     ):
-        for _ in range(1024):
+        for _ in range(128):
             file.write(bytes(2**20))
     return out.getvalue()
 
@@ -136,8 +137,8 @@ def write_pictures(folder):
 class Writer:
     """Makes random items for one place."""
 
-    def __init__(self, place, chance, pool):
-        self.place, self.chance, self.pool = place, chance, pool
+    def __init__(self, place, chance, pool, pictures):
+        self.place, self.chance, self.pool, self.pictures = place, chance, pool, pictures
         self.lines = place.endswith(".jsonl")
         self.chat = place != "alpaca"
         openai = place == "openai"
@@ -176,7 +177,7 @@ class Writer:
 
 
 def picture(w, name=None):
-    name = name or w.chance.choice(list(PICTURES))
+    name = name or next(w.pictures)
     images = [name] * w.chance.randint(1, IMAGES)
     first, *rest = w.texts()
     if not w.chat:  # alpaca counts placeholders of earlier rounds first, so any turn can have them
@@ -383,11 +384,11 @@ def as_json(w, made):
 def make_file(path, place, plan, pool):
     """Writes the records that `plan` describes (four bytes each); returns their expected fates by origin."""
     pool = [value for value in map(jsonable, pool) if value is not None] or [7]
-    pieces, fates = [], {}
+    pieces, fates, pictures = [], {}, itertools.cycle(PICTURES)
     line = 1
     for number in range(len(plan) // 4):
         which, *seed = plan[4 * number : 4 * number + 4]
-        w = Writer(place, random.Random(bytes(seed) + f"{place}/{number}".encode()), pool)
+        w = Writer(place, random.Random(bytes(seed) + f"{place}/{number}".encode()), pool, pictures)
         made, fate = KINDS[which % len(KINDS)](w) if number else sound(w)  # at least one to train on
         data = as_json(w, made)
         if place == "llava.jsonl":
@@ -561,6 +562,18 @@ def follow(source, fates, tokenizer, check, out):
 def test_each_record_is_counted_once(place, world, tokenizer, check, monkeypatch):
     monkeypatch.setattr(turns, "MAX_CHARACTERS", 40_000)
     path, source = source_of(world, place)
+    plan, pool = random.Random(0).randbytes(4 * RECORDS), [7, "x", [], {"a": None}, -1.5, True, [["q", "a"]]]
+    fates = make_file(path, place, plan, pool)
+    follow(source, fates, tokenizer, check, world / "out")
+    assert {WHOLE, LATE, CUT, ANY, *PICTURES.values()} <= {fate for fate in fates.values() if isinstance(fate, str)}
+
+
+@pytest.mark.nightly  # above of one file
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")
+@pytest.mark.parametrize("place", PLACES)
+def test_each_of_ten_thousand_records_is_counted_once(place, world, tokenizer, check, monkeypatch):
+    monkeypatch.setattr(turns, "MAX_CHARACTERS", 40_000)
+    path, source = source_of(world, place)
     read = collections.Counter()
 
     # Without shrinking, which would take minutes: a failure names its record.
@@ -583,7 +596,7 @@ def test_each_record_is_counted_once(place, world, tokenizer, check, monkeypatch
 GOOD = {"id": "a", "conversations": [{"from": "human", "value": "what"}, {"from": "gpt", "value": "red"}]}
 TEXT = json.dumps(GOOD).encode()
 DEEP = b"[" * 100_000
-HUGE = 20_000_000  # bytes
+HUGE = 6_000_000  # bytes, more than the limit of a record
 NO_JSON = {"invalid_json", "invalid_utf8"}
 
 

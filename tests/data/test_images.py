@@ -96,7 +96,18 @@ def hard_pictures(width, height):
 
 
 @pytest.mark.parametrize("resizer, levels", [(images.simd, 2), (None, 0)], ids=["simd", "pillow"])
-@pytest.mark.parametrize("width, height", [*SIZES, (640, 480), (333, 500), (1999, 1), (1, 1501), (901, 1203), (337, 5)])
+@pytest.mark.parametrize(
+    "width, height",
+    [
+        *SIZES,
+        (640, 480),
+        (333, 500),
+        (1999, 1),
+        (1, 1501),
+        (337, 5),
+        pytest.param(901, 1203, marks=pytest.mark.nightly),
+    ],
+)
 def test_pad_is_the_resized_square_however_it_is_computed(width, height, resizer, levels, monkeypatch):
     monkeypatch.setattr(images, "simd", resizer)
     for image in hard_pictures(width, height):

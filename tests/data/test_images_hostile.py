@@ -125,7 +125,7 @@ def damaged(draw):
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL")  # pytest takes away the filter of images.py
-@settings(max_examples=4000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=800, suppress_health_check=list(HealthCheck))
 @given(damaged())
 def test_damaged_files_give_pixels_or_a_record_error(data):
     ends_well(data)

@@ -125,7 +125,7 @@ def test_the_policy_stops_what_escaping_would_let_through(page, tokenizer):
     assert free.results["title"] == "owned" and "http://127.0.0.1:9/x.png" in free.requests
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [pytest.param(False, marks=pytest.mark.nightly), True])
 def test_light_and_dark(page, tokenizer, tmp_path, dark):
     """The picture of the window is the page's colours, and text stands out of them (WCAG AA: 4.5 to 1)."""
     write_page(page, [three(tokenizer)], tokenizer, title="Rows")
@@ -161,23 +161,24 @@ def test_light_and_dark(page, tokenizer, tmp_path, dark):
     assert all(contrast >= 4.5 for contrast in contrasts.values()), contrasts
 
 
-def test_a_hundred_rows_of_2048_tokens(page, tokenizer, smollm2):
+@pytest.mark.parametrize("rows", [10, pytest.param(100, marks=pytest.mark.nightly)])
+def test_many_rows_of_2048_tokens(page, tokenizer, smollm2, rows):
     words = " ".join(["what is left of the circle"] * 83)
     records = [record(f"r{k}", "<image>\nsay " + words, words, images=1) for k in range(2)]
     row = make_row(smollm2, records, template="chatml", tokens=2048, size=64)
-    write_page(page, [row] * 100, smollm2, title="Rows")
+    write_page(page, [row] * rows, smollm2, title="Rows")
     tokens = int(((row.batch.segments[1] > 0) & (row.batch.image_index[1] < 0)).sum())
     assert tokens > 1500
     seen = visit(
         page,
-        hover="#r100 .seg:last-of-type mark:last-of-type",
+        hover=f"#r{rows} .seg:last-of-type mark:last-of-type",
         scripts={
             "chips": "document.querySelectorAll('main .t b, main .t mark').length",
-            "hovered": "document.querySelector('#r100 mark:hover').textContent",
+            "hovered": "document.querySelector('mark:hover').textContent",
             "images": "document.images.length",
         },
     )
-    assert seen.results == {"chips": 100 * tokens, "hovered": "<|im_end|>", "images": 200}
+    assert seen.results == {"chips": rows * tokens, "hovered": "<|im_end|>", "images": 2 * rows}
 
 
 def _colour(text):

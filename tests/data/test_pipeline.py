@@ -321,7 +321,7 @@ def test_settings_that_cannot_work(build, data):
         build(data, tokens=5)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_an_image_that_breaks_between_header_and_end_is_named(build, tmp_path, workers, monkeypatch):
     monkeypatch.setattr(index_module, "PARALLEL", 1)  # the index pass uses worker processes too, if the pipeline does
     path = write_records(tmp_path, 6)
@@ -334,7 +334,7 @@ def test_an_image_that_breaks_between_header_and_end_is_named(build, tmp_path, w
     assert caught.value.reason == "image_broken" and 'data.on_bad = "skip"' in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_or_keeps_its_place_and_is_counted(build, tmp_path, workers, capfd):
     path = write_records(tmp_path, 12)
     sound = take(build(path, on_bad="skip").batches(), 4)
