@@ -65,6 +65,7 @@ def test_a_step_has_not_grown(name):
     assert not moved
 
 
+@pytest.mark.nightly  # test_decode.py has it of a program for CPUs
 def test_weights_go_to_the_prompts():
     """Left alone, the compiler sends parts of all prompts to the weights: nine times as long to read 32 on 16 chips.
 
