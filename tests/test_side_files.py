@@ -99,7 +99,9 @@ def ask_transformers(folder, images, tokens=12):
     return inputs, processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("aspect", PROCESSORS)
+@pytest.mark.parametrize(
+    "aspect", [pytest.param(x, marks=pytest.mark.nightly) if x == "square" else x for x in PROCESSORS]
+)
 def test_an_imported_folder_answers_as_in_transformers_and_comes_back(tmp_path, aspect, capsys):
     folder = write_folder(tmp_path / "in", aspect)
     call("import", "--from", folder, "--to", tmp_path / "run")
@@ -221,8 +223,17 @@ def test_side_files_that_contradict_the_tokenizer(tmp_path, capsys, name, edit, 
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("system", [None, "", 'Say "cat".\n'])
-@pytest.mark.parametrize("template", ["vicuna_v1", "llama2"])
+@pytest.mark.parametrize(
+    ("template", "system"),
+    [
+        ("vicuna_v1", None),
+        ("llama2", 'Say "cat".\n'),
+        pytest.param("vicuna_v1", "", marks=pytest.mark.nightly),
+        pytest.param("vicuna_v1", 'Say "cat".\n', marks=pytest.mark.nightly),
+        pytest.param("llama2", None, marks=pytest.mark.nightly),
+        pytest.param("llama2", "", marks=pytest.mark.nightly),
+    ],
+)
 def test_an_export_of_ours_comes_back_with_its_template(tmp_path, template, system):
     """Read as a template of its own it would lose the BOS that training had."""
     folder = write_folder(tmp_path / "in", template=None)

@@ -74,11 +74,11 @@ def fail(capsys, *arguments):
 @pytest.mark.parametrize(
     ("name", "most", "projector", "large"),
     [
-        ("text", "float32", "float32", False),
+        pytest.param("text", "float32", "float32", False, marks=pytest.mark.nightly),
         ("text", "float16", "float16", False),
-        ("llava", "float32", "float32", False),
-        ("llava", "bfloat16", "float32", False),
-        ("llava", "float16", "float32", False),
+        pytest.param("llava", "float32", "float32", False, marks=pytest.mark.nightly),
+        pytest.param("llava", "bfloat16", "float32", False, marks=pytest.mark.nightly),
+        pytest.param("llava", "float16", "float32", False, marks=pytest.mark.nightly),
         ("llava", "float16", "float32", True),
     ],
 )
@@ -163,11 +163,15 @@ def test_a_stop_text_ends_the_decoding(folders):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_gguf_file_knows_the_capital_of_france(capsys):
+@pytest.mark.parametrize(
+    ("count", "answer"),
+    [(2, "The capital"), pytest.param(24, "The capital of France is Paris.", marks=pytest.mark.nightly)],
+)
+def test_a_gguf_file_knows_the_capital_of_france(capsys, count, answer):
     source = ["--from", str(smollm2_file())]
-    assert generate.main([*source, *FRANCE]) == {"answer": "The capital of France is Paris."}
+    assert generate.main([*source, *FRANCE, "--max-new-tokens", str(count)]) == {"answer": answer}
     captured = capsys.readouterr()
-    assert captured.out == "The capital of France is Paris.\n"
+    assert captured.out == f"{answer}\n"
     assert "settings: template" in captured.err
 
 

@@ -122,7 +122,7 @@ def test_they_are_those_of_transformers(world, records):
     check(engine.loglikelihoods(records, batch_size=4), expected)
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 64), (8, 3)])
+@pytest.mark.parametrize(("devices", "batch_size"), [pytest.param(1, 1, marks=pytest.mark.nightly), (1, 64), (8, 3)])
 def test_the_batch_changes_nothing(world, records, devices, batch_size):
     engine = world.engine(devices=devices)
     found = engine.loglikelihoods(records[::-1], batch_size=batch_size)[::-1]

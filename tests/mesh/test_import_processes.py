@@ -33,7 +33,10 @@ from jaxvlm.trees import paths
 from jaxvlm.weights import rules
 from jaxvlm.families.sources import open_source
 from jaxvlm.weights.source import load_weights
-from tests.mesh.test_import_processes import MODEL
+import dataclasses
+from tests.parity import tiny_llava
+MODEL = tiny_llava.tiny_config()
+MODEL = dataclasses.replace(MODEL, language=dataclasses.replace(MODEL.language, vocab_size=400))
 
 copied, copy = [], rules._copy
 def counting(into, view):

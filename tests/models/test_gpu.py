@@ -38,7 +38,7 @@ def traced_gradients(devices, target, **changes):
             return sft.loss(model.bind(trained), batch)["loss"][0]
 
     with jax.set_mesh(mesh):
-        arguments = initial_state(layout, 0).trained, to_devices(tiny.batch(), mesh, RULES)
+        arguments = initial_state(layout, 0, tiny.params(model)).trained, to_devices(tiny.batch(), mesh, RULES)
         return jax.jit(jax.value_and_grad(loss)).trace(*arguments), arguments, mesh
 
 

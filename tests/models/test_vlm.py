@@ -214,13 +214,14 @@ def test_bfloat16_is_close(forward, params, samples):
     assert np.std(half_logits - logits) < 0.03 * np.std(logits)
 
 
-def test_remat_policies_give_the_same_gradients(params, samples):
+@pytest.mark.parametrize("names", [("none", "full"), pytest.param(tuple(POLICIES), marks=pytest.mark.nightly)])
+def test_remat_policies_give_the_same_gradients(params, samples, names):
     batch = tiny_llava.make_batch(CONFIG, [[samples[0], samples[2]]], tokens=28, images=1)
     gradients = {}
-    for name in POLICIES:
+    for name in names:
         model = build_model(dataclasses.replace(CONFIG, remat=name))
         gradients[name] = jax.jit(jax.grad(lambda p, m=model: tiny_llava.loss_of(m, p, batch)[0]))(params)
-    for name in POLICIES:
+    for name in names:
         for path, want in paths(gradients["none"]).items():
             np.testing.assert_allclose(paths(gradients[name])[path], want, atol=1e-6, err_msg=path)
     # Blocks behind the feature layer, which are not computed, have gradients of zero.

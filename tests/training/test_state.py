@@ -21,11 +21,18 @@ def layout(stage, recipe=None):
 
 
 @pytest.fixture(scope="module")
-def frozen_vision():
-    """A run that trains projector and language: its stage, its layout, the states of three steps, their info."""
-    stage = tiny.stage(parts={"vision": "frozen", "projector": "full", "language": "full"}, frozen_dtype="bfloat16")
+def compiled():
+    """The stage, the layout and the train step of a run that trains projector and language."""
+    parts = {"vision": "frozen", "projector": "full", "language": "full"}
+    stage = tiny.stage(parts=parts, frozen_dtype="bfloat16", on_nonfinite="skip")
     plan = layout(stage)
-    step = compile_train_step(plan, stage)
+    return stage, plan, compile_train_step(plan, stage)
+
+
+@pytest.fixture(scope="module")
+def frozen_vision(compiled):
+    """That run: its stage, its layout, the states of three steps, their info."""
+    stage, plan, step = compiled
     states, infos = [initial_state(plan, seed=1)], []
     with jax.set_mesh(plan.mesh):
         for _ in range(3):
@@ -49,6 +56,18 @@ def test_every_trained_leaf_changes(frozen_vision):
     _, _, states, _ = frozen_vision
     first, last = paths(states[0].trained), paths(states[-1].trained)
     assert [path for path in first if np.array_equal(first[path], last[path])] == []
+
+
+def test_an_update_that_is_not_finite_is_left_out(compiled, frozen_vision):
+    _, plan, step = compiled
+    _, _, states, _ = frozen_vision
+    batch = tiny.batch()
+    batch = batch._replace(loss_weights=np.full_like(batch.loss_weights, np.nan))
+    with jax.set_mesh(plan.mesh):
+        after, info = step(jax.tree.map(lambda x: x.copy(), states[0]), to_devices(batch, plan.mesh, plan.rules))
+    assert not np.isfinite(info["loss"]) and int(after.step) == int(states[0].step) + 1
+    for ours, before in ((after.trained, states[0].trained), (after.optimizer, states[0].optimizer)):
+        assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), ours, before))
 
 
 def test_loss_falls_and_counts_are_those_of_the_batch(frozen_vision):

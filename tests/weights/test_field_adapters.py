@@ -66,7 +66,11 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("case", FIELDS)
+# test_adapters.py has rslora, and "all-linear" the projector.
+CASES = [pytest.param(case, marks=pytest.mark.nightly) if case == "projector" else case for case in FIELDS]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_logits_are_those_of_peft(base, tmp_path, case):
     want = train(base, tmp_path, **FIELDS[case])
     call("import", "--from", base[0], "--adapter", tmp_path, "--to", tmp_path / "run")

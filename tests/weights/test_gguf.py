@@ -435,6 +435,7 @@ def smollm2_of_transformers(smollm2):
     ).eval()
 
 
+@pytest.mark.nightly  # test_tensors_come_back_bit_equal asserts the order of rows
 @pytest.mark.torch
 def test_smollm2_has_the_weights_of_transformers(smollm2, smollm2_of_transformers):
     theirs = dict(smollm2_of_transformers.named_parameters())
@@ -443,6 +444,7 @@ def test_smollm2_has_the_weights_of_transformers(smollm2, smollm2_of_transformer
         np.testing.assert_array_equal(smollm2[name], weight.detach().numpy(), err_msg=name)
 
 
+@pytest.mark.nightly  # tests/inference/test_generate_from.py asks the same file
 @pytest.mark.torch
 def test_smollm2_has_the_logits_of_transformers(smollm2_tokenizer, smollm2_model, smollm2_of_transformers):
     import torch
@@ -459,6 +461,7 @@ def test_smollm2_has_the_logits_of_transformers(smollm2_tokenizer, smollm2_model
 
 # Without its question word the model, in either framework, takes the sentence for French and speaks of travels. A token
 # takes 3 s as tests compile (tests/xla.py), so that answer is cut short.
+@pytest.mark.nightly  # as above
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ("question", "word", "N"), [("What is the capital of France?", "Paris", 24), ("The capital of France is", "", 6)]
