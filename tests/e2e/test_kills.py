@@ -1,5 +1,6 @@
 """Runs that are killed, preempted or stopped by Ctrl-C lose nothing."""
 
+import json
 import signal
 import time
 
@@ -55,6 +56,7 @@ def test_kills_lose_nothing(start, tmp_path, kills, steps, saves):
 def test_a_run_killed_between_its_last_save_and_its_ledger_writes_it_later(undisturbed, start, tmp_path):
     folder = tmp_path / "run"
     code = """
+import json
 import signal
 def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -85,6 +87,7 @@ hook(before)
     told.touch()
     code, log = child.wait()
     assert code == 75 and "preempted: --resume" in log, log[-3000:]
+    assert json.loads((tmp_path / "exit.json").read_text())["code"] == 75
     assert "heldout_loss" not in log  # there is no time for an evaluation
     stopped = len(losses(tmp_path))
     assert stopped == 7 and max(whole_steps(checkpoints(tmp_path))) == stopped

@@ -24,6 +24,9 @@ def test_a_run_leaves_a_trace_and_says_where_the_time_went(undisturbed):
         assert f"% {what}" in log.splitlines()[-1]
     beat = json.loads((folder / "heartbeats" / "0.json").read_text())
     assert (beat["phase"], beat["step"], beat["host"]) == ("done", 20, socket.gethostname())
+    assert (beat["stage"], beat["steps"]) == ("only", 20)
+    assert json.loads((folder / "process.json").read_text())["pid"] == beat["pid"]
+    assert json.loads((folder / "exit.json").read_text())["code"] == 0
 
 
 def test_a_run_killed_in_a_save_resumes_from_the_one_before(undisturbed, start, tmp_path):
@@ -37,6 +40,7 @@ def kill():
 threading.Thread(target=kill, daemon=True).start()
 """
     assert start(tmp_path, code=code).wait()[0] == -9
+    assert (tmp_path / "process.json").exists() and not (tmp_path / "exit.json").exists()
     assert halves(tmp_path) and whole_steps(checkpoints(tmp_path)) == [5]
     assert "resumed at step 5 of 20" in finish(start(tmp_path, "--resume"))
     assert losses(tmp_path) == losses(undisturbed[0]) and not halves(tmp_path)
@@ -58,6 +62,7 @@ hook(before)
     child.send(signal.SIGINT)
     code, log = child.wait()
     assert code == 130 and "Traceback" not in log
+    assert json.loads((tmp_path / "exit.json").read_text())["code"] == 130
     assert whole_steps(checkpoints(tmp_path)) == [5] and not halves(tmp_path)
 
 
