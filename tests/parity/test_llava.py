@@ -10,6 +10,7 @@ from jaxvlm.models.layers import run_stack
 from jaxvlm.trees import paths
 from jaxvlm.weights.rules import import_tensors
 from tests.parity import pairs, tiny_llava
+from tests.xla import DEFAULTS
 
 pytestmark = pytest.mark.torch
 
@@ -53,8 +54,13 @@ def theirs(pair, samples):
 
 @pytest.fixture(scope="module")
 def ours(pair):
-    """Our loss, logits and gradients for rows of samples."""
-    step = jax.jit(jax.value_and_grad(lambda p, b: tiny_llava.loss_of(pair.model, p, b), has_aux=True))
+    return compile_ours(pair)
+
+
+def compile_ours(pair, **options):
+    """Our loss, logits and gradients for rows of samples; `options` are the compiler's."""
+    gradients_of = jax.value_and_grad(lambda p, b: tiny_llava.loss_of(pair.model, p, b), has_aux=True)
+    step = jax.jit(gradients_of, compiler_options=options)
 
     def run(rows):
         batch = tiny_llava.make_batch(pair.model.config, rows, tokens=TOKENS, images=IMAGES)
@@ -89,6 +95,12 @@ def assert_same(theirs, ours, rows, samples):
 
 def test_a_sample_a_row(theirs, ours, samples):
     assert_same(theirs, ours, [[sample] for sample in samples], samples)
+
+
+@pytest.mark.parametrize("pair", ["clip_llama3_tied"], indirect=True)
+def test_a_sample_a_row_as_a_run_is_optimised(pair, theirs, samples):
+    """With the options that tests/xla.py changes; test_as_optimised.py has all tests and models."""
+    assert_same(theirs, compile_ours(pair, **DEFAULTS), [[sample] for sample in samples], samples)
 
 
 def test_packed_rows(theirs, ours, samples):
