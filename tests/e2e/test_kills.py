@@ -11,8 +11,9 @@ from jaxvlm.training.checkpoint import whole_steps
 from tests.e2e.small_run import HOOK, checkpoints, finish, halves, last_step, losses
 
 
-@pytest.mark.nightly  # test_train.py kills a run in a step, test_small.py in a save
-@pytest.mark.parametrize(("kills", "steps", "saves"), [(6, 100, 1), (20, 200, 5)])
+@pytest.mark.parametrize(
+    ("kills", "steps", "saves"), [(6, 100, 1), pytest.param(20, 200, 5, marks=pytest.mark.nightly)]
+)
 def test_kills_lose_nothing(start, tmp_path, kills, steps, saves):
     """SIGKILL at random moments: of the start, of steps and, most often, of a save."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
