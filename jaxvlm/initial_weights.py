@@ -16,7 +16,7 @@ from jaxvlm.families.sources import open_source
 from jaxvlm.imported_settings import STAGE, overridden, settings_of_folder
 from jaxvlm.restore import load_params
 from jaxvlm.runs import RunFolder
-from jaxvlm.training.checkpoint import is_finished, whole_steps
+from jaxvlm.training.checkpoint_files import is_finished, whole_steps
 from jaxvlm.training.state import Layout, merge, merge_adapters, without_adapters
 from jaxvlm.weights.codec import WeightSource
 from jaxvlm.weights.source import check_fit, load_weights

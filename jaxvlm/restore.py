@@ -16,7 +16,8 @@ from jaxvlm.families.build import build_model, stage_model
 from jaxvlm.models.vlm import Model
 from jaxvlm.runs import RunFolder
 from jaxvlm.sharding import Rules, make_mesh
-from jaxvlm.training.checkpoint import Checkpoints, whole_steps
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.checkpoint_files import whole_steps
 from jaxvlm.training.state import Layout, merge, state_layout
 from jaxvlm.trees import paths
 from jaxvlm.weights.source import part_differences

@@ -25,7 +25,8 @@ from jaxvlm.restore import open_run
 from jaxvlm.run_process import recorded
 from jaxvlm.runs import RunFolder, all_keys, example
 from jaxvlm.sharding import to_devices
-from jaxvlm.training.checkpoint import Checkpoints, is_finished, whole_steps
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.checkpoint_files import is_finished, whole_steps
 from jaxvlm.training.loop import Services, train
 from jaxvlm.training.metrics import Writer, plot_metrics
 from jaxvlm.training.nonfinite import NonFinite

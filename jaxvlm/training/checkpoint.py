@@ -17,59 +17,13 @@ from etils import epath
 
 from jaxvlm import processes
 from jaxvlm.errors import UserError, listed, out_of_memory
+from jaxvlm.training.checkpoint_files import LATER, LISTING, damage, position_of, saved_steps, whole_steps
 from jaxvlm.training.quiet import drop_reports_of_orbax
 from jaxvlm.training.state import State
 from jaxvlm.trees import map_paths, paths
 
-_LISTING = "files.json"  # name and size of the other files of a checkpoint, part of it
-_LATER = {_LISTING, "_CHECKPOINT_METADATA", "commit_success.txt"}  # written after it, and not needed to read one
 _TRIES = 3  # of a save without which the run cannot continue
 _RETRY_SECONDS = 5.0
-
-
-def whole_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a stage's folder that have all their files, in order."""
-    return [step for step in _steps(folder) if not damage(folder / str(step))]
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the newest complete checkpoint of a stage's folder is of the stage's last step."""
-    steps = whole_steps(folder)
-    return bool(steps) and _position(folder / str(steps[-1]))["steps"] == steps[-1]
-
-
-def damage(checkpoint: Path) -> str:
-    """A fault of a checkpoint: a missing file, another size than written, an invalid position; "" if none."""
-    listing = checkpoint / _LISTING
-    files: Any = {}  # another program writes no listing
-    if listing.is_file():
-        with contextlib.suppress(ValueError):
-            files = json.loads(listing.read_text())
-        if not files or not isinstance(files, dict):
-            return f"{_LISTING} cannot be read"
-    for name, size in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, {size} were written"
-    try:
-        int(_position(checkpoint)["steps"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"its position cannot be read, {type(error).__name__}: {error}"
-    return ""
-
-
-def _position(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's position in the data and length of its stage: the file of orbax's JsonCheckpointHandler."""
-    return json.loads((checkpoint / "position" / "metadata").read_text())
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints: an incomplete folder has another name."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 class Checkpoints:
@@ -195,10 +149,10 @@ class Checkpoints:
             return
         final = self.folder / str(self._saving)  # the target of stores that cannot rename
         for folder in (final, *self.folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")):
-            files = [path for path in folder.rglob("*") if path.is_file() and path.name not in _LATER]
+            files = [path for path in folder.rglob("*") if path.is_file() and path.name not in LATER]
             if files:
                 sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-                (folder / _LISTING).write_text(json.dumps(sizes, indent=1) + "\n")
+                (folder / LISTING).write_text(json.dumps(sizes, indent=1) + "\n")
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, in order."""
@@ -213,7 +167,7 @@ class Checkpoints:
           UserError: the checkpoint is of another model or optimizer.
           JaxRuntimeError: a device has too little memory; the checkpoint is not set aside.
         """
-        for step in reversed(processes.from_first(lambda: _steps(self.folder))):
+        for step in reversed(processes.from_first(lambda: saved_steps(self.folder))):
             problem = processes.from_first(lambda step=step: damage(self.folder / str(step)))  # type: ignore[misc]
             if not problem:
                 restored = None
@@ -239,7 +193,7 @@ class Checkpoints:
         folder.mkdir(exist_ok=True)
         target = folder / f"{step}-{time.time():.0f}"
         (self.folder / str(step)).rename(target)
-        before = [other for other in _steps(self.folder) if other < step]
+        before = [other for other in saved_steps(self.folder) if other < step]
         instead = (
             f"going back to step {before[-1]}"
             if before
@@ -261,7 +215,7 @@ class Checkpoints:
         training = ocp.StandardCheckpointHandler().restore(
             epath.Path(self.folder / str(step) / "training"), args=ocp.args.StandardRestore(_training(abstract))
         )
-        return State(trained=trained, frozen=frozen, **training), _position(self.folder / str(step))["data"]
+        return State(trained=trained, frozen=frozen, **training), position_of(self.folder / str(step))["data"]
 
     def restore_params(
         self,

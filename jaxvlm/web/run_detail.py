@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxvlm.training.checkpoint_files import damage, position_of, saved_steps
 from jaxvlm.web.control import sha256_of
 from jaxvlm.web.pictures import list_pictures
 from jaxvlm.web.run_list import CACHE, summary
 from jaxvlm.web.run_state import ACTIVE, ENDED, RunFiles, log_file
-from jaxvlm.web.texts import as_number, read_json, read_tail
+from jaxvlm.web.texts import as_number, read_tail
 from jaxvlm.web.train_command import command_facts
 
 if TYPE_CHECKING:
@@ -107,21 +107,17 @@ def list_checkpoints(run: RunFiles) -> list[dict[str, Any]]:
 
 
 def _of_stage(folder: Path, stage: str) -> list[dict[str, Any]]:
-    steps = sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(r"\d{1,15}", path.name))
-    return [found for step in steps if (found := _checkpoint(folder / str(step), stage, step))]
+    return [found for step in saved_steps(folder) if (found := _checkpoint(folder / str(step), stage, step))]
 
 
 def _checkpoint(path: Path, stage: str, step: int) -> dict[str, Any] | None:
-    """A checkpoint; None if it is not whole. `files.json` has the names and sizes of what was written."""
-    listing = read_json(path / "files.json") or {}
+    """A checkpoint; None if it is not whole, or goes away meanwhile."""
     try:
-        if any((path / name).stat().st_size != size for name, size in listing.items()):
+        if damage(path):
             return None
-        time = path.stat().st_mtime
-        total = sum(listing.values()) or sum(found.stat().st_size for found in path.rglob("*") if found.is_file())
-        position = json.loads((path / "position" / "metadata").read_bytes())
-        steps = position["steps"] if isinstance(position, dict) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        time, steps = path.stat().st_mtime, position_of(path)["steps"]
+        total = sum(found.stat().st_size for found in path.rglob("*") if found.is_file())
+    except (OSError, ValueError):
         return None
     return {"stage": stage, "step": step, "bytes": total, "time": round(time, 1), "steps": steps}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvlm.training.checkpoint import whole_steps
+from jaxvlm.training.checkpoint_files import whole_steps
 from tests.e2e import small_run
 from tests.xla import LEVEL
 

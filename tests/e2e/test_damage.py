@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxvlm.training.checkpoint import whole_steps
+from jaxvlm.training.checkpoint_files import whole_steps
 from tests.e2e.small_run import HOOK, checkpoints, finish, halves, losses, scramble, truncate
 
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxvlm.training.checkpoint import whole_steps
+from jaxvlm.training.checkpoint_files import whole_steps
 from tests.e2e.small_run import HOOK, checkpoints, finish, halves, last_step, losses
 
 

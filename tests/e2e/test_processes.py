@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxvlm.data.sources.load import id_hash
-from jaxvlm.training.checkpoint import whole_steps
+from jaxvlm.training.checkpoint_files import whole_steps
 from jaxvlm.training.metrics import read_metrics
 from tests.e2e.small_run import HOOK, arguments, checkpoints, finish_all
 

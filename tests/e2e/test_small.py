@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxvlm.training.checkpoint import whole_steps
+from jaxvlm.training.checkpoint_files import whole_steps
 from tests.e2e.small_run import HOOK, NAN, checkpoints, finish, halves, losses, scramble
 
 

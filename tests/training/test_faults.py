@@ -25,7 +25,8 @@ from jaxvlm.errors import UserError
 from jaxvlm.files import Lock, NonRaisingStream, replace_text
 from jaxvlm.sharding import make_mesh
 from jaxvlm.training import checkpoint, watch
-from jaxvlm.training.checkpoint import Checkpoints, damage, is_finished, whole_steps
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.checkpoint_files import damage, is_finished, whole_steps
 from jaxvlm.training.metrics import Writer, read_metrics
 from jaxvlm.training.preemption import Preemption, StartAgain
 from jaxvlm.training.profile import Profile

@@ -6,7 +6,8 @@ from jaxvlm.config import MeshConfig
 from jaxvlm.errors import UserError
 from jaxvlm.families.build import build_model
 from jaxvlm.sharding import Rules, make_mesh, to_devices
-from jaxvlm.training.checkpoint import Checkpoints, is_finished
+from jaxvlm.training.checkpoint import Checkpoints
+from jaxvlm.training.checkpoint_files import is_finished
 from jaxvlm.training.state import initial_state, merge, split, state_layout, table_of_parts
 from jaxvlm.training.step import compile_train_step
 from jaxvlm.trees import paths

@@ -237,8 +237,9 @@ def test_detail(studio):
         {"name": "align", "step": 50, "steps": 50, "over": True},
         {"name": "finetune", "step": 30, "steps": 50, "over": False},
     ]
-    places = [(checkpoint["stage"], checkpoint["step"], checkpoint["bytes"]) for checkpoint in found["checkpoints"]]
-    assert places == [("align", 50, 5), ("finetune", 10, 5), ("finetune", 20, 5)]
+    places = [(checkpoint["stage"], checkpoint["step"]) for checkpoint in found["checkpoints"]]
+    assert places == [("align", 50), ("finetune", 10), ("finetune", 20)]
+    assert all(checkpoint["bytes"] > 5 for checkpoint in found["checkpoints"])  # 5 of weights, and the other files
     assert found["lost_on_kill"] == {"steps": 10, "checkpoint_step": 20, "seconds": 5.0}
     assert found["ledger"] == {"align": {"read": 9}} and found["suites"] == ["pope"]
     assert {file["name"] for file in found["files"]} == {"config.json", "metrics.jsonl", "ledger.json", "samples.png"}
