@@ -59,8 +59,9 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         raise missing_extra("jaxvlm.serve", str(error.name), "serve") from error
     # Here, since they take seconds, and --help needs none of them.
     from jaxvlm.inference.engine import Engine
+    from jaxvlm.listening import bind
     from jaxvlm.processes import log
-    from jaxvlm.serving.running import Server, bind
+    from jaxvlm.serving.running import Server
 
     # Check the arguments and take the port before the weights are read, which takes a while.
     access, media = _access(args), _media(args)

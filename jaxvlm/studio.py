@@ -43,10 +43,11 @@ def main(argv: list[str]) -> dict[str, Any] | None:
         if importlib.util.find_spec(package) is None:
             raise missing_extra("jaxvlm.studio", package, "studio")
     # Here, since they take a while, and --help needs none of them.
-    from jaxvlm.web.running import Server, bind, runs_that_go_on, take_root
+    from jaxvlm.listening import bind
+    from jaxvlm.web.running import Server, owner_of, runs_that_go_on, take_root
 
     _check(args)
-    listening = bind(args.host, args.port)
+    listening = bind(args.host, args.port, owner_of=owner_of)
     args.root.mkdir(parents=True, exist_ok=True)
     lock = None if args.read_only else take_root(args.root)
     studio = _studio(args)

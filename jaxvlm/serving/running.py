@@ -1,4 +1,4 @@
-"""Runs the server's process: its socket, its start, and its end on a signal."""
+"""Runs the server's process: its start, and its end on a signal."""
 
 from __future__ import annotations
 
@@ -12,31 +12,10 @@ from types import FrameType
 
 import uvicorn
 
-from jaxvlm.errors import UserError
 from jaxvlm.processes import log
 from jaxvlm.serving.server import Service, build_app
 
 _FLUSH_SECONDS = 5  # for replies to reach their clients after the last answer has ended
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket on an address, which does not listen yet: requests before the server runs are refused.
-
-    Raises:
-      UserError: there is no such address here, or the port is in use or not permitted.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--host {host} --port {port}: {error}; choose another port (0: any that is free), or an address of this "
-            "machine"
-        ) from error
-    return made
 
 
 class Server:
@@ -46,7 +25,7 @@ class Server:
         """Takes what serves.
 
         Args:
-          listening: of `bind`.
+          listening: of `listening.bind`.
           grace: seconds for the answers in progress when it stops.
           on_ready: is called when requests are taken.
         """

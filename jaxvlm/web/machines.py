@@ -70,7 +70,7 @@ class SettingsError(ValueError):
 
 
 def launch_folder() -> Path:
-    """The folder of the launch pages, in a checkout beside the package."""
+    """The folder of the launch pages, in a checkout next to the package."""
     return Path(jaxvlm.__file__).resolve().parents[1] / "launch"
 
 
@@ -155,7 +155,7 @@ def write_page(page: str, values: Mapping[str, str]) -> str:
 def dry_run(machine: Machine, values: Mapping[str, str]) -> str:
     """What the page would run with these settings, as it prints it with --dry-run; nothing is started.
 
-    A mistake in the settings is what the page says of it.
+    A mistake in the settings is reported in the page's own words.
     """
     shown = []
     for verb in machine.verbs:

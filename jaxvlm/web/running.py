@@ -1,9 +1,8 @@
-"""Runs the studio's process: its port, its root, and its end on a signal."""
+"""Runs the studio's process: its root, and its end on a signal."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 import socket
 import threading
@@ -26,31 +25,6 @@ if TYPE_CHECKING:
 
 _FLUSH_SECONDS = 3  # for replies in progress at the end
 _LISTENING = "0A"  # state of a socket in /proc/net/tcp
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket on an address.
-
-    Raises:
-      UserError: there is no such address here, or the port is in use; then with the process that has it.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        made = socket.socket(family, kind, protocol)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-        made.listen()  # now, so that two studios cannot both have bound it
-    except (OSError, OverflowError) as error:
-        why = str(error)
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            owner = owner_of(port)
-            why = f"it is in use{f' by process {owner}' if owner else ''}"
-        raise UserError(
-            f"--host {host} --port {port}: {why}; choose another port (0: any that is free), or an address of this "
-            "machine"
-        ) from error
-    return made
 
 
 def owner_of(port: int) -> int | None:
@@ -101,7 +75,7 @@ class Server:
         """Takes what serves.
 
         Args:
-          listening: of `bind`.
+          listening: of `listening.bind`.
           on_ready: is called when requests are taken.
         """
         config = uvicorn.Config(

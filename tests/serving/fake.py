@@ -6,10 +6,11 @@ import threading
 import types
 from queue import Empty, Queue
 
+from jaxvlm.listening import bind
 from jaxvlm.serving.prompt_view import PromptView
 from jaxvlm.serving.protocol import Served
 from jaxvlm.serving.requests import Finished, Piece, QueueFullError, RequestError, Token
-from jaxvlm.serving.running import Server, bind
+from jaxvlm.serving.running import Server
 from jaxvlm.serving.server import Rules, Service
 from jaxvlm.serving.statistics import Stats
 

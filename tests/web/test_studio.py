@@ -11,7 +11,8 @@ import pytest
 
 from jaxvlm import studio
 from jaxvlm.command import run
-from jaxvlm.web.running import bind, owner_of, take_root
+from jaxvlm.listening import bind
+from jaxvlm.web.running import owner_of, take_root
 from tests.test_imports import HEAVY, imported
 from tests.web.folders import make_run, metrics, write
 from tests.web.process import Process
@@ -50,7 +51,7 @@ def test_only_this_machine_unless_named():
 
 def test_a_taken_port_names_its_owner(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with bind("127.0.0.1", 0) as taken:
+    with bind("127.0.0.1", 0, owner_of=owner_of) as taken:
         port = taken.getsockname()[1]
         assert owner_of(port) == os.getpid()
         assert f"--port {port}: it is in use by process {os.getpid()}" in fail(capsys, "--port", port)

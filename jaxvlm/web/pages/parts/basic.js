@@ -6,7 +6,7 @@ import { ICONS } from "../vendor/lucide/icons.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An icon; decoration only, the words beside it tell the same. */
+/** An icon; decoration only, its label tells the same. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
   for (const [key, value] of [

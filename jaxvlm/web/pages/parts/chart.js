@@ -141,7 +141,7 @@ function table(xLabel, lines) {
   });
 }
 
-/** The newest values of a run as a small line, without axes: decoration beside the numbers of its row. */
+/** The newest values of a run as a small line, without axes: decoration, since its row has the numbers. */
 export function spark(values) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   for (const [key, value] of [

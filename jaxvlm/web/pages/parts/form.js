@@ -140,3 +140,13 @@ export function errorSummary(problems) {
   );
   return box;
 }
+
+/** How much the curves of charts are smoothed; `set` gets the weight of the values before. */
+export function smoothingField(set) {
+  const choices = [
+    [0, t("curves.smooth.0")],
+    [0.8, t("curves.smooth.1")],
+    [0.97, t("curves.smooth.2")],
+  ];
+  return field({ label: t("curves.smoothing") }, select(choices, 0.8, set));
+}

@@ -1,4 +1,4 @@
-// Work that the server does in a process beside it: its progress, its log, its end.
+// Work that the server does in a process of its own: its progress, its log, its end.
 
 import { get, post } from "../api.js";
 import { fill, h, pause } from "../dom.js";

@@ -4,7 +4,7 @@ import { get } from "../api.js";
 import { fill, h } from "../dom.js";
 import { badge, empty, heading, linkButton } from "../parts/basic.js";
 import { chart } from "../parts/chart.js";
-import { checkbox, field, select } from "../parts/form.js";
+import { checkbox, field, select, smoothingField } from "../parts/form.js";
 import { metricName, runLink, viewLink } from "../parts/run_words.js";
 import { number, percent, t } from "../texts.js";
 
@@ -66,21 +66,10 @@ export async function show(place, { query, signal }) {
           },
         ),
       ),
-      field(
-        { label: t("curves.smoothing") },
-        select(
-          [
-            [0, t("curves.smooth.0")],
-            [0.8, t("curves.smooth.1")],
-            [0.97, t("curves.smooth.2")],
-          ],
-          0.8,
-          (value) => {
-            choice.smoothing = value;
-            draw();
-          },
-        ),
-      ),
+      smoothingField((value) => {
+        choice.smoothing = value;
+        draw();
+      }),
       checkbox(t("curves.log"), true, (on) => {
         choice.log = on;
         draw();

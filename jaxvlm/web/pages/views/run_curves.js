@@ -4,7 +4,7 @@ import { address } from "../api.js";
 import { fill, h } from "../dom.js";
 import { MOVING, empty, linkButton } from "../parts/basic.js";
 import { chart } from "../parts/chart.js";
-import { checkbox, field, select } from "../parts/form.js";
+import { checkbox, smoothingField } from "../parts/form.js";
 import { metricName } from "../parts/run_words.js";
 import { t } from "../texts.js";
 
@@ -99,21 +99,10 @@ export function curvesTab(panel, view) {
     h(
       "div.filters",
       {},
-      field(
-        { label: t("curves.smoothing") },
-        select(
-          [
-            [0, t("curves.smooth.0")],
-            [0.8, t("curves.smooth.1")],
-            [0.97, t("curves.smooth.2")],
-          ],
-          0.8,
-          (value) => {
-            choice.smoothing = value;
-            draw();
-          },
-        ),
-      ),
+      smoothingField((value) => {
+        choice.smoothing = value;
+        draw();
+      }),
       checkbox(
         t("curves.log"),
         true,
