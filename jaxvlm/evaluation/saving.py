@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxvlm.evaluation.result import Result, to_json
 from jaxvlm.evaluation.task import Task
 from jaxvlm.evaluation.worst_page import write_worst
-from jaxvlm.files import replace_text
+from jaxvlm.files import replace_bytes, replace_text
 
 
 def stem(task: Task, label: str = "") -> str:
@@ -36,6 +36,6 @@ def save(result: Result, out: Path, label: str = "") -> list[Path]:
     for file, content in files.items():
         written.append(out / f"{name}-submission" / file)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
-        replace_text(written[-1], content)
+        replace_bytes(written[-1], content.encode() if isinstance(content, str) else content)
     replace_text(written[0], to_json(result))  # last: what it tells of is there
     return written

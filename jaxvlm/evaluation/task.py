@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxvlm.data.records import Record, Turn
-from jaxvlm.errors import UserError, did_you_mean
+from jaxvlm.errors import UserError, did_you_mean, missing_extra
 from jaxvlm.evaluation.benchmarks.benchmark import Benchmark, Item
 from jaxvlm.evaluation.benchmarks.registry import find_benchmark
 from jaxvlm.media import Medium, Video
@@ -106,8 +107,8 @@ def load_tasks(
       scoring: one of `SCORINGS`.
 
     Raises:
-      UserError: what is wrong with each of them, in one message: an unknown benchmark, split or dialect, missing or
-        broken files, nothing to rank.
+      UserError: what is wrong with each of them, in one message: an unknown benchmark, split or dialect, a missing
+        package, missing or broken files, nothing to rank.
     """
     tasks, problems = [], []
     for spec in dict.fromkeys(specs):
@@ -124,6 +125,9 @@ def load_tasks(
 def _load(benchmark: Benchmark, root: Path, split: str, dialect: str, limit: int, scoring: str) -> Task:
     split = _one_of(benchmark.splits, split, "split")
     dialect = _one_of(benchmark.dialects, dialect, "dialect")
+    for package in benchmark.packages:
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(benchmark.title, package, "evaluate")
     folder = root if root.is_file() else root / benchmark.name
     items = tuple(benchmark.load(folder, split))
     task = Task(benchmark, folder, split, dialect, scoring, tuple(choose(items, limit)), items)

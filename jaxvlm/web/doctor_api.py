@@ -32,6 +32,7 @@ _OPTIONAL = {
     "gguf": ("gguf", "models of GGUF files, such as SmolLM2"),
     "datasets": ("hf", "data of the Hugging Face hub, and Parquet, Arrow and CSV files"),
     "pycocoevalcap": ("evaluate", "scores of captions"),
+    "openpyxl": ("evaluate", "MMBench"),
     "av": ("video", "videos"),
 }
 _TOOLS = {

@@ -1,7 +1,6 @@
 """COCO captions: tokens and scores equal those of COCO's tools, splits, prompts, results file."""
 
 import json
-import sys
 
 import pytest
 
@@ -96,9 +95,3 @@ def test_an_image_without_caption_is_named(tmp_path):
     layouts.put_json(path, content)
     with pytest.raises(UserError, match=r"\[0\]: image 139 has no caption"):
         BENCHMARK.load(tmp_path, "val2017")
-
-
-def test_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
-    with pytest.raises(UserError, match=r"needs the package pycocoevalcap; .*\[evaluate\]"):
-        BENCHMARK.score([Item("1", (), "", ["a"])], ["a"], "lmms_eval")

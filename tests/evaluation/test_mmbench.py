@@ -1,7 +1,9 @@
 """MMBench: tables, images that other rows have, circular accuracy."""
 
+import io
 import math
 
+import openpyxl
 import pytest
 
 from jaxvlm.errors import UserError
@@ -168,6 +170,8 @@ def test_a_split_without_answers_has_no_number_and_a_submission(tmp_path):
     items = load(tmp_path, rows, "test_en", "MMBench_TEST_EN.tsv")
     scores = MMBENCH.score(items, ["A"] * 4, LLAVA)
     assert scores.numbers == {} and all(math.isnan(credit) for credit in scores.credits)
-    lines = MMBENCH.submission(items, ["A", 'B "x"', "C", "D\n"], ["A", "B", "C", "D"])["mmbench.tsv"].split("\n")
-    assert lines[0] == "index\tquestion\tA\tB\tC\tD\tprediction\tanswer\tsplit"
-    assert lines[2] == '1\tHow many?\t1\t2\t3\t\t"B ""x"""\t\tdev'
+    (content,) = MMBENCH.submission(items, ["A", '=B "x"', "C\0", "D\n"], ["A", "B", "C", "D"]).values()
+    head, *rows = openpyxl.load_workbook(io.BytesIO(content)).active.iter_rows()
+    assert [cell.value for cell in head] == ["index", "question", "A", "B", "C", "D", "prediction", "answer", "split"]
+    assert [cell.value or "" for cell in rows[1]] == [1, "How many?", "1", "2", "3", "", '=B "x"', "", "dev"]
+    assert rows[1][6].data_type == "s" and [row[6].value for row in rows[2:]] == ["C", "D\n"]

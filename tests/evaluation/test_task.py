@@ -43,6 +43,15 @@ def test_all_that_is_wrong_comes_in_one_message(root, tmp_path):
         load_tasks(["tests.evaluation.colours.Path"], root)
 
 
+class Needy(colours.Colours):
+    packages = ("json", "no_such_package")
+
+
+def test_a_missing_package_is_told_before_anything_is_read(tmp_path):
+    with pytest.raises(UserError, match=r"Colours needs the package no_such_package; .*\[evaluate\]"):
+        load_tasks([f"{__name__}.Needy"], tmp_path)
+
+
 class Mute(colours.Colours):
     name = "colours"
 

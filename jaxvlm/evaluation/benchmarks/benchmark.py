@@ -91,6 +91,7 @@ class Benchmark(abc.ABC):
       dialects: the first is the default.
       max_new_tokens: dialect -> length limit of an answer; "" holds for the others.
       published: numbers of others.
+      packages: of the extra `evaluate`, that its scores or its submission need.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Benchmark(abc.ABC):
     dialects: tuple[str, ...] = (LLAVA,)
     max_new_tokens: Mapping[str, int]
     published: Sequence[Published] = ()
+    packages: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def load(self, folder: Path, split: str) -> list[Item]:
@@ -142,6 +144,8 @@ class Benchmark(abc.ABC):
         """The answers that are ranked by likelihood, such as the letters of the options; () if that makes no sense."""
         return ()
 
-    def submission(self, items: Sequence[Item], texts: Sequence[str], values: Sequence[Any]) -> Mapping[str, str]:
+    def submission(
+        self, items: Sequence[Item], texts: Sequence[str], values: Sequence[Any]
+    ) -> Mapping[str, str | bytes]:
         """Files that a server scores, name -> content; {} if there is no server."""
         return {}

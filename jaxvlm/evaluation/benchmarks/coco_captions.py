@@ -68,6 +68,7 @@ test2014  annotations/image_info_test2014.json, test2014/*.jpg"""
     metric = "CIDEr-D x 100"
     splits = {_KARPATHY: 5_000, "val2017": 5_000, "val2014": 40_504, _TEST: 0}
     dialects = (LMMS_EVAL, VLMEVALKIT)
+    packages = ("pycocoevalcap",)
     max_new_tokens = {"": 64, VLMEVALKIT: 512}
 
     def load(self, folder: Path, split: str) -> list[Item]:

@@ -10,7 +10,6 @@ vlm/llava/llava.py.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,6 +82,7 @@ class MmBench(Benchmark):
     splits = {"dev_en": 4329, "dev_cn": 0, "test_en": 0, "test_cn": 0}
     dialects = (LLAVA, LMMS_EVAL, VLMEVALKIT)
     max_new_tokens = {"": 1024, VLMEVALKIT: 2048}
+    packages = ("openpyxl",)
     published = (
         Published("LLaVA-1.5 7B", 64.3, LLAVA, MODEL_ZOO, "dev_en"),
         Published("LLaVA-1.5 7B", 58.3, LLAVA, MODEL_ZOO, "dev_cn"),
@@ -155,15 +155,30 @@ class MmBench(Benchmark):
         """The letters of the options."""
         return tuple(lettered(item.choices))
 
-    def submission(self, items: Sequence[Item], texts: Sequence[str], values: Sequence[Any]) -> Mapping[str, str]:
-        """A table with the columns of LLaVA's xlsx; the server takes an xlsx, which any spreadsheet saves it as."""
-        file = io.StringIO()
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(("index", "question", *_OPTIONS, "prediction", "answer", "split"))
+    def submission(self, items: Sequence[Item], texts: Sequence[str], values: Sequence[Any]) -> Mapping[str, bytes]:
+        """A spreadsheet with the columns of LLaVA's."""
+        import openpyxl  # only where it is written
+
+        book = openpyxl.Workbook(write_only=True)
+        sheet = book.create_sheet()
+        sheet.append(("index", "question", *_OPTIONS, "prediction", "answer", "split"))
         for item, text in zip(items, texts, strict=True):
             options = [lettered(item.choices).get(letter, "") for letter in _OPTIONS]
-            writer.writerow((item.id, item.question, *options, text, item.truth or "", item.extra.get("split", "")))
-        return {"mmbench.tsv": file.getvalue()}
+            row = (item.question, *options, text, item.truth or "", item.extra.get("split", ""))
+            sheet.append((int(item.id), *(_text_cell(sheet, text) for text in row)))
+        file = io.BytesIO()
+        book.save(file)
+        return {"mmbench.xlsx": file.getvalue()}
+
+
+def _text_cell(sheet: Any, text: str) -> Any:
+    """A cell that shows a text as it is, even one that begins with "="; without characters that no cell may have."""
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", text))
+    cell.data_type = "s"
+    return cell
 
 
 def _layouts(split: str) -> dict[str, dict[str, tuple[str, ...]]]:

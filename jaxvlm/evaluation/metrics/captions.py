@@ -18,8 +18,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxvlm.errors import missing_extra
-
 _SIGNS = {"’": "'", "‘": "`", "“": '"', "”": '"', "…": "...", "–": "--", "—": "--", "½": "1/2", "¼": "1/4", "¾": "3/4"}
 _SIGNS |= {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "€": "$", "£": "#"}
 _ABBREVIATIONS = "mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|co|corp|ltd|ave|blvd|rd|prof|gen|sen|rep|lt|col|sgt|capt|ft|mt|jan"
@@ -94,16 +92,11 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
 
     Args:
       references: of each caption, one or more.
-
-    Raises:
-      UserError: pycocoevalcap is not installed.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ModuleNotFoundError as error:
-        raise missing_extra("the score of captions", "pycocoevalcap", "evaluate") from error
+    from pycocoevalcap.bleu.bleu import Bleu  # of the extra `evaluate`
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
     truths = {place: list(given) for place, given in enumerate(references)}
     answers = {place: [caption] for place, caption in enumerate(captions)}
     bleu, _ = Bleu(4).compute_score(truths, answers, verbose=0)
