@@ -4,7 +4,8 @@
 
 Rates, adapters and sizes of images: configs/qwen_vl.py.
 
-On v5e-16 by `plan`: 14.7 GiB a chip, and 91 photos of 640 x 480 a second (docs/performance.md); nothing was measured.
+On v5e-16 by `plan`: 14.7 GiB a chip, 0.30 hours for 100,000 photos of 640 x 480 (docs/performance.md). Nothing was
+measured.
 """
 
 from ml_collections import ConfigDict
