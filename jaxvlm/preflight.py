@@ -26,6 +26,7 @@ from jaxvlm.media import MediaLayout
 from jaxvlm.models.vlm import Model
 from jaxvlm.objectives.registry import find_objective
 from jaxvlm.sharding import Rules, batch_devices, make_mesh, own_rows
+from jaxvlm.stage_checks import check_batch_size, check_heldout, check_trains
 from jaxvlm.training.state import state_layout
 
 T = TypeVar("T")
@@ -84,34 +85,6 @@ def open_data(setups: Sequence[Setup], tokenizer: Any, date: str) -> dict[str, S
     }
     problems.finish()
     return {name: samples for name, samples in opened.items() if samples is not None}
-
-
-def check_trains(stage: StageConfig, name: str) -> None:
-    """Raises `UserError` if every part of a stage is frozen, or a policy is unknown."""
-    stage.parts.adapters()
-    if set(stage.parts.policies.values()) == {"frozen"}:
-        parts = ", ".join(f"config.stage.{name}.parts.{part}" for part in stage.parts.policies)
-        raise UserError(f'every part is frozen; set one of {parts} to "full"')
-
-
-def check_batch_size(stage: StageConfig, name: str, devices: int) -> None:
-    """Raises `UserError` unless the rows of a micro-batch divide over the devices that share them."""
-    pieces = stage.micro_batches * devices
-    if stage.global_batch_size % pieces:
-        nearest = -(-stage.global_batch_size // pieces) * pieces
-        raise UserError(
-            f"global_batch_size {stage.global_batch_size} does not divide over {stage.micro_batches} micro-batches "
-            f"and {devices} data devices; use a multiple of {pieces} (--config.stage.{name}.global_batch_size="
-            f"{nearest}), or give devices to config.mesh.tensor"
-        )
-
-
-def check_heldout(stage: StageConfig, heldout: object) -> None:
-    """Raises `UserError` if a stage evaluates held-out records and has none (`heldout`: their share or number)."""
-    if stage.eval_every and not heldout:
-        raise UserError(
-            "eval_every is set, but no record is held out; set data.heldout, such as 0.02, or eval_every to 0"
-        )
 
 
 def _set_up_stage(config: Config, name: str, mesh: Mesh | None, problems: _Problems) -> Setup | None:

@@ -19,12 +19,13 @@ from jaxvlm.evaluation.suite import main_number
 from jaxvlm.evaluation.task import Task
 from jaxvlm.inference.engine import Engine
 from jaxvlm.initial_weights import check_tokenizer, find_origins, overridden_settings, starting_params
-from jaxvlm.preflight import Setup, check_heldout, open_data, set_up
+from jaxvlm.preflight import Setup, open_data, set_up
 from jaxvlm.processes import log
 from jaxvlm.restore import open_run
 from jaxvlm.run_process import recorded
 from jaxvlm.runs import RunFolder, all_keys, example
 from jaxvlm.sharding import to_devices
+from jaxvlm.stage_checks import check_heldout
 from jaxvlm.training.checkpoint import Checkpoints
 from jaxvlm.training.checkpoint_files import is_finished, whole_steps
 from jaxvlm.training.loop import Services, train

@@ -13,8 +13,8 @@ from jaxvlm.families.build import stage_model
 from jaxvlm.families.registry import media_layout
 from jaxvlm.media import MediaLayout
 from jaxvlm.planning.slices import Slice
-from jaxvlm.preflight import check_batch_size, check_trains
 from jaxvlm.sharding import Rules, batch_devices, batch_sharding, make_mesh
+from jaxvlm.stage_checks import check_batch_size, check_trains
 from jaxvlm.training.state import Layout, state_layout
 
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from jaxvlm.errors import UserError, did_you_mean
 from jaxvlm.families.registry import media_layout, resolve
 from jaxvlm.files import replace_text
 from jaxvlm.recipe_text import RecipeText, read_recipe_text, write_recipe_text
+from jaxvlm.stage_checks import check_heldout, check_trains
 from jaxvlm.web.paths import recipe_path, shipped_recipes
 from jaxvlm.web.problem import Problem
 from jaxvlm.web.recipe_info import RecipeInfo, recipe_info
@@ -227,7 +228,7 @@ def _recipe_problems(values: dict[str, Any], given: set[str]) -> list[tuple[str 
     except UserError as error:
         return _by_key(str(error), "", given)
     found = []
-    checks = [("", lambda: check_values(config))]
+    checks: list[tuple[str, Callable[[], object]]] = [("", lambda: check_values(config))]
     for stage in config.stages:
         checks += [(f"stage.{stage}", check) for check in _stage_checks(config, stage)]
     for where, check in checks:
@@ -238,27 +239,19 @@ def _recipe_problems(values: dict[str, Any], given: set[str]) -> list[tuple[str 
     return found
 
 
-def _stage_checks(config: Config, name: str) -> list[Any]:
+def _stage_checks(config: Config, name: str) -> list[Callable[[], object]]:
     stage = config.stage[name]
 
-    def trains() -> None:
-        policies = stage.parts.policies
-        if set(policies.values()) == {"frozen"}:
-            parts = ", ".join(f"config.stage.{name}.parts.{part}" for part in policies)
-            raise UserError(f'every part is frozen ({parts}); set one to "full"')
-
-    def holds_out() -> None:
-        if stage.eval_every and not stage.data.heldout:
-            raise UserError(
-                f"config.stage.{name}.data.heldout = 0.0, but eval_every is set; hold out a share, such as 0.02, or "
-                "set eval_every to 0"
-            )
-
-    def is_read() -> None:
+    def check_source() -> None:
         if not stage.data.source and not stage.data.mix:
             raise UserError(f"config.stage.{name}.data.source is empty; name the data to train on")
 
-    return [stage.parts.adapters, trains, holds_out, is_read, lambda: media_layout(config.model, stage.data)]
+    return [
+        lambda: check_trains(stage, name),
+        lambda: check_heldout(stage, stage.data.heldout),
+        check_source,
+        lambda: media_layout(config.model, stage.data),
+    ]
 
 
 def _by_key(message: str, where: str, given: set[str]) -> list[tuple[str | None, str]]:

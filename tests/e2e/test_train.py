@@ -114,7 +114,7 @@ def test_a_killed_run_resumes_bit_for_bit(whole, server, tmp_path, batch):
         ),
         (
             ["--workdir", "{new}", *(f"--config.stage.align.parts.{part}=frozen" for part in PARTS)],
-            r"every part is frozen; set one of config.stage.align.parts.vision",
+            r"every part is frozen \(config.stage.align.parts.vision",
         ),
         (["--workdir", "{new}", "--config.init.model=/nowhere"], r"/nowhere is neither a folder or file that is here"),
         (["--workdir", "{new}", "--config.stage.align.dato.tokens=9"], r"unknown key config.stage.align.dato.tokens"),

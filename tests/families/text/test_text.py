@@ -144,7 +144,7 @@ def test_a_record_with_a_picture_is_named(data, tmp_path):
         (lambda c, s: s.data.augment.update(shift=2), r"data.augment.shift = 2, expected 0"),
         (
             lambda c, s: s.parts.update(language="frozen"),
-            r"every part is frozen; set one of config.stage.sft.parts.lang",
+            r"every part is frozen \(config.stage.sft.parts.lang",
         ),
     ],
 )
