@@ -21,8 +21,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import select
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +34,7 @@ from typing import Any
 _SECONDS = 300  # for a visit; a page of 20 MB takes 10
 _MOST_TABS = 300
 _WAIT_SECONDS = 120  # for what an action waits for; what never comes costs them, on a busy machine nothing else
+_TURN = "your turn\n"  # the other process goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,7 @@ def visit(
     picture: Path | None = None,
     dark: bool = False,
     size: tuple[int, int] = (1280, 900),
+    early: str = "",
     seconds: int = _SECONDS,
 ) -> Visit:
     """Opens a page.
@@ -66,18 +71,21 @@ def visit(
         ("wait_for", SELECTOR_OR_EXPRESSION[, SECONDS]), ("upload", SELECTOR, [FILES]) where SELECTOR asks for files,
         ("reload",),
         ("go", ADDRESS), ("run", EXPRESSION), ("ask", NAME, EXPRESSION) into the results, ("resize", WIDTH, HEIGHT),
-        ("picture", FILE).
+        ("picture", FILE), ("do", FUNCTION) of this process, without arguments, while the page stays as it is.
       scripts: expressions whose values are asked for, in order, after the actions and with the mouse in its place.
       hover: CSS selector of an element onto whose middle the mouse is moved.
       picture: of what the window shows at the end, as PNG.
       dark: the colour scheme that the page is told.
       size: of the window, in pixels.
+      early: a script that runs in each document before its own.
       seconds: after which the browser is ended.
     """
     assert (page is None) != (url is None), "pass a page or an address"
+    functions = [action[1] for action in actions if action[0] == "do"]
     order = {
         "url": url or page.resolve().as_uri(),
-        "actions": actions,
+        "actions": [("do",) if action[0] == "do" else action for action in actions],
+        "early": early,
         "scripts": scripts or {},
         "hover": hover,
         "picture": picture,
@@ -90,16 +98,41 @@ def visit(
         "QTWEBENGINE_CHROMIUM_FLAGS": flags,
         "LC_ALL": "C.UTF-8",
     }
-    done = subprocess.run(
-        [sys.executable, __file__],
-        input=json.dumps(order, default=str),
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=seconds,
-    )
-    assert done.returncode == 0, f"the browser ended with code {done.returncode}:\n{done.stderr}"
-    return Visit(**json.loads(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryFile("w+") as errors:
+        browser = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+        end = threading.Timer(seconds, browser.kill)
+        end.start()
+        try:
+            answer = _converse(browser, order, functions)
+        finally:
+            end.cancel()
+            browser.kill()
+            browser.communicate()
+        errors.seek(0)
+        assert answer, f"the browser ended without an answer, or after {seconds} s:\n{errors.read()}"
+    return Visit(**json.loads(answer))
+
+
+def _converse(browser: subprocess.Popen[str], order: dict[str, Any], functions: Sequence[Any]) -> str:
+    """Sends the order, and calls each function when the browser is there; returns the answer, "" if it has ended."""
+    waiting = iter(functions)
+    browser.stdin.write(json.dumps(order, default=str) + "\n")
+    browser.stdin.flush()
+    for line in browser.stdout:
+        if line.startswith("{"):
+            return line
+        if line == _TURN:
+            next(waiting)()
+            browser.stdin.write(_TURN)
+            browser.stdin.flush()
+    return ""
 
 
 def _serve(order: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +142,7 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
     from PyQt6.QtWebEngineCore import (
         QWebEnginePage,
         QWebEngineProfile,
+        QWebEngineScript,
         QWebEngineSettings,
         QWebEngineUrlRequestInterceptor,
     )
@@ -137,6 +171,12 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
     interceptor = Interceptor()
     profile.setUrlRequestInterceptor(interceptor)
     page = Page(profile)
+    if order["early"]:
+        early = QWebEngineScript()
+        early.setSourceCode(order["early"])
+        early.setInjectionPoint(QWebEngineScript.InjectionPoint.DocumentCreation)
+        early.setWorldId(QWebEngineScript.ScriptWorldId.MainWorld)
+        page.scripts().insert(early)
     # As in browsers; else Qt would keep a request for the network from being seen.
     page.settings().setAttribute(QWebEngineSettings.WebAttribute.LocalContentCanAccessRemoteUrls, True)
     page.settings().setAttribute(QWebEngineSettings.WebAttribute.JavascriptCanAccessClipboard, True)
@@ -242,6 +282,12 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
         pause(300)
         view.grab().save(path)
 
+    def do():
+        print(_TURN, end="", flush=True)
+        while not select.select([sys.stdin], [], [], 0)[0]:
+            pause(20)
+        sys.stdin.readline()
+
     def resize(width, height):
         view.resize(width, height)
         pause(200)
@@ -260,6 +306,7 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
         "ask": lambda name, script: results.update({name: ask(script)}),
         "resize": resize,
         "picture": take_picture,
+        "do": do,
     }
     loaded = loads(lambda: page.load(QUrl(order["url"])))
     pause(300)  # what the page might still ask for, and a frame to draw
@@ -280,6 +327,6 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answer = _serve(json.load(sys.stdin))
+    answer = _serve(json.loads(sys.stdin.readline()))
     print(json.dumps(answer), flush=True)
     os._exit(0)  # Qt's own way out is slow and may crash behind the answer

@@ -60,14 +60,14 @@ export function debounce(action, milliseconds) {
 /** Waits, in milliseconds; rejects with the signal's reason when it is aborted. */
 export function pause(milliseconds, signal) {
   return new Promise((done, fail) => {
-    const timer = setTimeout(done, milliseconds);
-    signal?.addEventListener(
-      "abort",
-      () => {
-        clearTimeout(timer);
-        fail(signal.reason);
-      },
-      { once: true },
-    );
+    const stop = () => {
+      clearTimeout(timer);
+      fail(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", stop);
+      done();
+    }, milliseconds);
+    signal?.addEventListener("abort", stop, { once: true });
   });
 }

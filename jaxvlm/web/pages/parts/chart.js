@@ -8,6 +8,7 @@ import { button, details } from "./basic.js";
 const HEIGHT = 240;
 const TABLE_ROWS = 50;
 const SMOOTH_FROM = 100; // points
+const MARKED_BELOW = 30; // points, each of which is then drawn as a dot
 const DASHES = [[], [6, 4], [2, 3], [10, 4, 2, 4]];
 
 /** A line's look; lines differ in dashes too, not in colour alone. */
@@ -34,7 +35,8 @@ export function smooth(values, weight) {
 }
 
 /**
- * A figure with one chart.
+ * A figure with one chart. Its `update(lines)` shows other values of the same lines, and leaves zoom, focus and an open
+ * table as they are; it is false, and changes nothing, where the lines are others.
  * @param {Object} about title, unit of x in words (xLabel)
  * @param {Array} lines {label, x: [], y: []}
  * @param {Object} options log (scale of y), smoothing (0 to 1), empty (text where there is no point)
@@ -42,37 +44,62 @@ export function smooth(values, weight) {
 export function chart({ title, xLabel }, lines, { log = false, smoothing = 0, empty = "" } = {}) {
   const id = newId("chart");
   const figure = h("figure.chart", { "aria-labelledby": id });
-  const shown = lines.filter((line) => line.x.length > 0);
+  let shown = withPoints(lines);
   const head = h("div.chart-head", {}, h("h3", { id }, log ? t("chart.log_title", { title }) : title));
+  figure.update = (next) => labels(withPoints(next)) === labels(shown);
   if (shown.length === 0) return fill(figure, head, h("p.muted.chart-empty", {}, empty));
   const box = h("div.chart-box", { "aria-hidden": "true" });
-  fill(
-    figure,
-    head,
-    box,
-    h(
-      "figcaption",
-      {},
+  const words = h("figcaption", {});
+  const bodies = shown.map(() => h("tbody", {}));
+  const tables = shown.map(({ label }, i) => table(xLabel, label, bodies[i]));
+  const write = () => {
+    fill(
+      words,
       shown.map((line) => h("p", {}, inWords(line))),
-    ),
-    details(t("chart.table"), table(xLabel, shown)),
-  );
-  // The width is known only once the figure stands in the page.
-  const watch = new ResizeObserver(() => requestAnimationFrame(draw));
+    );
+    shown.forEach((line, i) => fill(bodies[i], rows(line)));
+  };
+  write();
+  fill(figure, head, box, words, details(t("chart.table"), tables));
   let plot = null;
+  // The width is known only once the figure stands in the page; and a plot that is not ended is kept by the library.
+  const watch = new ResizeObserver(() => requestAnimationFrame(draw));
   function draw() {
     const width = box.clientWidth;
-    if (!box.isConnected || width === 0) return;
-    if (plot) plot.setSize({ width, height: HEIGHT });
-    else {
+    if (!box.isConnected) {
+      watch.disconnect();
+      plot?.destroy();
+    } else if (width > 0 && plot) plot.setSize({ width, height: HEIGHT });
+    else if (width > 0) {
       plot = new uPlot(options(width, xLabel, shown, log), data(shown, smoothing), box);
       head.append(
         button(t("chart.reset"), () => plot.setData(plot.data), { kind: "quiet small", symbol: "rotate-ccw" }),
       );
     }
   }
+  figure.update = (next) => {
+    if (labels(withPoints(next)) !== labels(shown)) return false;
+    shown = withPoints(next);
+    write();
+    if (plot) renew(plot, data(shown, smoothing));
+    return true;
+  };
   watch.observe(box);
   return figure;
+}
+
+const withPoints = (lines) => lines.filter((line) => line.x.length > 0);
+
+const labels = (lines) => JSON.stringify(lines.map((line) => line.label));
+
+/** Gives a plot other values; a part that somebody has zoomed into stays. */
+function renew(plot, values) {
+  const { min, max } = plot.scales.x;
+  const isZoomed = min > plot.data[0][0] || max < plot.data[0].at(-1);
+  plot.batch(() => {
+    plot.setData(values, !isZoomed);
+    if (isZoomed) plot.setScale("x", { min, max });
+  });
 }
 
 function options(width, xLabel, lines, log) {
@@ -97,7 +124,7 @@ function options(width, xLabel, lines, log) {
         ...lineStyle(i),
         width: 1.5,
         spanGaps: true,
-        points: { show: line.x.length < 30 },
+        points: { show: (plot, at) => plot.data[at].filter(Number.isFinite).length < MARKED_BELOW },
         value: (_, value) => number(value),
       })),
     ],
@@ -119,26 +146,25 @@ function inWords({ label, x, y }) {
   return t("chart.words", { label, first: known[0][0], last: known.at(-1)[0], least, leastAt, most, mostAt });
 }
 
-function table(xLabel, lines) {
-  return lines.map(({ label, x, y }) => {
-    const every = Math.max(1, Math.ceil(x.length / TABLE_ROWS));
-    const rows = x.map((one, i) => [one, y[i]]).filter((_, i) => i % every === 0 || i === x.length - 1);
-    return h(
-      "div.table-scroll",
-      { tabindex: "0", role: "region", "aria-label": label },
-      h(
-        "table.numbers",
-        {},
-        h("caption", {}, label),
-        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, xLabel), h("th", { scope: "col" }, label))),
-        h(
-          "tbody",
-          {},
-          rows.map(([one, value]) => h("tr", {}, h("td", {}, number(one)), h("td", {}, number(value)))),
-        ),
-      ),
-    );
-  });
+function table(xLabel, label, body) {
+  return h(
+    "div.table-scroll",
+    { tabindex: "0", role: "region", "aria-label": label },
+    h(
+      "table.numbers",
+      {},
+      h("caption", {}, label),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, xLabel), h("th", { scope: "col" }, label))),
+      body,
+    ),
+  );
+}
+
+/** Some fifty points as rows, the last one included. */
+function rows({ x, y }) {
+  const every = Math.max(1, Math.ceil(x.length / TABLE_ROWS));
+  const kept = x.map((one, i) => [one, y[i]]).filter((_, i) => i % every === 0 || i === x.length - 1);
+  return kept.map(([one, value]) => h("tr", {}, h("td", {}, number(one)), h("td", {}, number(value))));
 }
 
 /** The newest values of a run as a small line, without axes: decoration, since its row has the numbers. */

@@ -4,6 +4,7 @@ import { address, get } from "../api.js";
 import { pause } from "../dom.js";
 
 const POLL_SECONDS = 3;
+const POINTS = 2000; // of a curve, as the server chooses them
 
 /** Curves of a run, and what follows. */
 export class Curves {
@@ -13,7 +14,7 @@ export class Curves {
   }
 
   static async load(run, signal) {
-    return new Curves(await get("run/curves", { run, points: 2000 }, signal));
+    return new Curves(await get("run/curves", { run, points: POINTS }, signal));
   }
 
   /** Adds lines of metrics.jsonl; false if one belongs to an unknown stage, or goes back: then load again. */
@@ -37,6 +38,17 @@ export class Curves {
     return true;
   }
 
+  /** Whether so many points were added that the server should choose again. */
+  get isLong() {
+    return Object.values(this.series).some(({ x }) => x.length > 2 * POINTS);
+  }
+
+  /** Whether these curves were read up to a cursor or beyond it, in the same file. */
+  include(cursor) {
+    const [[inode, offset], [own, end]] = [cursor, this.cursor].map((one) => one.split(":"));
+    return inode === own && Number(offset) <= Number(end);
+  }
+
   /** A series as chart.js takes it. */
   line(name, label) {
     const { x = [], value = [] } = this.series[name] ?? {};
@@ -44,15 +56,47 @@ export class Curves {
   }
 }
 
+/** Curves that follow their run: news are added in order, and where they do not fit, the curves are read again. */
+class Feed {
+  constructor(run, curves, changed, signal) {
+    Object.assign(this, { run, curves, changed, signal });
+    this.before = Promise.resolve();
+  }
+
+  /** Takes {lines, reset} that end at a cursor. */
+  take(news, cursor) {
+    this.before = this.before.then(() => this.add(news, cursor)).catch(() => {}); // ends with the view
+  }
+
+  async add({ lines, reset }, cursor) {
+    if (!reset && this.curves.include(cursor)) return; // they were read since
+    if (reset || this.curves.isLong || !this.curves.append(lines)) this.curves = await this.load();
+    this.changed(this.curves);
+  }
+
+  async load() {
+    for (;;) {
+      try {
+        return await Curves.load(this.run, this.signal);
+      } catch (problem) {
+        if (problem.name === "AbortError") throw problem;
+        await pause(POLL_SECONDS * 1000, this.signal); // the studio is gone for now; the news will not come again
+      }
+    }
+  }
+}
+
 /**
  * Watches a run until the signal is aborted: events of the server, or questions each few seconds where events do not
  * come through.
- * @param {Object} on state(run), metrics({lines, reset}), connected(boolean)
+ * @param {Curves} curves of the run, so far
+ * @param {Object} on state(run), curves(Curves), connected(boolean)
  */
-export function watchRun(run, cursor, on, signal) {
+export function watchRun(run, curves, on, signal) {
   let failures = 0,
-    last = cursor;
-  const source = new EventSource(address("run/events", { run, after: cursor }));
+    last = curves.cursor;
+  const feed = new Feed(run, curves, on.curves, signal);
+  const source = new EventSource(address("run/events", { run, after: last }));
   source.addEventListener("open", () => {
     failures = 0;
     on.connected(true);
@@ -60,26 +104,26 @@ export function watchRun(run, cursor, on, signal) {
   source.addEventListener("state", (event) => on.state(JSON.parse(event.data)));
   source.addEventListener("metrics", (event) => {
     last = event.lastEventId || last;
-    on.metrics(JSON.parse(event.data));
+    feed.take(JSON.parse(event.data), last);
   });
   source.addEventListener("error", () => {
     failures += 1;
     on.connected(false);
     if (failures < 2 && source.readyState !== EventSource.CLOSED) return;
     source.close();
-    poll(run, last, on, signal).catch(() => {}); // ends with the view
+    poll(run, last, feed, on, signal).catch(() => {}); // ends with the view
   });
   signal.addEventListener("abort", () => source.close());
 }
 
-async function poll(run, cursor, on, signal) {
+async function poll(run, cursor, feed, on, signal) {
   let after = cursor;
   while (!signal.aborted) {
     await pause(POLL_SECONDS * 1000, signal);
     try {
       const answer = await get("run/metrics", { run, after }, signal);
       after = answer.cursor;
-      on.metrics(answer);
+      if (answer.reset || answer.lines.length > 0) feed.take(answer, after);
       on.state(await get("run", { run }, signal));
       on.connected(true);
     } catch (error) {

@@ -1,7 +1,7 @@
 // One run: its state in words, what can be done about it, and tabs for the rest.
 
 import { get, post } from "../api.js";
-import { fill, h } from "../dom.js";
+import { fill, h, pause } from "../dom.js";
 import {
   announce,
   badge,
@@ -24,6 +24,7 @@ import { checkpointsTab, filesTab, logTab, settingsTab } from "./run_tabs.js";
 import { curvesTab, mainCurve } from "./run_curves.js";
 
 const KILL_AFTER_SECONDS = 15; // of a stop that was asked for
+const CLOCK_SECONDS = 5;
 
 export async function show(place, { id, query, session, signal }) {
   const [run, curves] = await Promise.all([get("run", { run: id }, signal), Curves.load(id, signal)]);
@@ -62,10 +63,13 @@ export async function show(place, { id, query, session, signal }) {
   );
   watchRun(
     id,
-    curves.cursor,
+    curves,
     {
       state: (next) => changed(view, next, all),
-      metrics: ({ lines, reset }) => grow(view, lines, reset),
+      curves: (next) => {
+        view.curves = next;
+        view.redrawCurves();
+      },
       connected: (yes) => {
         if (view.connected !== yes) {
           view.connected = yes;
@@ -75,6 +79,15 @@ export async function show(place, { id, query, session, signal }) {
     },
     signal,
   );
+  keepTime(head, view).catch(() => {}); // ends with the view
+}
+
+/** How long a run has been silent grows, though nothing is heard of it. */
+async function keepTime(head, view) {
+  for (;;) {
+    await pause(CLOCK_SECONDS * 1000, view.signal);
+    if (view.run.state === "silent") head.querySelector(".says").textContent = stateSentence(view.run);
+  }
 }
 
 function changed(view, next, all) {
@@ -89,13 +102,6 @@ function changed(view, next, all) {
   const differs = parts.some((part) => JSON.stringify(before[part]) !== JSON.stringify(next[part]));
   if (view.tab === "overview") view.redrawOverview?.();
   else if (differs && ["checkpoints", "files"].includes(view.tab)) all.choose(view.tab);
-}
-
-async function grow(view, lines, reset) {
-  if (reset || !view.curves.append(lines)) {
-    view.curves = await Curves.load(view.id, view.signal);
-  }
-  view.redrawCurves();
 }
 
 function drawHead(head, view) {

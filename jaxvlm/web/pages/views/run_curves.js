@@ -35,29 +35,29 @@ const whyEmpty = (run) => (MOVING.has(run.state) ? t("curves.none_yet") : t("cur
 
 /** The loss alone, for the overview. */
 export function mainCurve(place, view) {
+  const lines = () => ["loss", "heldout_loss"].map((name) => view.curves.line(name, metricName(name)));
   const draw = () => {
     if (!view.curves.series.loss) return fill(place, empty("chart-line", t("curves.no_data"), whyEmpty(view.run)));
     keepOpen(place, () =>
       fill(
         place,
-        chart(
-          { title: t("curves.loss"), xLabel: t("curves.step") },
-          ["loss", "heldout_loss"].map((name) => view.curves.line(name, metricName(name))),
-          { log: true, smoothing: 0.8, empty: whyEmpty(view.run) },
-        ),
+        chart({ title: t("curves.loss"), xLabel: t("curves.step") }, lines(), {
+          log: true,
+          smoothing: 0.8,
+          empty: whyEmpty(view.run),
+        }),
         h("p.help", {}, t("curves.loss_help")),
       ),
     );
   };
   draw();
   view.redrawCurves = calmly(() => {
-    if (place.isConnected) draw();
+    if (place.isConnected && !place.querySelector("figure")?.update(lines())) draw();
   });
 }
 
-/** A table that a person opened stays open when its figure is drawn again. */
+/** A table that a person opened stays open when its figure is made again. */
 function keepOpen(place, draw) {
-  if (place.contains(document.activeElement) && document.activeElement !== document.body) return;
   const open = [...place.querySelectorAll("details")].map((one) => one.open);
   draw();
   place.querySelectorAll("details").forEach((one, i) => {
@@ -65,34 +65,39 @@ function keepOpen(place, draw) {
   });
 }
 
+/** The groups of which the curves have numbers, with their lines: [{title, log, lines}]. */
+function groupsOf(curves) {
+  const known = Object.keys(curves.series);
+  const rest = known.filter((name) => !HIDDEN.has(name) && !GROUPS.some((group) => group.names.includes(name)));
+  const groups = [
+    ...GROUPS.map((group) => ({ ...group, title: t(group.title) })),
+    ...rest.map((name) => ({ title: metricName(name), names: [name] })),
+  ];
+  return groups
+    .map(({ title, log, names }) => ({ title, log, names: names.filter((name) => known.includes(name)) }))
+    .filter(({ names }) => names.length > 0)
+    .map(({ names, ...group }) => ({ ...group, lines: names.map((name) => curves.line(name, metricName(name))) }));
+}
+
 /** All curves, with their scale and smoothing. */
 export function curvesTab(panel, view) {
   const choice = { log: true, smoothing: 0.8 };
   const place = h("div.charts", {});
   const draw = () => {
-    const known = Object.keys(view.curves.series);
-    if (known.length === 0) return fill(place, empty("chart-line", t("curves.no_data"), whyEmpty(view.run)));
-    const rest = known.filter((name) => !HIDDEN.has(name) && !GROUPS.some((group) => group.names.includes(name)));
-    const groups = [
-      ...GROUPS.map((group) => ({ ...group, title: t(group.title) })),
-      ...rest.map((name) => ({ title: metricName(name), names: [name] })),
-    ];
-    keepOpen(place, () =>
-      fill(
-        place,
-        groups
-          .filter((group) => group.names.some((name) => known.includes(name)))
-          .map((group) =>
-            chart(
-              { title: group.title, xLabel: t("curves.step") },
-              group.names
-                .filter((name) => known.includes(name))
-                .map((name) => view.curves.line(name, metricName(name))),
-              { log: choice.log && group.log, smoothing: choice.smoothing, empty: whyEmpty(view.run) },
-            ),
-          ),
-      ),
-    );
+    const groups = groupsOf(view.curves);
+    if (groups.length === 0) return fill(place, empty("chart-line", t("curves.no_data"), whyEmpty(view.run)));
+    const one = ({ title, log, lines }) =>
+      chart({ title, xLabel: t("curves.step") }, lines, {
+        log: choice.log && log,
+        smoothing: choice.smoothing,
+        empty: whyEmpty(view.run),
+      });
+    keepOpen(place, () => fill(place, groups.map(one)));
+  };
+  const update = () => {
+    const groups = groupsOf(view.curves);
+    const figures = [...place.querySelectorAll("figure")];
+    return figures.length === groups.length && figures.every((figure, i) => figure.update(groups[i].lines));
   };
   fill(
     panel,
@@ -119,6 +124,6 @@ export function curvesTab(panel, view) {
   );
   draw();
   view.redrawCurves = calmly(() => {
-    if (place.isConnected) draw();
+    if (place.isConnected && !update()) draw();
   });
 }
