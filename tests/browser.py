@@ -243,7 +243,7 @@ def _serve(order: dict[str, Any]) -> dict[str, Any]:
             if time.monotonic() > end:
                 shown = ask("document.body.innerText.slice(0, 3000)")
                 raise TimeoutError(f"{what} did not come; the page shows:\n{shown}\nconsole: {console}")
-            pause(50)
+            pause(100)
 
     def click(selector):
         wait_for(selector)

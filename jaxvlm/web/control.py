@@ -7,11 +7,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,23 @@ def start_run(
         check_free(studio, devices)
     command = train_command(path, folder, stage)
     _create(studio, folder, name)
-    _save(folder, _entry(command, path, devices))
-    if queued:
-        studio.queue.add(name)
-    else:
-        launch_run(studio, name)
+    with _taken_back(folder):
+        _save(folder, _entry(command, path, devices))
+        if queued:
+            studio.queue.add(name)
+        else:
+            launch_run(studio, name)
     return name
+
+
+@contextlib.contextmanager
+def _taken_back(folder: Path) -> Iterator[None]:
+    """Removes a new folder if it cannot be written, as on a full disk, so that its name is free for the next try."""
+    try:
+        yield
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _entry(command: list[str], recipe: Path, devices: list[int] | None) -> dict[str, Any]:
@@ -93,6 +105,7 @@ def launch_run(studio: Studio, name: str) -> None:
 
     Raises:
       Problem: 500: it cannot be started.
+      OSError: its folder cannot be written; nothing runs then.
     """
     folder = run_folder(studio, name)
     run = read_run(folder)
@@ -103,7 +116,23 @@ def launch_run(studio: Studio, name: str) -> None:
     cwd, log, end = Path(entry["cwd"]), log_file(folder), run.folder.exit_file
     entry["launcher"] = launch(entry["command"], cwd, log, end, environment)
     entry["launched"] = round(time.time(), 1)
-    _save(folder, entry)
+    try:
+        _save(folder, entry)
+    except OSError:  # a process that nobody could find again
+        _end(entry["launcher"])
+        raise
+
+
+def _end(launcher: Mapping[str, Any]) -> None:
+    """Ends a launcher, which would write into the folder, and then what it has started."""
+    child, end = launcher["child"], time.monotonic() + _GONE_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        if is_alive(launcher):
+            os.kill(launcher["pid"], signal.SIGKILL)
+        if is_alive(child):
+            os.killpg(launcher["pgid"], signal.SIGKILL)
+    while (is_alive(launcher) or is_alive(child)) and time.monotonic() < end:
+        time.sleep(0.02)
 
 
 def _save(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -225,7 +254,8 @@ def stop_run(studio: Studio, name: str) -> dict[str, Any]:
     """
     folder = run_folder(studio, name)
     process = _alive(read_run(folder), name)
-    replace_text(stop_file(folder), json.dumps({"time": round(time.time(), 1), "pid": process["pid"]}) + "\n")
+    with contextlib.suppress(OSError):  # on a full disk, too, a run has to end
+        replace_text(stop_file(folder), json.dumps({"time": round(time.time(), 1), "pid": process["pid"]}) + "\n")
     with contextlib.suppress(ProcessLookupError):
         os.kill(process["pid"], signal.SIGTERM)
     return {"pid": process["pid"]}

@@ -66,8 +66,13 @@ def read_token(root: Path) -> str:
     except FileExistsError:
         pass
     else:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
+        except OSError as error:  # an empty file would keep the next start from making one
+            path.unlink()
+            error.filename = str(path)
+            raise
     if path.stat().st_mode & 0o077:
         raise UserError(f"{path} can be read by others; run `chmod 600 {path}`, or remove the file for a new token")
     token = path.read_text().strip()

@@ -19,7 +19,7 @@ def studio(tmp_path, monkeypatch):
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     (tmp_path / "recipes").mkdir()
-    for name in ("mine", "deaf", "fails"):
+    for name in ("mine", "deaf", "fails", "beats"):
         write(tmp_path / "recipes" / f"{name}.py", "")
 
     def as_stand_in(command):

@@ -2,8 +2,8 @@
 
 from tests.web.folders import client
 
-# Ends with 75 on SIGTERM, as `train` does; counts its starts; a recipe that is called "deaf" ignores the signal, and
-# one called "fails" ends with a mistake.
+# Ends with 75 on SIGTERM, as `train` does; counts its starts; a recipe that is called "deaf" ignores the signal, one
+# called "fails" ends with a mistake, one called "beats" has a heartbeat, and one called "talks" has 10 MB to say.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
 fields = dict(zip(sys.argv[2::2], sys.argv[3::2]))
@@ -17,7 +17,16 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN if recipe == "deaf" else end)
 with open(folder / "starts", "a") as file:
     file.write(" ".join(sys.argv[1:]) + "|" + os.environ.get("CUDA_VISIBLE_DEVICES", "all") + "\\n")
 while not (folder / "finish").exists():
-    time.sleep(0.01)
+    if recipe == "beats":
+        beat = {"process": 0, "host": os.uname().nodename, "pid": os.getpid(), "stage": "align", "step": 3, "steps": 9}
+        (folder / "heartbeats").mkdir(exist_ok=True)
+        (folder / "new").write_text(json.dumps({**beat, "phase": "step", "phase_seconds": 1, "time": time.time()}))
+        (folder / "new").replace(folder / "heartbeats" / "0.json")
+    time.sleep(0.01 if recipe != "beats" else 0.2)
+if recipe == "talks":
+    for _ in range(160):
+        sys.stdout.write("x" * 65535 + "\\n")
+    print("the last word")
 """
 
 

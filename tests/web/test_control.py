@@ -1,5 +1,6 @@
 """Starting, stopping, ending and resuming runs, with small processes in the place of trainings."""
 
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import configs.quickstart
+from jaxvlm.process_identity import is_alive
 from jaxvlm.web import control, train_command
 from jaxvlm.web.control import check_recipe, free_name
 from jaxvlm.web.problem import Problem
@@ -154,6 +156,49 @@ def test_a_group_that_leads_outside(studio, tmp_path):
     (tmp_path / "outside").mkdir()
     (studio.root / "link").symlink_to(tmp_path / "outside")
     assert error(start(studio, "link/run")) == (422, "bad_name") and list((tmp_path / "outside").iterdir()) == []
+
+
+# --- a full disk
+
+
+def fill_disk(monkeypatch, *, after=0):
+    """Writes fail from now on, but for the first few."""
+    written, write_text = [], control.replace_text
+
+    def fail(path, text):
+        written.append(path)
+        if len(written) > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write_text(path, text)
+
+    monkeypatch.setattr(control, "replace_text", fail)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_start_on_a_full_disk_leaves_nothing(studio, monkeypatch, after):
+    """Neither a folder, nor a process that nobody could find again; the name is free for the next try."""
+    launched, launch = [], control.launch
+    monkeypatch.setattr(control, "launch", lambda *given: launched.append(launch(*given)) or launched[-1])
+    with monkeypatch.context() as disk:
+        fill_disk(disk, after=after)
+        reply = start(studio)
+    assert error(reply) == (507, "disk") and str(studio.root / "run" / "studio.json") in reply.text
+    assert not (studio.root / "run").exists() and len(launched) == after
+    assert not any(is_alive(process) for one in launched for process in (one, one["child"]))
+    assert start(studio).status_code == 200
+
+
+def test_a_queue_on_a_full_disk(studio, monkeypatch):
+    write(studio.root / ".studio" / "queue", "a file where the folder should be")
+    assert start(studio, when="queue").status_code in (500, 507) and not (studio.root / "run").exists()
+
+
+def test_a_stop_on_a_full_disk(studio, monkeypatch):
+    start(studio)
+    wait_for(lambda: starts(studio))
+    fill_disk(monkeypatch)
+    assert ask(studio, "run/stop", run="run").status_code == 200
+    wait_for(lambda: state(studio) == "paused")
 
 
 # --- recipes

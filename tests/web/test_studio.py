@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from jaxvlm import studio
 from jaxvlm.command import run
 from jaxvlm.listening import bind
 from jaxvlm.web.running import owner_of, take_root
+from jaxvlm.web.studio import read_token
 from tests.test_imports import HEAVY, imported
 from tests.web.folders import make_run, metrics, write
 from tests.web.process import Process
@@ -47,6 +49,20 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
 
 def test_only_this_machine_unless_named():
     assert studio._parser().parse_args([]).host == "127.0.0.1"
+
+
+def test_a_full_disk_leaves_no_half_a_token(tmp_path, monkeypatch):
+    """An empty file would keep every later start away."""
+
+    def full(descriptor, mode):
+        os.close(descriptor)
+        return Path("/dev/full").open(mode)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fdopen", full)
+        with pytest.raises(OSError, match="No space left on device.*token"):
+            read_token(tmp_path)
+    assert len(read_token(tmp_path)) > 40
 
 
 def test_a_taken_port_names_its_owner(tmp_path, capsys, monkeypatch):
