@@ -2,6 +2,7 @@
 
   python -m tests.benchmarks.studio
   python -m tests.benchmarks.studio --runs 20 --lines 10000 --watch 10
+  python -m tests.benchmarks.studio --browser
 
 Makes run folders as `train` leaves them: `--runs` of them with 1,000 lines of metrics each, and one with `--lines`, of
 which every hundredth has held-out values. The server is a process of its own, and is asked over HTTP, one request at a
@@ -9,6 +10,9 @@ time. "first" is the first request of a new server; "then" the median of ten mor
 time a line was added. "CPU" is the time of the server's process for the same. In the last row a page has the event
 stream of the long run open for `--watch` seconds, while a line is added each half second and a heartbeat every two; its
 time is the median from the writing of a line to its arrival, and its CPU is in percent of a core.
+
+`--browser` adds pages in Chromium (PyQt6-WebEngine, without a GPU): medians of five reloads, from the navigation to the
+first content that is painted, and to the frame with the table of all runs, or with the curves of the long run.
 """
 
 from __future__ import annotations
@@ -27,11 +31,28 @@ from typing import Any
 
 import psutil
 
+from tests.browser import visit
 from tests.web.folders import beat, make_checkpoint, make_run, own, write
 from tests.web.process import Process
 
 _LINES = 1000
 _TIMES = 10
+_RELOADS = 5
+_PAGES = (
+    ("the table in a browser", "", "table.runs tbody tr"),
+    ("the long run in a browser", "run/long", ".chart canvas"),
+    ("all its curves in a browser", "run/long?tab=curves", ".chart:nth-child(7) canvas"),
+)
+# When an element is there and its frame is drawn.
+_EARLY = """(() => {
+  const look = () => {
+    if (!document.querySelector(%s)) return;
+    watch.disconnect();
+    requestAnimationFrame(() => setTimeout(() => { window.shownAt = performance.now(); }));
+  };
+  const watch = new MutationObserver(look);
+  watch.observe(document, { childList: true, subtree: true });
+})()"""
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -40,6 +61,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--runs", type=int, default=200, help="folders (default: %(default)s)")
     parser.add_argument("--lines", type=int, default=100_000, help="of the long run's metrics (default: %(default)s)")
     parser.add_argument("--watch", type=float, default=30.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--browser", action="store_true", help="also measure pages in Chromium")
     parser.add_argument("--json", action="store_true", help="print the results as a last line of JSON, too")
     args = parser.parse_args(argv)
     results: dict[str, Any] = {}
@@ -54,6 +76,8 @@ def main(argv: list[str]) -> dict[str, Any]:
                 print(f"{name:32}" + "".join(f"{number:10.1f}" for number in row.values()))
             results["watching"] = watched = watch(server, process, long, args.lines, args.watch)
             print(f"{'a page that watches':32}{'':20}{watched['delay']:10.1f}{watched['cpu_percent']:9.2f}%")
+            if args.browser:
+                results |= browse(server.address)
             results["megabytes"] = process.memory_info().rss / 1e6
             print(f"resident memory of the server: {results['megabytes']:.0f} MB")
     if args.json:
@@ -129,6 +153,23 @@ def _measure(server: Process, process: psutil.Process, path: str, change: Callab
         "then_cpu": 1000 * (used[-1] - used[1]) / _TIMES,
         "kilobytes": len(content) / 1000,
     }
+
+
+def browse(address: str) -> dict[str, dict[str, float]]:
+    """Milliseconds of pages in a browser, medians: {page: {paint, whole}}; prints them."""
+    found = {}
+    for name, path, sign in _PAGES:
+        page = f"{address.partition('#')[0]}#/{path}"
+        steps = [("reload",), ("wait_for", "window.shownAt > 0")]
+        ask = "[performance.getEntriesByName('first-contentful-paint')[0].startTime, window.shownAt]"
+        actions: list[tuple[str, ...]] = [("wait_for", ".runs"), ("go", page)]
+        for i in range(_RELOADS):
+            actions += [*steps, ("ask", str(i), ask)]
+        seen = visit(url=address, actions=actions, early=_EARLY % json.dumps(sign))
+        paint, whole = map(statistics.median, zip(*seen.results.values(), strict=True))
+        found[name] = {"paint": paint, "whole": whole}
+        print(f"{name:32}{'first paint':>20}{paint:10.1f}{'whole':>10}{whole:10.1f}")
+    return found
 
 
 def _seconds(process: psutil.Process) -> float:

@@ -119,6 +119,11 @@ def test_no_file_asks_for_another_address_or_makes_markup_of_text():
         )
 
 
+def test_the_page_names_files_that_are_there():
+    named = re.findall(r'(?:href|src)="([^"]+)"', (PAGES / "index.html").read_text())
+    assert len(named) > 10 and all((PAGES / name).is_file() for name in named)
+
+
 def test_vendored_files_have_version_and_licence():
     for name in ("uplot", "lucide"):
         folder = PAGES / "vendor" / name

@@ -115,6 +115,9 @@ function schemeChoice() {
   );
 }
 
+/** The module of a view. */
+const load = (view) => import(`./views/${VIEWS[view].file}.js`);
+
 async function show() {
   leave.abort(new DOMException("another view", "AbortError"));
   leave = new AbortController();
@@ -134,7 +137,7 @@ async function show() {
   fill(main, place);
   if (!view) return fill(place, heading(t("nav.missing"), t("nav.missing_text")));
   try {
-    const module = await import(`./views/${view.file}.js`);
+    const module = await load(route.view);
     await module.show(place, { ...route, session, signal, onLogin: begin });
   } catch (error) {
     if (signal.aborted) return;
@@ -145,6 +148,8 @@ async function show() {
 
 /** Loads the session, and the whole page for it. */
 async function begin() {
+  const { view } = parse(location.hash);
+  if (view in VIEWS) load(view).catch(() => {}); // meanwhile; `show` tells of a failure
   session = await get("session");
   if (session.logged_in && location.hash.startsWith("#token=")) history.replaceState(null, "", "#/");
   await loadLanguage(firstLanguage(session.language));
