@@ -40,6 +40,7 @@ _TIMES = 10
 _RELOADS = 5
 _PAGES = (
     ("the table in a browser", "", "table.runs tbody tr"),
+    ("all its rows in a browser", "", "table.runs tbody tr:nth-child(%d)"),
     ("the long run in a browser", "run/long", ".chart canvas"),
     ("all its curves in a browser", "run/long?tab=curves", ".chart:nth-child(7) canvas"),
 )
@@ -77,7 +78,7 @@ def main(argv: list[str]) -> dict[str, Any]:
             results["watching"] = watched = watch(server, process, long, args.lines, args.watch)
             print(f"{'a page that watches':32}{'':20}{watched['delay']:10.1f}{watched['cpu_percent']:9.2f}%")
             if args.browser:
-                results |= browse(server.address)
+                results |= browse(server.address, args.runs + 1)
             results["megabytes"] = process.memory_info().rss / 1e6
             print(f"resident memory of the server: {results['megabytes']:.0f} MB")
     if args.json:
@@ -155,7 +156,7 @@ def _measure(server: Process, process: psutil.Process, path: str, change: Callab
     }
 
 
-def browse(address: str) -> dict[str, dict[str, float]]:
+def browse(address: str, runs: int) -> dict[str, dict[str, float]]:
     """Milliseconds of pages in a browser, medians: {page: {paint, whole}}; prints them."""
     found = {}
     for name, path, sign in _PAGES:
@@ -165,7 +166,7 @@ def browse(address: str) -> dict[str, dict[str, float]]:
         actions: list[tuple[str, ...]] = [("wait_for", ".runs"), ("go", page)]
         for i in range(_RELOADS):
             actions += [*steps, ("ask", str(i), ask)]
-        seen = visit(url=address, actions=actions, early=_EARLY % json.dumps(sign))
+        seen = visit(url=address, actions=actions, early=_EARLY % json.dumps(sign % runs if "%" in sign else sign))
         paint, whole = map(statistics.median, zip(*seen.results.values(), strict=True))
         found[name] = {"paint": paint, "whole": whole}
         print(f"{name:32}{'first paint':>20}{paint:10.1f}{'whole':>10}{whole:10.1f}")

@@ -44,7 +44,7 @@ export function t(key, values = {}) {
     console.warn(`no text: ${key}`);
     return key;
   }
-  if (typeof text === "object") text = text[new Intl.PluralRules(language).select(values.n)] ?? text.other;
+  if (typeof text === "object") text = text[format("PluralRules").select(values.n)] ?? text.other;
   return text.replace(/\{(\w+)\}/g, (_, name) =>
     typeof values[name] === "number" ? number(values[name]) : String(values[name]),
   );
@@ -55,23 +55,28 @@ export function optionText(key) {
   return options[key.replace(/^stage\.[^.]+\./, "stage.*.")] ?? {};
 }
 
+const made = new Map();
+
+/** A formatter of Intl, such as "NumberFormat", in the chosen language; to make one takes longer than to use it. */
+function format(kind, options = {}) {
+  const key = JSON.stringify([kind, language, options]);
+  if (!made.has(key)) made.set(key, new Intl[kind]({ en: "en", zh: "zh-CN" }[language], options));
+  return made.get(key);
+}
+
 /** A number with at most `digits` significant digits. */
 export function number(value, digits = 4) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const small = value !== 0 && Math.abs(value) < 1e-3;
   if (small) return value.toExponential(Math.min(2, digits - 1));
-  return new Intl.NumberFormat(locale(), Number.isInteger(value) ? {} : { maximumSignificantDigits: digits }).format(
-    value,
-  );
+  return format("NumberFormat", Number.isInteger(value) ? {} : { maximumSignificantDigits: digits }).format(value);
 }
 
 /** A share as percent. */
 export const percent = (value, digits = 1) =>
   value === null || value === undefined
     ? "–"
-    : new Intl.NumberFormat(locale(), { style: "percent", maximumFractionDigits: digits }).format(value);
-
-const locale = () => ({ en: "en", zh: "zh-CN" })[language];
+    : format("NumberFormat", { style: "percent", maximumFractionDigits: digits }).format(value);
 
 /** A size in bytes. */
 export function bytes(value) {
@@ -98,11 +103,9 @@ export function ago(time, now = Date.now() / 1000) {
   if (!time) return "–";
   const s = Math.max(0, now - time);
   const [unit, size] = s < 60 ? ["second", 1] : s < 3600 ? ["minute", 60] : s < 86400 ? ["hour", 3600] : ["day", 86400];
-  return new Intl.RelativeTimeFormat(locale(), { numeric: "auto" }).format(-Math.floor(s / size), unit);
+  return format("RelativeTimeFormat", { numeric: "auto" }).format(-Math.floor(s / size), unit);
 }
 
 /** A date with its time of day; `time` in seconds since 1970. */
 export const dateTime = (time) =>
-  time
-    ? new Intl.DateTimeFormat(locale(), { dateStyle: "medium", timeStyle: "short" }).format(new Date(time * 1000))
-    : "–";
+  time ? format("DateTimeFormat", { dateStyle: "medium", timeStyle: "short" }).format(new Date(time * 1000)) : "–";

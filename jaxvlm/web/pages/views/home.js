@@ -9,9 +9,12 @@ import { losses, progress, runLink } from "../parts/run_words.js";
 import { ago, dateTime, t } from "../texts.js";
 
 const SECONDS = 5; // between two looks at the runs
+const FIRST_ROWS = 40; // are drawn at once, the others when these are on the screen
+const FRAME_MS = 100;
 
 export async function show(place, { signal }) {
   const view = { filter: "", state: "all", sort: "updated", down: true, chosen: new Set(), runs: [], looked_in: "" };
+  Object.assign(view, { head: h("thead", {}), body: h("tbody", {}), rows: new Map(), most: FIRST_ROWS });
   const table = h("div", {}),
     count = h("p.muted", { role: "status" }),
     compare = h("div.compare-bar", {}),
@@ -25,6 +28,9 @@ export async function show(place, { signal }) {
   Object.assign(view, await get("runs", {}, signal));
   view.layout();
   drawBroken(broken, view.broken);
+  await pause(FRAME_MS, signal);
+  view.most = Infinity;
+  if (view.runs.length > FIRST_ROWS) redraw();
   for (;;) {
     await pause(SECONDS * 1000, signal);
     const before = view.runs.length === 0;
@@ -171,29 +177,33 @@ function drawTable({ table, count, compare }, view, redraw) {
     redraw();
     table.querySelector(`[data-sort="${id}"]`)?.focus();
   };
+  drawRows(view, kept, (run) => row(run, view, redraw));
   fill(
-    table,
+    view.head,
     h(
-      "table.runs",
+      "tr",
       {},
-      h("caption.off-screen", {}, t("home.runs")),
-      h(
-        "thead",
-        {},
-        h(
-          "tr",
-          {},
-          h("th", { scope: "col" }, h("span.off-screen", {}, t("home.choose"))),
-          COLUMNS.map((column) => headCell(column, view, sortBy)),
-        ),
-      ),
-      h(
-        "tbody",
-        {},
-        kept.map((run) => row(run, view, redraw)),
-      ),
+      h("th", { scope: "col" }, h("span.off-screen", {}, t("home.choose"))),
+      COLUMNS.map((column) => headCell(column, view, sortBy)),
     ),
   );
+  if (!table.contains(view.body)) {
+    fill(table, h("table.runs", {}, h("caption.off-screen", {}, t("home.runs")), view.head, view.body));
+  }
+}
+
+/** Puts the runs' rows into the table; a row that would be the same as before stays where it is. */
+function drawRows({ body, rows, most, chosen }, kept, make) {
+  const shown = kept.slice(0, most).map((run) => {
+    const key = JSON.stringify([run, chosen.has(run.id), ago(run.updated)]);
+    if (rows.get(run.id)?.key !== key) rows.set(run.id, { key, element: make(run) });
+    return rows.get(run.id).element;
+  });
+  const stay = new Set(shown);
+  for (const element of [...body.children]) if (!stay.has(element)) element.remove();
+  shown.forEach((element, i) => {
+    if (body.children[i] !== element) body.insertBefore(element, body.children[i] ?? null);
+  });
 }
 
 export const compareLink = (ids) => `#/compare?${new URLSearchParams([...ids].map((id) => ["run", id]))}`;
