@@ -17,7 +17,7 @@ from tests.web.folders import beat, make_run, make_studio, metrics, own, write
 from tests.web.forwarder import Forwarder
 from tests.web.process import Process
 from tests.web.served import serving
-from tests.web.stand_in import start
+from tests.web.stand_in import start, starts
 from tests.web.waiting import wait_for
 
 pytestmark = pytest.mark.browser
@@ -207,6 +207,10 @@ def test_a_full_disk_and_a_page_that_is_closed(studio, monkeypatch):
             ("wait_for", ".empty"),
             ("go", f"{base}#/new?goal=quickstart"),
             ("wait_for", ".preview pre"),
+            ("click", ".steps li:nth-child(5) button:enabled"),
+            ("click", "#devices .check:nth-child(2) input"),
+            ("click", "#devices .check:nth-child(4) input"),
+            ("click", "#devices .check:nth-child(2) input"),
             ("click", ".steps li:nth-child(6) button:enabled"),
             ("click", "#run-name"),
             ("press", "Ctrl+A"),
@@ -236,6 +240,7 @@ def test_a_full_disk_and_a_page_that_is_closed(studio, monkeypatch):
     for place in ("recipe", "run"):
         assert "could not be written" in seen.results[place] and "No space left on device" in seen.results[place]
     assert left == [[False, False], [False, True]]
+    assert starts(studio, "talks")[0].endswith("|3")  # of the GPUs 0 to 3
     assert json.loads((run / "exit.json").read_text())["code"] == 0 and seen.results["state"] == "done"
     assert (run / "studio.log").stat().st_size > 10e6 and seen.results["length"] <= 2**16
     check(seen, address)
@@ -294,6 +299,8 @@ def test_two_hundred_runs_with_odd_names_and_broken_folders(tmp_path):
         make_run(studio.root, f"run-{i}", lines=metrics(range(1, 50)), exit={"code": i % 3})
     for name in ODD:
         make_run(studio.root, name, lines=metrics([1]))
+    for path in (studio.root / "run-5").iterdir():
+        os.utime(path, (1e9, 1e9))  # its age in words stays the same
     for name, text in BROKEN.items():
         write(studio.root / name / "config.json", text)
     rows = "document.querySelectorAll('table.runs tbody tr').length"
@@ -305,6 +312,12 @@ def test_two_hundred_runs_with_odd_names_and_broken_folders(tmp_path):
             ("ask", "elements", "document.querySelectorAll('td.name a *, script:not([src]), code *').length"),
             ("ask", "links", "[...document.querySelectorAll('td.name a')].map((e) => e.hash)"),
             ("ask", "broken", text_of("main details")),
+        ]
+        actions += [
+            ("run", "window.kept = document.querySelector('a[href=\"#/run/run-5\"]')"),
+            Metrics(studio.root / "run-6" / "metrics.jsonl").add(metrics([1234])),
+            ("wait_for", "document.querySelector('main tbody tr').innerText.match(/run-6[^]*1,234/)"),
+            ("ask", "kept", "window.kept.isConnected"),
         ]
         for name in ODD:
             link = "#/run/" + "/".join(quote(part, safe="!~*'()") for part in name.split("/"))
@@ -318,7 +331,7 @@ def test_two_hundred_runs_with_odd_names_and_broken_folders(tmp_path):
         seen = visit(url=address, actions=actions)
     found = seen.results
     assert sorted(found["names"]) == sorted([*ODD, *(f"run-{i}" for i in range(200 - len(ODD)))])
-    assert found["elements"] == 0 and all(name in found["broken"] for name in BROKEN)
+    assert found["kept"] and found["elements"] == 0 and all(name in found["broken"] for name in BROKEN)
     assert all(found[f"crumbs of {name}"] == name for name in ODD)
     assert {unquote(link) for link in found["links"]} == {f"#/run/{name}" for name in found["names"]}
     check(seen, address)

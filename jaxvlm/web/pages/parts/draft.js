@@ -9,6 +9,7 @@ const EMPTY = {
   values: {},
   machine: "here",
   machineSettings: {},
+  devices: [], // numbers of GPUs; none: all
   step: "goal",
   when: "now",
 };

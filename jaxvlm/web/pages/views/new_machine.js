@@ -3,7 +3,7 @@
 import { get, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { button, code, details, facts, notice, problemNotice } from "../parts/basic.js";
-import { cards, field, select, textInput } from "../parts/form.js";
+import { cards, checkbox, field, select, textInput } from "../parts/form.js";
 import { followTask } from "../parts/task.js";
 import { bytes, duration, hasText, number, t } from "../texts.js";
 
@@ -26,7 +26,7 @@ const FIRST = [
 /** Step 5. */
 export async function machineStep(place, view) {
   const { draft } = view;
-  const machines = await get("machines", {}, view.signal);
+  const [machines, { gpus }] = await Promise.all([get("machines", {}, view.signal), get("queue", {}, view.signal)]);
   const form = h("div.stack", {}),
     plan = h("div.stack", {});
   const choose = (id) => {
@@ -37,6 +37,7 @@ export async function machineStep(place, view) {
       form,
       machines.find((one) => one.id === id),
       view,
+      gpus,
     );
   };
   const about = (id, part) => (hasText(`machine.${id}.${part}`) ? t(`machine.${id}.${part}`) : id);
@@ -68,11 +69,11 @@ export async function machineStep(place, view) {
       plan,
     ),
   );
-  drawForm(form, machines.find((one) => one.id === draft.machine) ?? machines[0], view);
+  drawForm(form, machines.find((one) => one.id === draft.machine) ?? machines[0], view, gpus);
 }
 
-function drawForm(place, machine, view) {
-  if (!machine || machine.id === "here") return fill(place);
+function drawForm(place, machine, view, gpus) {
+  if (!machine || machine.id === "here") return fill(place, gpus.length > 1 && devices(gpus, view));
   const settings = view.draft.machineSettings;
   const one = (setting) =>
     field(
@@ -115,6 +116,22 @@ function drawForm(place, machine, view) {
         h("div.form-grid", { lang: "en" }, machine.settings.filter((setting) => !isFirst(setting)).map(one)),
       ),
     ),
+  );
+}
+
+/** Which GPUs of this machine the run may use. */
+function devices(gpus, { draft, changed }) {
+  const one = (gpu) =>
+    checkbox(t("machine.device", { gpu: String(gpu) }), draft.devices.includes(gpu), (on) => {
+      draft.devices = gpus.filter((other) => (other === gpu ? on : draft.devices.includes(other)));
+      changed();
+    });
+  return h(
+    "section.card",
+    {},
+    h("h3", {}, t("machine.devices")),
+    h("p.help", {}, t("machine.devices_help")),
+    h("div.row", { id: "devices", role: "group", "aria-label": t("machine.devices") }, gpus.map(one)),
   );
 }
 

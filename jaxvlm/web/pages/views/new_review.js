@@ -179,7 +179,8 @@ async function start(said, view) {
   const { draft } = view;
   const recipe = await write(view);
   const share = draft.when === "now" && view.toldBusy;
-  const { run } = await post("runs/start", { recipe, name: draft.name, when: draft.when, share });
+  const devices = draft.devices.length > 0 ? draft.devices : null;
+  const { run } = await post("runs/start", { recipe, name: draft.name, when: draft.when, share, devices });
   dropDraft();
   location.hash = draft.when === "queue" ? "#/queue" : runLink(run);
 }
