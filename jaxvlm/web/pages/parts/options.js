@@ -2,6 +2,7 @@
 
 import { h, newId } from "../dom.js";
 import { chosenLanguage, optionText, t } from "../texts.js";
+import { setValue } from "./draft.js";
 import { field, select, textInput } from "./form.js";
 
 const NUMBERS = new Set(["int", "float"]);
@@ -106,4 +107,20 @@ function hint(option) {
   const base = option.value === "" ? t("option.empty") : typed(option.value) || t("option.none");
   const choices = (option.choices ?? []).length ? t("option.choices", { choices: option.choices.join(", ") }) : null;
   return [t("option.recipe_has", { value: base }), choices].filter(Boolean).join(" · ");
+}
+
+/** The field of an option of New run, and `take(value)`, which fills it; null if the base has no such option. */
+export function draftField(key, view) {
+  const option = view.option(key);
+  if (!option) return null;
+  const set = (value) => {
+    setValue(view.draft, option, value);
+    view.changed();
+  };
+  const made = optionField(option, view.value(key), set);
+  const take = (value) => {
+    made.control.value = value;
+    set(value);
+  };
+  return { made, take };
 }

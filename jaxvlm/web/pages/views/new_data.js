@@ -4,8 +4,7 @@ import { get, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { button, details, notice, problemNotice } from "../parts/basic.js";
 import { browse } from "../parts/browse.js";
-import { setValue } from "../parts/draft.js";
-import { optionField } from "../parts/options.js";
+import { draftField } from "../parts/options.js";
 import { dataReport } from "../parts/samples.js";
 import { followTask } from "../parts/task.js";
 import { t } from "../texts.js";
@@ -39,17 +38,9 @@ export function dataStep(place, view) {
 }
 
 function pathField(need, view) {
-  const option = view.option(need.key);
-  if (!option) return null;
-  const set = (value) => {
-    setValue(view.draft, option, value);
-    view.changed();
-  };
-  const made = optionField(option, view.value(need.key), set);
-  const take = (path) => {
-    made.control.value = path;
-    set(path);
-  };
+  const found = draftField(need.key, view);
+  if (!found) return null;
+  const { made, take } = found;
   const kind = need.what === "images" ? "folder" : "any";
   return h(
     "section.card",

@@ -4,9 +4,9 @@ import { get } from "../api.js";
 import { fill, h } from "../dom.js";
 import { button, details, facts, notice } from "../parts/basic.js";
 import { browse } from "../parts/browse.js";
-import { setValue, takeGoal } from "../parts/draft.js";
+import { takeGoal } from "../parts/draft.js";
 import { cards, field, select } from "../parts/form.js";
-import { optionField } from "../parts/options.js";
+import { draftField } from "../parts/options.js";
 import { duration, hasText, t } from "../texts.js";
 
 const SYMBOLS = { picture: "images", text: "type", preference: "thumbs-up" };
@@ -135,17 +135,9 @@ const familyText = (goal) => {
 
 /** A field for weights: a folder, a name on the hub, or an earlier run. */
 function sourceField(need, runs, view) {
-  const option = view.option(need.key);
-  if (!option) return null;
-  const set = (value) => {
-    setValue(view.draft, option, value);
-    view.changed();
-  };
-  const made = optionField(option, view.value(need.key), set);
-  const take = (path) => {
-    made.control.value = path;
-    set(path);
-  };
+  const found = draftField(need.key, view);
+  if (!found) return null;
+  const { made, take } = found;
   const choices = runs.filter((run) => run.path).map((run) => [run.path, run.id]);
   return h(
     "section.card",
