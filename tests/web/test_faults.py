@@ -183,6 +183,12 @@ def text_of(selector):
     return f"document.querySelector({json.dumps(selector)})?.textContent"
 
 
+# What a page asks of `plan` is kept instead of compiled.
+KEEP_PLANS = """window.planned = []; const ask = window.fetch;
+window.fetch = (url, about) => !String(url).endsWith("api/plan") ? ask(url, about)
+  : (window.planned.push(JSON.parse(about.body)), new Promise(() => {}));"""
+
+
 def test_a_full_disk_and_a_page_that_is_closed(studio, monkeypatch):
     """Nothing half-written keeps a second try away; and no closed page holds up a run that has much to say."""
     monkeypatch.setattr(
@@ -211,6 +217,12 @@ def test_a_full_disk_and_a_page_that_is_closed(studio, monkeypatch):
             ("click", "#devices .check:nth-child(2) input"),
             ("click", "#devices .check:nth-child(4) input"),
             ("click", "#devices .check:nth-child(2) input"),
+            ("type", "#plan-records", "5000"),
+            ("type", "#plan-price", "1.5"),
+            ("press", "Tab"),
+            ("press", "Enter"),
+            ("wait_for", "planned.length == 1"),
+            ("ask", "planned", "[planned[0].records, planned[0].price, planned[0].machine]"),
             ("click", ".steps li:nth-child(6) button:enabled"),
             ("click", "#run-name"),
             ("press", "Ctrl+A"),
@@ -236,10 +248,11 @@ def test_a_full_disk_and_a_page_that_is_closed(studio, monkeypatch):
             ("ask", "length", f"{text_of('.log')}.length"),
             ("ask", "state", BADGE),
         ]
-        seen = visit(url=address, actions=actions)
+        seen = visit(url=address, actions=actions, early=KEEP_PLANS)
     for place in ("recipe", "run"):
         assert "could not be written" in seen.results[place] and "No space left on device" in seen.results[place]
     assert left == [[False, False], [False, True]]
+    assert seen.results["planned"] == [5000, 1.5, "here"]
     assert starts(studio, "talks")[0].endswith("|3")  # of the GPUs 0 to 3
     assert json.loads((run / "exit.json").read_text())["code"] == 0 and seen.results["state"] == "done"
     assert (run / "studio.log").stat().st_size > 10e6 and seen.results["length"] <= 2**16

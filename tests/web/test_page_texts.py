@@ -48,6 +48,7 @@ VALUES = {
     "goal.": " ".join(f"{goal['id']}.{part}" for goal in list_goals() for part in ("title", "text")),
     "metric.": "loss heldout_loss accuracy learning_rate gradient_norm tokens_per_second step_seconds",
     "problem.": "not_logged_in wrong_token read_only run_exists recipe_exists devices_busy bad_field unreachable other",
+    "plan.": "records price records_help price_help records_wrong price_wrong",
     "doctor.check.": "python host cores memory disk root recipes data",
 }
 BASES = ("quickstart", "smollm2_chat", "llava15_7b_lora", "qwen25_vl_7b_lora", "qwen3_vl_8b")

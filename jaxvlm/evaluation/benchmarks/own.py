@@ -107,7 +107,10 @@ def _find(folder: Path, split: str) -> Path:
     if len(found) == 1:
         return found[0]
     what = f"found {listed(sorted(path.name for path in found), ', ')}" if found else "found none"
-    raise UserError(f"{folder} has one file {split}.jsonl or {split}.json, {what}; put your questions there, or name a file: --data FILE")
+    raise UserError(
+        f"{folder} has one file {split}.jsonl or {split}.json, {what}; put your questions there, or name a file: "
+        "--data FILE"
+    )
 
 
 def _earlier(record: Record) -> bool:

@@ -3,13 +3,14 @@
 import { get } from "../api.js";
 import { fill, h } from "../dom.js";
 import { button, code, details, heading, iconButton, notice } from "../parts/basic.js";
+import { busyNotice } from "../parts/busy.js";
 import { checkbox, field, textArea, textInput } from "../parts/form.js";
 import { t } from "../texts.js";
 import { Model } from "./chat_model.js";
 import { asCurl, asPython, requestBody } from "./chat_request.js";
 
 export async function show(place, { id, query, session, signal }) {
-  const { runs } = await get("runs", {}, signal);
+  const [{ runs }, busy] = await Promise.all([get("runs", {}, signal), busyNotice(signal, ["run", "evaluate"])]);
   const withCheckpoints = runs.filter((run) => run.state !== "queued");
   const view = {
     runs: withCheckpoints,
@@ -51,7 +52,7 @@ export async function show(place, { id, query, session, signal }) {
         { symbol: "rotate-ccw" },
       ),
     ),
-    session.read_only && notice("info", t("chat.read_only")),
+    session.read_only ? notice("info", t("chat.read_only")) : busy,
     second,
     models,
     composer,

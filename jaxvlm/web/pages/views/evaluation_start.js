@@ -3,6 +3,7 @@
 import { get, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { button, code, details, notice, problemNotice } from "../parts/basic.js";
+import { busyNotice } from "../parts/busy.js";
 import { checkpointFields } from "../parts/checkpoint.js";
 import { field, select, textInput } from "../parts/form.js";
 import { followTask } from "../parts/task.js";
@@ -22,7 +23,7 @@ export function startEvaluation(view) {
 
 async function form(body, view) {
   try {
-    const suites = await get("suites", {}, view.signal);
+    const [suites, busy] = await Promise.all([get("suites", {}, view.signal), busyNotice(view.signal)]);
     const chosen = { run: view.id, stage: view.stage, step: view.step };
     const asked = { suite: "", source: "", limit: 256 };
     const note = h("div", {}),
@@ -89,6 +90,7 @@ async function form(body, view) {
       source,
       limit,
       checkpoint,
+      busy,
       h(
         "div.row",
         {},

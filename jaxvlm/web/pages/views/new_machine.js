@@ -61,6 +61,7 @@ export async function machineStep(place, view) {
       {},
       h("h3", {}, t("plan.title")),
       h("p.help", {}, t("plan.help")),
+      h("div.form-grid", {}, planFields(view)),
       h(
         "div.row",
         {},
@@ -137,11 +138,35 @@ function devices(gpus, { draft, changed }) {
 
 const settingLabel = (name) => name.toLowerCase().replaceAll("_", " ");
 
+/** What a plan needs for hours and cost: {records, price} of the draft. */
+function planFields({ draft, changed }) {
+  const one = (name, least) => {
+    const made = field(
+      { label: t(`plan.${name}`), help: t(`plan.${name}_help`) },
+      textInput(
+        draft[name] ?? "",
+        (text) => {
+          const given = Number(text);
+          const isRight = Number.isFinite(given) && given >= least && (name === "price" || Number.isInteger(given));
+          made.setError(text.trim() === "" || isRight ? null : t(`plan.${name}_wrong`));
+          draft[name] = text.trim() !== "" && isRight ? given : null;
+          changed();
+        },
+        { inputmode: "decimal", id: `plan-${name}` },
+      ),
+    );
+    return made;
+  };
+  return [one("records", 1), one("price", 0)];
+}
+
 async function makePlan(place, view) {
   const { base, values, stage, machine, slice } = view.draft;
   if (machine !== "here" && !slice) return fill(place, notice("info", t("plan.choose_slice")));
   try {
-    const { task } = await post("plan", { base, values, stage, machine: machine === "here" ? "here" : slice });
+    const given = Object.fromEntries(["records", "price"].map((name) => [name, view.draft[name] || undefined]));
+    const where = machine === "here" ? "here" : slice;
+    const { task } = await post("plan", { base, values, stage, machine: where, ...given });
     const ended = await followTask(place, task, t("plan.doing"), view.signal);
     if (ended.state === "done") fill(place, planResult(await get("plan/result", { task }, view.signal)));
   } catch (problem) {

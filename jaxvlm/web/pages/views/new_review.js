@@ -3,6 +3,7 @@
 import { get, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { button, code, copyButton, details, download, notice, problemNotice } from "../parts/basic.js";
+import { holders, namesOf } from "../parts/busy.js";
 import { dropDraft, saveDraft } from "../parts/draft.js";
 import { cards, field, textInput } from "../parts/form.js";
 import { optionLabel } from "../parts/options.js";
@@ -15,10 +16,7 @@ export async function reviewStep(place, view) {
   const { draft, session } = view;
   const here = draft.machine === "here";
   const { runs } = await get("runs", {}, view.signal);
-  const busy = runs.filter(
-    (run) =>
-      ["starting", "compiling", "training", "saving", "evaluating"].includes(run.state) && run.host === session.host,
-  );
+  const busy = await holders(view.signal);
   await proposeName(view, runs);
   view.toldBusy = busy.length > 0; // a person who starts now, starts beside these
   const problems = h("div", {}),
@@ -73,7 +71,7 @@ export async function reviewStep(place, view) {
             {
               value: "now",
               title: t("review.now"),
-              text: t("review.now_text", { n: busy.length, names: busy.map((run) => run.id).join(", ") }),
+              text: t("busy.beside", { names: namesOf(busy) }),
               symbol: "play",
             },
             { value: "queue", title: t("review.queue"), text: t("review.queue_text"), symbol: "list-ordered" },
