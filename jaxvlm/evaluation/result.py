@@ -75,8 +75,8 @@ class Result:
             return None
         return [reply for reply in self.replies if reply.truncated]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The whole result, ready for JSON."""
+    def to_dict(self, pictures: Mapping[bytes, str]) -> dict[str, Any]:
+        """The whole result, ready for JSON; `pictures` are the files of images that are none themselves."""
         task = self.task
         return _finite(
             {
@@ -99,7 +99,7 @@ class Result:
                 "answered": self.answered,
                 "seconds": round(self.seconds, 1),
                 "versions": versions(),
-                "answers": self._answers(),
+                "answers": self._answers(pictures),
             }
         )
 
@@ -118,7 +118,7 @@ class Result:
             return None
         return {"level": LEVEL, "draws": DRAWS, **dataclasses.asdict(self.interval)}
 
-    def _answers(self) -> list[dict[str, Any]]:
+    def _answers(self, pictures: Mapping[bytes, str]) -> list[dict[str, Any]]:
         rows = zip(self.task.items, self.replies, self.values, self.scores.credits.tolist(), strict=True)
         return [
             {
@@ -130,7 +130,10 @@ class Result:
                 "value": value,
                 "truth": item.truth,
                 "credit": credit,
-                "images": picture_files(item.images),
+                "images": [
+                    pictures.get(image) if isinstance(image, bytes) else file
+                    for image, file in zip(item.images, picture_files(item.images), strict=True)
+                ],
             }
             for item, reply, value, credit in rows
         ]
@@ -214,6 +217,6 @@ def _finite(value: Any) -> Any:
     return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def to_json(result: Result) -> str:
+def to_json(result: Result, pictures: Mapping[bytes, str]) -> str:
     """The text of the result's file."""
-    return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(result.to_dict(pictures), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

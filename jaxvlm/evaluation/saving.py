@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from jaxvlm.evaluation.pictures import write_pictures
 from jaxvlm.evaluation.result import Result, to_json
 from jaxvlm.evaluation.task import Task
 from jaxvlm.evaluation.worst_page import write_worst
@@ -23,6 +24,8 @@ def stem(task: Task, label: str = "") -> str:
 def save(result: Result, out: Path, label: str = "") -> list[Path]:
     """Writes STEM.json, STEM.html (the worst answers) and, if a server scores, STEM-submission/; returns their paths.
 
+    Images that are no files of their own are written small to STEM-images/.
+
     Args:
       out: the folder.
       label: what distinguishes the model from others whose results are in the folder; "": nothing.
@@ -37,5 +40,6 @@ def save(result: Result, out: Path, label: str = "") -> list[Path]:
         written.append(out / f"{name}-submission" / file)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(written[-1], content.encode() if isinstance(content, str) else content)
-    replace_text(written[0], to_json(result))  # last: what it tells of is there
+    pictures = write_pictures(result, out / f"{name}-images")
+    replace_text(written[0], to_json(result, pictures))  # last: what it tells of is there
     return written

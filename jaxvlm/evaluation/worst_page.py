@@ -51,15 +51,15 @@ def write_worst(path: Path, result: Result) -> int:
     return len(chosen)
 
 
-def worst(result: Result) -> list[tuple[int, float]]:
-    """(place, credit) of the answers of the page; items without a credit of their own are left out."""
+def worst(result: Result, most: int = SHOWN) -> list[tuple[int, float]]:
+    """(place, credit) of the answers with the lowest credit; items without a credit of their own are left out."""
     credits = result.scores.credits.tolist()
     below = [(place, credit) for place, credit in enumerate(credits) if not math.isnan(credit) and credit < 1]
 
     def key(found: tuple[int, float]) -> tuple[float, bytes]:
         return found[1], hashlib.sha256(result.task.items[found[0]].id.encode()).digest()
 
-    return sorted(below, key=key)[:SHOWN]
+    return sorted(below, key=key)[:most]
 
 
 def _card(item: Item, reply: Reply, value: Any, credit: float) -> str:

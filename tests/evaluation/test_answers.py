@@ -114,7 +114,7 @@ def test_files_of_others_are_read_in_any_order(task, tmp_path, form):
 def test_a_result_is_such_a_file(task, tmp_path):
     replies = {item.id: Reply(item.id, answer(item)) for item in task.items}
     result = score_task(task, replies, model={}, generation={})
-    (tmp_path / "r.json").write_text(json.dumps(result.to_dict()))
+    (tmp_path / "r.json").write_text(json.dumps(result.to_dict({})))
     again = score_task(task, read_answers(tmp_path / "r.json", task), model={}, generation={})
     assert again.scores.numbers == result.scores.numbers and again.interval == result.interval
 
