@@ -8,6 +8,7 @@ hypothesis draws the same examples each time, so that a change fails for what it
 """
 
 import atexit
+import gc
 import os
 import re
 import shutil
@@ -56,6 +57,13 @@ def pytest_ignore_collect(collection_path, config):
     ):
         return True
     return None
+
+
+def pytest_collection_finish(session):
+    """What is imported stays: the collector need not look at millions of objects of modules again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -157,23 +157,28 @@ def png(width, height, *chunks, data=b""):
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-ZEROS = zlib.compress(bytes(200 * 2**20), 9)  # 200 MiB in 200 KB
-HUGE = {
-    "PNG": png(60_000, 60_000, data=ZEROS),
-    "JPEG": sample("JPEG").replace(struct.pack(">HH", 29, 37), struct.pack(">HH", 65_500, 65_500)),
-    "GIF": sample("GIF")[:6] + struct.pack("<HH", 65_535, 65_535) + sample("GIF")[10:],
-    "WEBP": sample("WEBP animated")[:24] + b"\xfe\x3f\0\xfe\x3f\0" + sample("WEBP animated")[30:],
-    "BMP": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0),
-    "PPM": b"P6 50000 50000 255\n",
-    "TIFF": tiled_tiff(50_000, 50_000, 50_000, 50_000, ZEROS, 8),
-    "TIFF of one huge tile": tiled_tiff(10, 10, 16_384, 12_800, ZEROS, 8),
-}
-TEXT_BOMBS = {
-    "zTXt": chunk(b"zTXt", b"Comment\0\0" + ZEROS),
-    "iTXt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + ZEROS),
-    "iCCP": chunk(b"iCCP", b"icc\0\0" + ZEROS),
-    "many zTXt": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**20 - 1), 9)) * 200,
-}
+def make_bombs():
+    """Small files that declare, or unpack to, hundreds of MiB: of pixels, and of text."""
+    zeros = zlib.compress(bytes(200 * 2**20), 9)  # 200 MiB in 200 KB
+    huge = {
+        "PNG": png(60_000, 60_000, data=zeros),
+        "JPEG": sample("JPEG").replace(struct.pack(">HH", 29, 37), struct.pack(">HH", 65_500, 65_500)),
+        "GIF": sample("GIF")[:6] + struct.pack("<HH", 65_535, 65_535) + sample("GIF")[10:],
+        "WEBP": sample("WEBP animated")[:24] + b"\xfe\x3f\0\xfe\x3f\0" + sample("WEBP animated")[30:],
+        "BMP": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 0, 0, 0, 0),
+        "PPM": b"P6 50000 50000 255\n",
+        "TIFF": tiled_tiff(50_000, 50_000, 50_000, 50_000, zeros, 8),
+        "TIFF of one huge tile": tiled_tiff(10, 10, 16_384, 12_800, zeros, 8),
+    }
+    texts = {
+        "zTXt": chunk(b"zTXt", b"Comment\0\0" + zeros),
+        "iTXt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + zeros),
+        "iCCP": chunk(b"iCCP", b"icc\0\0" + zeros),
+        "many zTXt": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**20 - 1), 9)) * 200,
+    }
+    return huge, {name: png(1, 1, bomb, data=zlib.compress(bytes(4))) for name, bomb in texts.items()}
+
+
 MEASURE = """
 import resource, sys
 from PIL import Image
@@ -197,7 +202,8 @@ for path in sys.argv[1:]:
 
 def test_bombs_take_no_memory(tmp_path):
     """In a process of its own, whose peak is not that of other tests; MiB beyond what it had before each file."""
-    bombs = HUGE | {name: png(1, 1, bomb, data=zlib.compress(bytes(4))) for name, bomb in TEXT_BOMBS.items()}
+    huge, texts = make_bombs()
+    bombs = huge | texts
     paths = [tmp_path / f"{index}.png" for index in range(len(bombs))]
     for path, data in zip(paths, bombs.values(), strict=True):
         path.write_bytes(data)
@@ -210,9 +216,9 @@ def test_bombs_take_no_memory(tmp_path):
     found = dict(zip(["good", *bombs], lines, strict=True))
     assert found.pop("good")[:2] == ["read", "read"]
     assert all(int(mebibytes) < 100 for *_, mebibytes in found.values()), found
-    assert all(found[name][:2] == ["image_too_large"] * 2 for name in HUGE), found
+    assert all(found[name][:2] == ["image_too_large"] * 2 for name in huge), found
     # Pillow reads no metadata that is longer than a megabyte, or 64 in all: an error, or not read, but never expanded.
-    assert all(set(found[name][:2]) <= {"read", "image_broken"} for name in TEXT_BOMBS), found
+    assert all(set(found[name][:2]) <= {"read", "image_broken"} for name in texts), found
 
 
 def test_a_jpeg_of_many_scans_is_not_decoded():

@@ -3,6 +3,7 @@
 The server has not asked jax for devices, so that a child still chooses how many it has and joins other processes.
 """
 
+import gc
 import json
 import os
 import select
@@ -17,6 +18,8 @@ def serve() -> None:
     import jaxvlm.stages
     import jaxvlm.train  # noqa: F401
 
+    gc.freeze()  # a child has no need to look for garbage among the modules
+    gc.set_threshold(100_000, 20, 100)
     folder = sys.argv[1]
     while True:
         ready, _, _ = select.select([sys.stdin], [], [], 0.02)
