@@ -42,12 +42,25 @@ def write_data(folder: Path, count: int = 90) -> Path:
     return path
 
 
+def write_text(folder: Path, count: int = 90) -> Path:
+    """A LLaVA file of `count` conversations of one to three rounds without images."""
+    records = []
+    for i in range(count):
+        rounds = [(("human", f"what is {i % 7} and {k}?"), ("gpt", f"it is {i % 7 + k}")) for k in range(1 + i % 3)]
+        conversation = [{"from": who, "value": text} for pair in rounds for who, text in pair]
+        records.append({"id": str(i), "conversations": conversation})
+    path = folder / "text.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
     """Variables of a command's process: the data, and one device."""
     folder = tmp_path_factory.mktemp("data")
     variables = {
         "JAXVLM_TEST_DATA": str(write_data(folder)),
+        "JAXVLM_TEST_TEXT": str(write_text(folder)),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": LEVEL,
         "PYTHONPATH": str(ROOT),
@@ -181,9 +194,9 @@ def start_processes(server):
 
 @pytest.fixture(scope="session")
 def start(server):
-    """Starts the small recipe on a workdir, in one process of one device, after `code`."""
-    return lambda workdir, *arguments, **options: server.fork(
-        "--config", small_run.RECIPE, "--workdir", workdir, *arguments, **options
+    """Starts a small recipe on a workdir, in one process of one device, after `code`."""
+    return lambda workdir, *arguments, recipe=small_run.TEXT_RECIPE, **options: server.fork(
+        *small_run.arguments(workdir, *arguments, recipe=recipe), **options
     )
 
 

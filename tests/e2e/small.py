@@ -1,4 +1,4 @@
-"""A recipe of one stage of 20 steps whose sizes four devices divide; for runs that are stopped, killed and damaged."""
+"""A recipe of one stage of 20 steps whose sizes four devices divide; small_text.py has its decoder alone."""
 
 import os
 
@@ -19,7 +19,7 @@ def get_config():
     c = tiny.recipe(only=stage)
     c.model.vision.update({"embed_dim": 24, "mlp_dim": 32, "num_layers": 2, "num_heads": 2})
     c.model.language.update({"embed_dim": 32, "mlp_dim": 56, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2})
-    c.model.language.vocab_size = 4000  # an embedding of 512 KB, which the file size limit of test_damage.py is below
+    c.model.language.vocab_size = 4000
     c.tokenizer.vocab_size = 340
     c.steps = 20
     return c

@@ -1,11 +1,11 @@
-"""Runs of the recipe small.py: how they are hooked into, and what they leave."""
+"""Runs of the recipes small.py and small_text.py: how they are hooked into, and what they leave."""
 
 import os
 from pathlib import Path
 
 from jaxvlm.training.metrics import read_metrics
 
-RECIPE = str(Path(__file__).with_name("small.py"))
+RECIPE, TEXT_RECIPE = (str(Path(__file__).with_name(name)) for name in ("small.py", "small_text.py"))
 
 # Calls `before(step, batch)` when a step's batch is about to go to the device; it may return another batch.
 HOOK = """
@@ -74,5 +74,5 @@ def finish_all(processes):
     return logs
 
 
-def arguments(folder, *more):
-    return ("--config", RECIPE, "--workdir", folder, *more)
+def arguments(folder, *more, recipe=TEXT_RECIPE):
+    return ("--config", recipe, "--workdir", folder, *more)

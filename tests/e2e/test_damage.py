@@ -62,7 +62,7 @@ hook(before)
 @pytest.mark.nightly  # tests/training/test_faults.py has the stream
 def test_a_log_on_a_full_disk_does_not_stop_a_run(undisturbed, start, tmp_path, environment):
     """Neither the curves on standard error nor the table of the test on standard output."""
-    test = [f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}", "--config.evaluation.max_new_tokens=1"]
+    test = [f"--config.evaluation.source={environment['JAXVLM_TEST_TEXT']}", "--config.evaluation.max_new_tokens=1"]
     code, _ = start(tmp_path, *test, log=Path("/dev/full")).wait()
     assert code == 0 and losses(tmp_path) == losses(undisturbed[0])
     assert (tmp_path / "evaluation.json").is_file()

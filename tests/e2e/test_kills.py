@@ -12,7 +12,7 @@ from tests.e2e.small_run import HOOK, checkpoints, finish, halves, last_step, lo
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps", "saves"), [(6, 100, 1), pytest.param(20, 200, 5, marks=pytest.mark.nightly)]
+    ("kills", "steps", "saves"), [(6, 150, 1), pytest.param(20, 300, 5, marks=pytest.mark.nightly)]
 )
 def test_kills_lose_nothing(start, tmp_path, kills, steps, saves):
     """SIGKILL at random moments: of the start, of steps and, most often, of a save."""
@@ -101,7 +101,7 @@ hook(before)
 def test_told_to_stop_in_the_last_step_it_does_not_begin_the_test(start, tmp_path, environment):
     code = f"{HOOK}\nimport os, signal\n"
     code += "hook(lambda step, batch: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None)\n"
-    test = f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}"
+    test = f"--config.evaluation.source={environment['JAXVLM_TEST_TEXT']}"
     code, log = start(tmp_path, "--config.steps=2", test, code=code).wait()
     assert code == 75, log[-3000:]
     assert (tmp_path / "ledger.json").exists() and not (tmp_path / "evaluation.json").exists()

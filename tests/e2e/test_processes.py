@@ -13,7 +13,7 @@ import pytest
 from jaxvlm.data.sources.load import id_hash
 from jaxvlm.training.checkpoint_files import whole_steps
 from jaxvlm.training.metrics import read_metrics
-from tests.e2e.small_run import HOOK, arguments, checkpoints, finish_all
+from tests.e2e.small_run import HOOK, RECIPE, arguments, checkpoints, finish_all
 
 STEPS, TOLD = 6, 3
 
@@ -40,7 +40,7 @@ def short(environment, tmp_path_factory):
 
 def run_alone(start_processes, folder, devices, short):
     """Losses of one process with so many devices, and the ledger."""
-    finish_all(start_processes(*arguments(folder, *short), count=1, devices=devices))
+    finish_all(start_processes(*arguments(folder, *short, recipe=RECIPE), count=1, devices=devices))
     return losses(folder), ledger(folder)
 
 
@@ -63,7 +63,7 @@ def stopped(start_processes, short, tmp_path_factory):
     told = f"{HOOK}import signal\nfrom jaxvlm import processes\n"
     told += f"hook(lambda step, batch: os.kill(os.getpid(), signal.SIGTERM) if step == {TOLD} and "
     told += "processes.index() == 1 else None)"
-    codes, logs = start_processes(*arguments(folder, *short), count=2, devices=2, code=told).wait()
+    codes, logs = start_processes(*arguments(folder, *short, recipe=RECIPE), count=2, devices=2, code=told).wait()
     assert codes == [75, 75], logs
     assert "preempted: --resume" in logs[0]
     assert any("this record is not trained on" in log for log in logs), logs
@@ -87,7 +87,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(start_processes, stopped
     """The first steps by two processes, the rest by one with two devices; and what each counted is in one ledger."""
     run, (folder, last) = tmp_path / "run", stopped
     shutil.copytree(folder, run)
-    logs = finish_all(start_processes(*arguments(run, *short, "--resume-or-start"), count=1, devices=2))
+    logs = finish_all(start_processes(*arguments(run, *short, "--resume-or-start", recipe=RECIPE), count=1, devices=2))
     assert f"resumed at step {last} of {STEPS}" in logs[0]
     np.testing.assert_allclose(losses(run), alone[0], rtol=1e-5)
     assert len(losses(run)) == STEPS
@@ -114,7 +114,7 @@ def test_a_checkpoint_that_one_of_them_cannot_read_is_set_aside(
             path.write_bytes(bytes(path.stat().st_size))
     test = [f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}", "--config.evaluation.batch_size=96"]
     test += ["--config.evaluation.max_new_tokens=1", f"--config.stage.only.eval_every={STEPS}", "--resume"]
-    logs = finish_all(start_processes(*arguments(run, *short, *test), count=2, devices=2))
+    logs = finish_all(start_processes(*arguments(run, *short, *test, recipe=RECIPE), count=2, devices=2))
     assert f"WARNING: the checkpoint {folder / str(last)} is damaged" in logs[0]
     assert f"resumed at step {before} of {STEPS}" in logs[0]
     assert_as_alone(run, logs, alone[0])
@@ -124,5 +124,5 @@ def test_a_checkpoint_that_one_of_them_cannot_read_is_set_aside(
 @pytest.mark.nightly  # two processes are above
 def test_losses_of_four_are_those_of_one_process(start_processes, short, tmp_path):
     """4 x 2 devices against 8."""
-    logs = finish_all(start_processes(*arguments(tmp_path / "four", *short), count=4, devices=2))
+    logs = finish_all(start_processes(*arguments(tmp_path / "four", *short, recipe=RECIPE), count=4, devices=2))
     assert_as_alone(tmp_path / "four", logs, run_alone(start_processes, tmp_path / "alone", 8, short)[0])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxvlm.training.checkpoint_files import whole_steps
-from tests.e2e.small_run import HOOK, NAN, checkpoints, finish, halves, losses, scramble
+from tests.e2e.small_run import HOOK, NAN, RECIPE, checkpoints, finish, halves, losses, scramble
 
 
 def test_a_run_leaves_a_trace_and_says_where_the_time_went(undisturbed):
@@ -82,7 +82,7 @@ def test_a_damaged_result_is_one_message(undisturbed, start, tmp_path, environme
     shutil.copytree(undisturbed[0], folder)
     last = checkpoints(folder) / "20"
     scramble(max((last / "params").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0))
-    test = f"--config.evaluation.source={environment['JAXVLM_TEST_DATA']}"
+    test = f"--config.evaluation.source={environment['JAXVLM_TEST_TEXT']}"
     code, log = start(folder, "--resume", test).wait()
     assert code == 2 and "Traceback" not in log, log[:6000]
     assert f"error: the checkpoint {last} is damaged (" in log and "move it away to use the one before it" in log
@@ -104,7 +104,7 @@ hook(before)
 
 
 def test_losses_that_are_not_finite_stop_a_run(environment, start, tmp_path):
-    code, log = start(tmp_path, code=NAN.replace("STEPS", "range(9, 99)")).wait()
+    code, log = start(tmp_path, recipe=RECIPE, code=NAN.replace("STEPS", "range(9, 99)")).wait()
     assert code == 2, log[-3000:]
     assert "not finite in 3 steps in a row, the last is step 11 of only" in log and "on_nonfinite=skip" in log
     assert "Traceback" not in log
