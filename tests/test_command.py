@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxvlm.__main__ import COMMANDS
+from jaxvlm.__main__ import COMMANDS, main
 from jaxvlm.command import Parser, run
 from jaxvlm.errors import UserError
 
@@ -22,10 +22,13 @@ def test_the_dispatcher_lists_its_commands():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_teaches_by_example(name):
-    shown = jaxvlm(name, "--help")
-    assert shown.returncode == 0
-    assert f"  python -m jaxvlm.{name} " in shown.stdout and "--json" in shown.stdout
+def test_help_teaches_by_example(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["jaxvlm", name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    shown = capsys.readouterr().out
+    assert end.value.code == 0
+    assert f"  python -m jaxvlm.{name} " in shown and "--json" in shown
 
 
 def fail(argv):

@@ -20,7 +20,6 @@ def get_config():
     c.model.language.head_dim = 10
     c.model.language.vocab_size = 4000  # an embedding of 512 KB, which the file size limit of test_damage.py is below
     c.model.compute_dtype = "float32"
-    c.model.remat = "none"
     c.tokenizer.vocab_size = 340
     c.stages, c.stage.only = ("only",), stage
     c.steps = 20

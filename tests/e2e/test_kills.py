@@ -12,7 +12,7 @@ from tests.e2e.small_run import HOOK, checkpoints, finish, halves, last_step, lo
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps", "saves"), [(6, 150, 1), pytest.param(20, 300, 5, marks=pytest.mark.nightly)]
+    ("kills", "steps", "saves"), [(6, 100, 1), pytest.param(20, 300, 5, marks=pytest.mark.nightly)]
 )
 def test_kills_lose_nothing(start, tmp_path, kills, steps, saves):
     """SIGKILL at random moments: of the start, of steps and, most often, of a save."""

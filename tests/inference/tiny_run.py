@@ -59,8 +59,9 @@ def make_run(folder, config):
     folder.mkdir(parents=True)
     RunFolder(folder).save_config(config)
     tokenizer(config).save_pretrained(folder / "tokenizer")
-    layout = state_layout(build_model(config.model), stage, 1, make_mesh(config.mesh), Rules())
-    state = initial_state(layout, 0)
+    model = build_model(config.model)
+    layout = state_layout(model, stage, 1, make_mesh(config.mesh), Rules())
+    state = initial_state(layout, 0, tiny.params(model))
     # Larger weights than those of a new model, whose answers would all be the same.
     state = jax.tree.map(lambda x: x * 2 if x.ndim > 1 and x.dtype == np.float32 else x, state)
     checkpoints = Checkpoints(RunFolder(folder).checkpoints(name))
