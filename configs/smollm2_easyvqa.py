@@ -8,7 +8,9 @@ The encoder is that of runs/quickstart (--config.init.vision=DIR takes another r
 colours for a decoder of 96 channels. Here it is frozen; a new projector and adapters in the decoder learn to read it.
 
 Expect 89.2 % exact match on the 9,673 test questions (shapes and colours 99.8 %, yes or no 85.4 %) after 123 steps of
-15 seconds on two CPU cores; the test takes about as long again. More epochs are what yes and no need.
+15 seconds on two CPU cores; the test takes about as long again. More epochs are what yes and no need. A drawing with
+all its questions is one sample, because answers teach more in that form: with each question alone, four to a row, 201
+such steps gave 86.3 % of 2,000 test questions (yes or no 81.3 %).
 """
 
 from ml_collections import ConfigDict
