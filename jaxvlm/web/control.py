@@ -125,14 +125,13 @@ def launch_run(studio: Studio, name: str) -> None:
 
 def _end(launcher: Mapping[str, Any]) -> None:
     """Ends a launcher, which would write into the folder, and then what it has started."""
-    child, end = launcher["child"], time.monotonic() + _GONE_SECONDS
+    child = launcher["child"]
     with contextlib.suppress(ProcessLookupError):
         if is_alive(launcher):
             os.kill(launcher["pid"], signal.SIGKILL)
         if is_alive(child):
             os.killpg(launcher["pgid"], signal.SIGKILL)
-    while (is_alive(launcher) or is_alive(child)) and time.monotonic() < end:
-        time.sleep(0.02)
+    _wait_until(lambda: not is_alive(launcher) and not is_alive(child))
 
 
 def _save(folder: Path, entry: Mapping[str, Any]) -> None:
@@ -286,7 +285,7 @@ def kill_run(studio: Studio, name: str, lost: Callable[[], dict[str, Any]], *, c
     if run.process is not None and is_alive(run.process):  # started in a terminal, or by a launch page
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.process["pid"], signal.SIGKILL)
-    return {"gone": _wait_until_gone(run), "lost": facts}
+    return {"gone": _wait_until(lambda: run.running() is None), "lost": facts}
 
 
 def _alive(run: RunFiles, name: str) -> dict[str, Any]:
@@ -304,9 +303,10 @@ def _group(run: RunFiles) -> int | None:
     return group if child and is_alive(child) and group == child["pid"] and group > 1 else None
 
 
-def _wait_until_gone(run: RunFiles) -> bool:
+def _wait_until(is_gone: Callable[[], bool]) -> bool:
+    """Whether processes that were killed are gone before the kernel has had more than enough time."""
     end = time.monotonic() + _GONE_SECONDS
-    while run.running() is not None:
+    while not is_gone():
         if time.monotonic() > end:
             return False
         time.sleep(0.05)

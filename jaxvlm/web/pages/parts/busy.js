@@ -13,8 +13,8 @@ export async function holders(signal, kinds = null) {
 /** Their names as one text. */
 export const namesOf = (found) => found.map(({ name }) => name).join(", ");
 
-/** A warning for work that would begin beside them; null where the devices are free. */
+/** A warning for work that would share devices with them; null where these are free. */
 export async function busyNotice(signal, kinds = null) {
   const found = await holders(signal, kinds);
-  return found.length > 0 ? notice("warn", t("busy.beside", { names: namesOf(found) })) : null;
+  return found.length > 0 ? notice("warn", t("busy.shared", { names: namesOf(found) })) : null;
 }

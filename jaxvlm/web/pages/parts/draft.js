@@ -10,6 +10,8 @@ const EMPTY = {
   machine: "here",
   machineSettings: {},
   devices: [], // numbers of GPUs; none: all
+  records: null, // for the hours of a plan
+  price: null, // of a chip in an hour, for its cost
   step: "goal",
   when: "now",
 };

@@ -38,7 +38,7 @@ export class Curves {
     return true;
   }
 
-  /** Whether so many points were added that the server should choose again. */
+  /** Whether the added points are too many to draw: the server then chooses again. */
   get isLong() {
     return Object.values(this.series).some(({ x }) => x.length > 2 * POINTS);
   }

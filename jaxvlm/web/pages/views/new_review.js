@@ -18,7 +18,7 @@ export async function reviewStep(place, view) {
   const { runs } = await get("runs", {}, view.signal);
   const busy = await holders(view.signal);
   await proposeName(view, runs);
-  view.toldBusy = busy.length > 0; // a person who starts now, starts beside these
+  view.toldBusy = busy.length > 0; // a person who starts now shares the devices with these
   const problems = h("div", {}),
     command = h("div.stack", {}),
     differences = h("div.stack", {}),
@@ -71,7 +71,7 @@ export async function reviewStep(place, view) {
             {
               value: "now",
               title: t("review.now"),
-              text: t("busy.beside", { names: namesOf(busy) }),
+              text: t("busy.shared", { names: namesOf(busy) }),
               symbol: "play",
             },
             { value: "queue", title: t("review.queue"), text: t("review.queue_text"), symbol: "list-ordered" },
