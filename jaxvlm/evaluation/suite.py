@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from jaxvlm import processes
 from jaxvlm.batch import Array
@@ -25,6 +24,7 @@ from jaxvlm.evaluation.result import Result, score_task
 from jaxvlm.evaluation.saving import save, stem
 from jaxvlm.evaluation.task import GENERATE, MEAN, Task, by_image
 from jaxvlm.inference.engine import Engine
+from jaxvlm.progress import progress_bar
 from jaxvlm.trees import paths
 
 _CHUNK = 64  # batches whose prompts are rendered at once
@@ -60,16 +60,10 @@ def run_task(engine: Engine, task: Task, model: Mapping[str, Any], out: Path, la
     log = _open(out / f"{stem(task, label)}.answers.jsonl", engine, task, model, generation, resume=asking.resume)
     with contextlib.closing(log):
         left = [item for item in by_image(task.items) if item.id not in log.replies]
-        silent = not asking.progress or processes.index() > 0
+        shown = asking.progress and processes.index() == 0
         began = time.perf_counter()
-        with tqdm(
-            total=len(task.items),
-            initial=len(task.items) - len(left),
-            desc=task.benchmark.name,
-            unit="question",
-            disable=silent,
-            dynamic_ncols=True,
-        ) as bar:
+        done = len(task.items) - len(left)
+        with progress_bar(task.benchmark.name, len(task.items), "question", initial=done, show=shown) as bar:
             for reply in ask(engine, task, left, asking):
                 log.append(reply)
                 bar.update()

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from jaxvlm.batch import Array, Batch
 from jaxvlm.config import DataConfig
@@ -29,6 +28,7 @@ from jaxvlm.inference.prompts import Prompt, build_answered, build_batch, build_
 from jaxvlm.inference.sampling import GREEDY, Sampling
 from jaxvlm.media import MediaLayout, Medium, VideoText
 from jaxvlm.models.vlm import Model
+from jaxvlm.progress import progress_bar
 from jaxvlm.restore import Run
 from jaxvlm.sharding import Placement, Rules, batch_devices, placed, rows_of_this_host, to_devices
 
@@ -122,8 +122,7 @@ class Engine:
           UserError: as `answer_each`.
         """
         answers = [""] * len(records)
-        silent = not progress or jax.process_index() > 0
-        with tqdm(total=len(records), desc="answers", unit="question", disable=silent, dynamic_ncols=True) as bar:
+        with progress_bar("answers", len(records), "question", show=progress and jax.process_index() == 0) as bar:
             for number, answer in self.answer_each(
                 records, max_new_tokens=max_new_tokens, batch_size=batch_size, sampling=sampling
             ):

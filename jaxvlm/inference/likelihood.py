@@ -14,12 +14,12 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from jaxvlm.batch import Array, Batch
 from jaxvlm.inference.programs import Programs
 from jaxvlm.models.vlm import Model
 from jaxvlm.objectives.cross_entropy import by_device, row_scores
+from jaxvlm.progress import progress_bar
 from jaxvlm.sharding import Placement, placed, to_devices
 
 Item = TypeVar("Item")
@@ -62,8 +62,7 @@ def score_batches(
         return numbers_B, _score(programs.model, place, programs.params, rows)
 
     found: dict[int, LogLikelihood] = {}
-    silent = not progress or jax.process_index() > 0
-    with tqdm(total=count, desc="likelihoods", unit="answer", disable=silent, dynamic_ncols=True) as bar:
+    with progress_bar("likelihoods", count, "answer", show=progress and jax.process_index() == 0) as bar:
         for numbers_B, results in _one_behind(start(numbers_B, batch) for numbers_B, _, batch in batches):
             for number, logprob, tokens, hits in zip(numbers_B.tolist(), *map(np.asarray, results), strict=True):
                 if number >= 0:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from jaxvlm.data.records import IMAGE, Record
 from jaxvlm.errors import UserError
 from jaxvlm.inference.engine import Engine
 from jaxvlm.inference.likelihood import LogLikelihood
 from jaxvlm.inference.sampling import GREEDY, Sampling
+from jaxvlm.progress import progress_bar
 from jaxvlm.restore import open_run
 from jaxvlm.source_model import open_model, read_sources
 
@@ -152,7 +152,7 @@ def answer_all(engine: Engine, questions: Sequence[Question], batch_size: int) -
     groups: dict[Generation, list[int]] = {}
     for number, question in enumerate(questions):
         groups.setdefault(question.generation, []).append(number)
-    with tqdm(total=len(questions), desc="answers", unit="question", dynamic_ncols=True) as bar:
+    with progress_bar("answers", len(questions), "question") as bar:
         for generation, numbers in groups.items():
             for part, some in enumerate(_parts(numbers, batch_size)):
                 # Another seed, or the records of each part would draw the same numbers.
@@ -174,7 +174,7 @@ def score_all(engine: Engine, builds: Sequence[Callable[[], Record]], batch_size
       UserError: as `Engine.loglikelihoods`.
     """
     found: list[LogLikelihood] = []
-    with tqdm(total=len(builds), desc="likelihoods", unit="answer", dynamic_ncols=True) as bar:
+    with progress_bar("likelihoods", len(builds), "answer") as bar:
         for some in _parts(builds, batch_size):
             found += engine.loglikelihoods([build() for build in some], batch_size=batch_size)
             bar.update(len(some))

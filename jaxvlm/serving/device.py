@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jaxvlm.batch import Array, Batch, map_arrays
 from jaxvlm.inference.engine import Engine
@@ -22,6 +21,7 @@ from jaxvlm.inference.programs import Likelihoods, Requests, Rows, bucket
 from jaxvlm.inference.sampling import GREEDY
 from jaxvlm.inference.slots import Choice, SlotPrograms
 from jaxvlm.media import MediaError, MediaLayout, Size
+from jaxvlm.progress import progress_bar
 from jaxvlm.serving.answers import Answer
 from jaxvlm.serving.caches import ByteLru, PrefixCache
 from jaxvlm.serving.limits import Sizes
@@ -222,8 +222,10 @@ class Device:
         """Runs every program once with each shape that it can meet."""
         self._rows = self._slots.empty()
         calls = [*self._media_calls(), *self._row_calls(), *self._step_calls()]
-        for call in tqdm(calls, desc="compile", unit="program", disable=not progress, dynamic_ncols=True):
-            call()
+        with progress_bar("compile", len(calls), "program", show=progress) as bar:
+            for call in calls:
+                call()
+                bar.update()
         jax.block_until_ready(self._rows)
 
     def _media_calls(self) -> list[Callable[[], None]]:

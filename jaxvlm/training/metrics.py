@@ -14,10 +14,10 @@ import jax
 import matplotlib
 import numpy as np
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from jaxvlm import processes
 from jaxvlm.files import replace_text
+from jaxvlm.progress import progress_bar
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -43,14 +43,7 @@ class Writer:
             self._file = self._path.open("a")
             self._board_folder = tensorboard / stage
             self._board = self._open_board(first_step + 1)
-        self._bar = tqdm(
-            total=steps,
-            initial=first_step,
-            desc=stage,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self._writes,
-        )
+        self._bar = progress_bar(stage, steps, "step", initial=first_step, show=self._writes, delay=0.0)
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._time, self._step = time.perf_counter(), first_step
 

@@ -37,7 +37,7 @@ def event_stream(studio: Studio, name: str, folder: Path, cursor: str) -> Stream
 async def _events(studio: Studio, name: str, folder: Path, cursor: str) -> AsyncIterator[str]:
     state, sent, polls = "", time.monotonic(), 0
     yield "retry: 3000\n\n"
-    while not studio.closing:
+    while not studio.closing and folder.is_dir():
         news = await run_in_threadpool(read_news, folder / "metrics.jsonl", cursor)
         if news.lines or news.reset:
             yield _event("metrics", {"lines": news.lines, "reset": news.reset}, news.cursor)

@@ -13,9 +13,9 @@ from typing import Any
 import einops
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jaxvlm.errors import UserError
+from jaxvlm.progress import progress_bar
 from jaxvlm.trees import from_paths, paths
 from jaxvlm.weights.tensors import TensorSource, TensorSpec, as_source, listed, overflows
 
@@ -65,7 +65,7 @@ def import_tensors(
       abstract: the model's nested dict of values with a shape and a dtype.
       sizes: of the letters that our shapes do not show, such as the rows and columns of a patch.
       ignored: patterns of whole names in `source` that are not used, such as buffers.
-      progress: whether a terminal shows a bar of the bytes made.
+      progress: whether a bar shows the bytes made.
 
     Returns:
       Nested dict of arrays with the tree of `abstract`.
@@ -79,9 +79,7 @@ def import_tensors(
     rows = {rule.ours: rule for rule in rules}
     leaves = {path: _Leaf(rows[path], leaf, tensors, sizes) for path, leaf in wanted.items()}
     total = sum(leaf.nbytes for leaf in leaves.values())
-    bar = tqdm(
-        total=total, desc="weights", unit="B", unit_scale=True, dynamic_ncols=True, disable=None if progress else True
-    )
+    bar = progress_bar("weights", total, "B", show=progress, scaled=True)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return from_paths({path: leaf.load(tensors, pool, bar) for path, leaf in leaves.items()})
 

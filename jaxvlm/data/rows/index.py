@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxvlm.data.cache import cached_arrays
 from jaxvlm.data.media.sizes import MEDIA_REASONS
@@ -23,6 +22,7 @@ from jaxvlm.data.rows.packing import Extent
 from jaxvlm.data.rows.samples import INDEX, Facts, ImageSizes, Samples
 from jaxvlm.data.workers import available_cores, worker_pool
 from jaxvlm.media import MediaError, MediaExtent, MediaLayout, Size
+from jaxvlm.progress import progress_bar
 
 _CHUNK = 1000  # records that a worker process inspects at a time
 _NAMED_PROBLEMS = 10
@@ -158,7 +158,7 @@ def _build(samples: Samples, *, quiet: bool) -> Index:
     total = len(samples.source)
     chunks = [range(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]
     with (
-        tqdm(total=total, desc="checking records", unit="record", delay=1.0, disable=quiet or None) as bar,
+        progress_bar("checking records", total, "record", show=not quiet) as bar,
         _workers(samples, total) as inspect_chunks,
     ):
         facts: list[Index] = []

@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from jaxvlm.data.cache import cached_arrays
 from jaxvlm.data.records import Record, RecordError, Turn
 from jaxvlm.data.sources.load import Source
 from jaxvlm.data.sources.mix import Mix, MixedSource
 from jaxvlm.data.text.conversation import Renderer
+from jaxvlm.progress import progress_bar
 
 _WINDOW = 2**17  # characters that are tokenized at once
 _SPECIAL = 2  # tokens of a passage in addition to its text: BOS and the end token
@@ -89,15 +89,15 @@ def cut_documents(mix: Mix, renderer: Renderer, tokens: int) -> Mix:
 
 def _cut_all(source: Source, renderer: Renderer, tokens: int, quiet: bool) -> dict[str, np.ndarray]:
     spans: list[tuple[int, int, int]] = []
-    for document in tqdm(
-        range(len(source)), desc="cutting documents", unit="document", delay=1.0, disable=quiet or None
-    ):
-        try:
-            turns = source[document].turns
-        except RecordError:  # reading it as a passage reports it
-            turns = ()
-        text = turns[-1].text if len(turns) == 2 else ""
-        spans += [(document, start, end) for start, end in cut(text, renderer, tokens)]
+    with progress_bar("cutting documents", len(source), "document", show=not quiet) as bar:
+        for document in range(len(source)):
+            try:
+                turns = source[document].turns
+            except RecordError:  # reading it as a passage reports it
+                turns = ()
+            text = turns[-1].text if len(turns) == 2 else ""
+            spans += [(document, start, end) for start, end in cut(text, renderer, tokens)]
+            bar.update()
     return {"spans": np.array(spans, np.int64).reshape(-1, 3)}
 
 

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.rows.ledger import WHOLE, Ledger
 from jaxvlm.data.sources.mix import Mix
@@ -26,6 +24,7 @@ from jaxvlm.data.workers import worker_pool
 from jaxvlm.errors import UserError
 from jaxvlm.files import replace_text
 from jaxvlm.media import MediaLayout
+from jaxvlm.progress import progress_bar
 
 PROGRESS = "progress.json"
 
@@ -73,7 +72,7 @@ def prepare(
     ]
     failed: list[list[str]] = []
     with (
-        tqdm(total=count, initial=count - len(missing), desc="preparing", unit="shard", disable=None) as bar,
+        progress_bar("preparing", count, "shard", initial=count - len(missing)) as bar,
         worker_pool(_set, mix, set(known), layout, jpeg) as pool,
     ):
         for running in concurrent.futures.as_completed([pool.submit(_write, *job) for job in jobs]):

@@ -24,13 +24,13 @@ from typing import Any
 import msgpack
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
-from tqdm import tqdm
 
 from jaxvlm.data.records import Record, RecordError, Turn, answer_by_answer
 from jaxvlm.data.sources.items import hash_texts
 from jaxvlm.errors import UserError, listed, on_a_line
 from jaxvlm.files import cache_folder, replace_text
 from jaxvlm.media import Medium, Video
+from jaxvlm.progress import progress_bar
 
 CARD = "card.json"
 VERSION = 1
@@ -273,7 +273,7 @@ def _fetch(address: str, shards: Sequence[dict[str, Any]], fingerprint: str) -> 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         total = sum(shard["bytes"] for shard in wanted)
-        with tqdm(total=total, desc=f"copying {address}", unit="B", unit_scale=True, delay=1.0, disable=None) as bar:
+        with progress_bar(f"copying {address}", total, "B", scaled=True) as bar:
             for shard in wanted:
                 _copy(epath.Path(address) / shard["name"], folder / shard["name"], shard, bar)
     except UserError:

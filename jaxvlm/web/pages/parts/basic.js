@@ -109,6 +109,9 @@ export function problemNotice(problem) {
   return notice("bad", words, problem.message && h("p.original", { lang: "en" }, problem.message));
 }
 
+/** Says that the studio does not answer for now. */
+export const disconnected = () => notice("warn", t("disconnected"), h("p", {}, t("disconnected_text")));
+
 /** A bar from 0 to total, or an endless one without a total; `label` is its name. */
 export function progressBar(label, value, total) {
   const bar = h("progress", { max: total || 1, "aria-label": label });

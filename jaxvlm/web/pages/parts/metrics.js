@@ -4,6 +4,7 @@ import { address, get } from "../api.js";
 import { pause } from "../dom.js";
 
 const POLL_SECONDS = 3;
+const POLLS = 20; // until events are tried again
 const POINTS = 2000; // of a curve, as the server chooses them
 
 /** Curves of a run, and what follows. */
@@ -88,46 +89,66 @@ class Feed {
 
 /**
  * Watches a run until the signal is aborted: events of the server, or questions each few seconds where events do not
- * come through.
+ * come through; from time to time events are tried again.
  * @param {Curves} curves of the run, so far
- * @param {Object} on state(run), curves(Curves), connected(boolean)
+ * @param {Object} on state(run), curves(Curves), connected(boolean), gone(Problem): there is no such run any more
  */
-export function watchRun(run, curves, on, signal) {
+export async function watchRun(run, curves, on, signal) {
+  const watch = { run, on, signal, cursor: curves.cursor, feed: new Feed(run, curves, on.curves, signal) };
+  try {
+    for (;;) {
+      await listen(watch);
+      await poll(watch);
+    }
+  } catch (problem) {
+    if (problem.status === 404) on.gone(problem);
+    else if (problem.name !== "AbortError") throw problem;
+  }
+}
+
+/** Takes the server's events, until they have failed twice. */
+function listen(watch) {
+  const { run, feed, on, signal } = watch;
+  const source = new EventSource(address("run/events", { run, after: watch.cursor }));
   let failures = 0,
-    last = curves.cursor;
-  const feed = new Feed(run, curves, on.curves, signal);
-  const source = new EventSource(address("run/events", { run, after: last }));
+    came = false;
   source.addEventListener("open", () => {
-    failures = 0;
+    [failures, came] = [0, true];
     on.connected(true);
   });
   source.addEventListener("state", (event) => on.state(JSON.parse(event.data)));
   source.addEventListener("metrics", (event) => {
-    last = event.lastEventId || last;
-    feed.take(JSON.parse(event.data), last);
+    watch.cursor = event.lastEventId || watch.cursor;
+    feed.take(JSON.parse(event.data), watch.cursor);
   });
-  source.addEventListener("error", () => {
-    failures += 1;
-    on.connected(false);
-    if (failures < 2 && source.readyState !== EventSource.CLOSED) return;
-    source.close();
-    poll(run, last, feed, on, signal).catch(() => {}); // ends with the view
+  return new Promise((done, fail) => {
+    source.addEventListener("error", () => {
+      failures += 1;
+      if (came) on.connected(false); // where no event ever came, questions tell
+      if (failures < 2 && source.readyState !== EventSource.CLOSED) return;
+      source.close();
+      done();
+    });
+    signal.addEventListener("abort", () => {
+      source.close();
+      fail(signal.reason);
+    });
   });
-  signal.addEventListener("abort", () => source.close());
 }
 
-async function poll(run, cursor, feed, on, signal) {
-  let after = cursor;
-  while (!signal.aborted) {
+/** Asks for news, and after a while returns, so that events are tried. */
+async function poll(watch) {
+  const { run, feed, on, signal } = watch;
+  for (let count = 0; count < POLLS; count += 1) {
     await pause(POLL_SECONDS * 1000, signal);
     try {
-      const answer = await get("run/metrics", { run, after }, signal);
-      after = answer.cursor;
-      if (answer.reset || answer.lines.length > 0) feed.take(answer, after);
+      const answer = await get("run/metrics", { run, after: watch.cursor }, signal);
+      watch.cursor = answer.cursor;
+      if (answer.reset || answer.lines.length > 0) feed.take(answer, watch.cursor);
       on.state(await get("run", { run }, signal));
       on.connected(true);
-    } catch (error) {
-      if (error.name === "AbortError") return;
+    } catch (problem) {
+      if (problem.name === "AbortError" || problem.status === 404) throw problem;
       on.connected(false);
     }
   }

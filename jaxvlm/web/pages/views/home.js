@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { fill, h, pause } from "../dom.js";
-import { badge, button, details, empty, heading, icon, linkButton, notice } from "../parts/basic.js";
+import { badge, button, details, disconnected, empty, heading, icon, linkButton, notice } from "../parts/basic.js";
 import { spark } from "../parts/chart.js";
 import { field, select, textInput } from "../parts/form.js";
 import { losses, progress, runLink } from "../parts/run_words.js";
@@ -18,8 +18,9 @@ export async function show(place, { signal }) {
   const table = h("div", {}),
     count = h("p.muted", { role: "status" }),
     compare = h("div.compare-bar", {}),
-    broken = h("div", {});
-  const parts = { table, count, compare, broken };
+    broken = h("div", {}),
+    connection = h("div", { role: "status" });
+  const parts = { table, count, compare, broken, connection };
   const redraw = () => drawTable(parts, view, redraw);
   view.layout = () => {
     layout(place, view, parts, redraw);
@@ -38,8 +39,10 @@ export async function show(place, { signal }) {
       Object.assign(view, await get("runs", {}, signal));
     } catch (problem) {
       if (problem.name === "AbortError") return;
+      if (!connection.hasChildNodes()) fill(connection, disconnected());
       continue; // the studio was stopped, or is being started again: what is shown stays
     }
+    fill(connection);
     drawBroken(broken, view.broken);
     if (before !== (view.runs.length === 0)) view.layout();
     else if (!table.contains(document.activeElement)) redraw();
@@ -60,6 +63,7 @@ function layout(place, view, parts, redraw) {
   fill(
     place,
     heading(none ? t("home.welcome") : t("home.title"), none ? t("home.lead") : null),
+    parts.connection,
     ways(none),
     none
       ? empty("folder-open", t("home.none"), t("home.none_text", { folder: view.looked_in }))

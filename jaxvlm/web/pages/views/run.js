@@ -8,6 +8,7 @@ import {
   button,
   code,
   details,
+  disconnected,
   facts,
   heading,
   linkButton,
@@ -76,6 +77,7 @@ export async function show(place, { id, query, session, signal }) {
           view.drawHead();
         }
       },
+      gone: (problem) => fill(place, heading(id), problemNotice(problem)),
     },
     signal,
   );
@@ -112,7 +114,7 @@ function drawHead(head, view) {
     heading(run.name ?? view.id, null, ...actions(head, view)),
     h("div.run-state", {}, badge(run.state), h("p.says", {}, stateSentence(run))),
     progressLine(run),
-    !view.connected && notice("warn", t("run.disconnected"), h("p", {}, t("run.disconnected_text"))),
+    !view.connected && disconnected(),
     trouble(run),
     h(
       "div",
