@@ -121,7 +121,7 @@ FAMILIES = {
 
 
 # test_hf_config.py has the configs of all, tests/parity the numbers.
-GATE = ["clip_llama3_tied", "siglip_qwen2"]
+GATE = ["siglip_qwen2"]
 NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in FAMILIES if name not in GATE]
 
 

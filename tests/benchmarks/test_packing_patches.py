@@ -1,8 +1,11 @@
 """The benchmark of rows with two budgets runs, and its goals hold for fewer samples."""
 
+import pytest
+
 from tests.benchmarks import packing_patches
 
 
+@pytest.mark.nightly  # tests/data/test_packing.py has both budgets
 def test_rows_of_photographs_and_of_a_mixture_are_full():
     lines = packing_patches.main(["--samples", "4000"])
     at = {(line["kind"], line["mix"], line["patches"]): line for line in lines}

@@ -98,6 +98,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(start_processes, stopped
     assert broken["reasons"] == {"image_broken, found while training": broken["total"]}
 
 
+@pytest.mark.nightly  # tests/training/test_faults.py has one process
 def test_a_checkpoint_that_one_of_them_cannot_read_is_set_aside(
     start_processes, environment, stopped, short, alone, tmp_path
 ):

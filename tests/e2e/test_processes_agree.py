@@ -14,6 +14,7 @@ def test_other_settings_of_a_process_are_named(start_processes, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.nightly  # above of settings
 def test_other_data_of_a_process_is_named(start_processes, tmp_path):
     """As where a host's copy of the data is another one."""
     code = "import dataclasses\nindex = jaxvlm.stages.index_rows\ndef other(samples, **k):\n"

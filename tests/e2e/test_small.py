@@ -103,6 +103,7 @@ hook(before)
     assert whole_steps(checkpoints(tmp_path)) == [5]
 
 
+@pytest.mark.nightly  # tests/test_inspect_data.py looks at such a batch
 def test_losses_that_are_not_finite_stop_a_run(environment, start, tmp_path):
     code, log = start(tmp_path, recipe=RECIPE, code=NAN.replace("STEPS", "range(9, 99)")).wait()
     assert code == 2, log[-3000:]

@@ -72,6 +72,7 @@ def test_it_learns_and_the_second_stage_starts_from_the_first(whole):
     assert heldout and all(0 <= m["heldout_exact_match"] <= 1 for m in heldout)
 
 
+@pytest.mark.nightly  # test_kills.py has the kills, test_llava15.py stages alone
 def test_a_killed_stage_resumes_bit_for_bit_and_stages_run_alone_are_the_chain(whole, server, tmp_path):
     """Killed at batch 8: in the middle of an epoch, two steps after a checkpoint."""
     arguments = ("--config", RECIPE, "--workdir", tmp_path, "--stage")

@@ -79,7 +79,7 @@ def fail(capsys, *arguments):
         pytest.param("llava", "float32", "float32", False, marks=pytest.mark.nightly),
         pytest.param("llava", "bfloat16", "float32", False, marks=pytest.mark.nightly),
         pytest.param("llava", "float16", "float32", False, marks=pytest.mark.nightly),
-        ("llava", "float16", "float32", True),
+        pytest.param("llava", "float16", "float32", True, marks=pytest.mark.nightly),
     ],
 )
 def test_it_answers_as_the_imported_run(folders, tmp_path, capsys, name, most, projector, large):

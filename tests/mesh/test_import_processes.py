@@ -60,6 +60,7 @@ print(json.dumps({"copied": sum(copied) - total, "held": held, "total": total}))
 """
 
 
+@pytest.mark.nightly  # tests/weights/test_rules.py has what a host reads
 def test_each_process_reads_what_it_holds(tmp_path):
     hf_folders.write_llava(tmp_path / "llava", MODEL, shard="100KB")
     with socket.socket() as free:

@@ -151,7 +151,11 @@ def rows_of_all_kinds(T=600, *, N=4, K=2, H=10):
 
 @pytest.mark.parametrize(
     ("causal", "mesh"),
-    [pytest.param(True, (1, 1, 1), marks=pytest.mark.nightly), (False, (1, 1, 1)), (True, (1, 2, 2))],
+    [
+        pytest.param(True, (1, 1, 1), marks=pytest.mark.nightly),
+        pytest.param(False, (1, 1, 1), marks=pytest.mark.nightly),
+        (True, (1, 2, 2)),
+    ],
 )
 def test_skipping_changes_nothing(monkeypatch, causal, mesh):
     """600 positions are 5 blocks of 128, and a part of another that is added."""

@@ -40,7 +40,7 @@ def naive(model, batch):
 @pytest.mark.parametrize(
     ("mesh", "tied"),
     [
-        (MeshConfig(1, 1, 1), False),
+        pytest.param(MeshConfig(1, 1, 1), False, marks=pytest.mark.nightly),
         pytest.param(MeshConfig(1, 1, 1), True, marks=pytest.mark.nightly),
         pytest.param(MeshConfig(1, 8, 1), False, marks=pytest.mark.nightly),
         (MeshConfig(2, 2, 2), True),

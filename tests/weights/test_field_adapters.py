@@ -66,8 +66,8 @@ FIELDS = {
 }
 
 
-# test_adapters.py has rslora, and "all-linear" the projector.
-CASES = [pytest.param(case, marks=pytest.mark.nightly) if case == "projector" else case for case in FIELDS]
+# "all-linear" has the projector too, test_adapters.py rslora and ranks of their own.
+CASES = [pytest.param(case, marks=pytest.mark.nightly) if case in ("projector", "ranks") else case for case in FIELDS]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -60,6 +60,7 @@ def test_a_run_has_a_decoder_and_nothing_else(trained):
     assert (trained / "samples.png").is_file()
 
 
+@pytest.mark.nightly  # below in pre-training
 def test_it_resumes_bit_equal(trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
