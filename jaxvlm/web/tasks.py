@@ -70,20 +70,23 @@ class Tasks:
         task = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         folder = self._folder / task
         folder.mkdir(parents=True)
-        arguments = [*(command(folder) if callable(command) else command)]
         entry = {
             "id": task,
             "kind": kind,
             "about": dict(about),
-            "command": arguments,
             "environment": shown_environment(environment or {}),
             "started": round(time.time(), 1),
             "launcher": None,
         }
-        _save(folder, entry)
+        try:
+            arguments = [*(command(folder) if callable(command) else command)]
+            _save(folder, entry | {"command": arguments})
+        except OSError:  # the disk is full, say
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         log, end = folder / "log.txt", folder / "exit.json"
         entry["launcher"] = launch(arguments, Path.cwd(), log, end, environment or {}, grace=_GRACE_SECONDS)
-        _save(folder, entry)
+        _save(folder, entry | {"command": arguments})
         return task
 
     def folder(self, task: str) -> Path:

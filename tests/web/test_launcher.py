@@ -151,6 +151,18 @@ def test_a_task_fails(tmp_path):
     assert tasks.get(task)["state"] == "failed" and tasks.get(task)["code"] == 2
 
 
+def test_a_start_on_a_full_disk_leaves_nothing(tmp_path):
+    tasks = Tasks(tmp_path)
+
+    def command(folder):
+        (folder / f".task.json.{os.getpid()}").symlink_to("/dev/full")  # of the file that `start` writes next
+        return python("")
+
+    with pytest.raises(OSError, match="No space left"):
+        tasks.start("plan", command, {})
+    assert [*(tmp_path / ".studio" / "tasks").iterdir()] == [] and not tasks.list()
+
+
 def test_cancel_reaches_a_command_that_ignores_it(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxvlm.web.tasks._GRACE_SECONDS", 0.2)
     tasks = Tasks(tmp_path)
