@@ -9,9 +9,9 @@ Examples:
 
 `check` reads every record of the stage (of images the header and the end, no pixels). It lists records that break a
 rule, the losses and the fill of rows of other sizes, duplicates, and the steps of the stage. Exit code 2 if anything
-would be lost. In --out are problems.jsonl (every record that would be lost or cut), lengths.png and report.json; with
---rows N also the first N rows, as a page (rows.html) and for programs (rows.json). A second check of the same data
-takes seconds: its index is cached in JAXVLM_CACHE.
+would be lost. In --out are problems.jsonl (every record that would be lost or cut), lengths.png and report.json. With
+--rows N it begins with N rows of 1,000 records that are chosen at random, as a page (rows.html) and for programs
+(rows.json). A second check of the same data takes seconds: its index is cached in JAXVLM_CACHE.
 
 `show` writes a page (HTML, for any browser, also offline) of training rows as the model will see them: pixels after
 resizing and padding, every token, the supervised ones in colour. --batch shows one that a run has written instead,

@@ -11,6 +11,8 @@ from PIL import Image
 
 from jaxvlm import inspect_data, train
 from jaxvlm.command import run
+from jaxvlm.errors import UserError
+from jaxvlm.inspect import stage_data
 from tests.data.conftest import conversation, write_records
 from tests.data.test_pipeline import BAD
 
@@ -59,6 +61,20 @@ def test_check_of_sound_data(command, tmp_path):
     picture = np.asarray(Image.open(tmp_path / "out" / "lengths.png").convert("L"))
     assert picture.std() > 5
     check_rows(tmp_path / "out")
+
+
+def test_rows_are_there_before_all_records_are_read(command, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise UserError("the report is not reached")
+
+    monkeypatch.setattr(stage_data, "make_report", stopped)
+    monkeypatch.setattr(stage_data, "_CHOICE", 7)
+    data = write_records(tmp_path, 50)
+    code, printed, _ = check(command, data, tmp_path / "out", f"--{STAGE}.data.tokens=128", "--rows=9")
+    assert code == 2 and "not reached" in printed
+    ids = [record["id"] for record in json.loads((tmp_path / "out" / "rows.json").read_text())]
+    assert 0 < len(ids) <= 7 and len({*ids}) == len(ids)
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def check_rows(out):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from jaxvlm.objectives.registry import find_objective
 from jaxvlm.planning.flops import model_flops, total_flops
 from jaxvlm.runs import RunFolder
 
+_CHOICE = 1000  # records of each source, of which a check shows rows
+
 
 class Findings(NamedTuple):
     """The findings of a function of this file."""
@@ -58,9 +61,10 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path, rows: int = 
     """Writes the report of a stage's data into `out`; `result["loses"]` is whether anything would be lost.
 
     Args:
-      rows: also write so many rows of the first epoch, of the records that break no rule, as a page and as data.
+      rows: first write so many rows, of a random choice of the records that break no rule, as a page and as data.
     """
     samples, tokenizer = _open(config, stage)
+    files = _write_examples(samples, tokenizer, config.seed, rows, out) if rows else ""
     index = load_index(samples)
     measured = measure_index(index, samples.layout)
     report = make_report(
@@ -78,15 +82,25 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path, rows: int = 
         write_problems(out / "problems.jsonl", report, samples, measured)
         plot_lengths(out / "lengths.png", report)
         replace_text(out / "report.json", json.dumps(result, indent=1) + "\n")
-    files = f"{out}: report.json, lengths.png, and in problems.jsonl every record that would be lost or cut"
-    if rows and not isinstance(report.plan, str):
-        pipeline = Pipeline(samples, index, measured, 1, config.seed)
-        shown = list(_iterate_rows(samples, pipeline, 0, min(rows, pipeline.num_rows(1))))
-        with _writing(out):
-            write_rows(out, shown, tokenizer)
-            write_page(out / "rows.html", shown, tokenizer, title=_title(samples, 0, len(shown)), notes=[])
-        files += f"; rows.html and rows.json: {len(shown)} rows"
+    files = f"{out}: report.json, lengths.png, and in problems.jsonl every record that would be lost or cut{files}"
     return Findings(f"{table(report, samples)}\n\n{files}", result)
+
+
+def _write_examples(samples: Samples, tokenizer: Any, seed: int, rows: int, out: Path) -> str:
+    """Writes rows of some records, which takes seconds however many there are; returns what the report says of it."""
+    some = copy.copy(samples)
+    some.source = samples.source.choice(_CHOICE)
+    index = load_index(some)
+    try:
+        pipeline = Pipeline(some, index, measure_index(index, some.layout), 1, seed)
+    except UserError:  # each of them breaks a rule, which the report tells
+        return ""
+    shown = list(_iterate_rows(some, pipeline, 0, min(rows, pipeline.num_rows(1))))
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_rows(out, shown, tokenizer)
+        write_page(out / "rows.html", shown, tokenizer, title=_title(some, 0, len(shown)), notes=[])
+    return f"; rows.html and rows.json: {len(shown)} rows"
 
 
 def _cost_of_row(config: Config, stage: StageConfig, tokens: int, units: int, in_row: float) -> float:

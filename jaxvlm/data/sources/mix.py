@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,11 @@ class Mix:
         """The source of record `index`, and the record's index there."""
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return self.parts[number].source, index - int(self.starts[number])
+
+    def choice(self, count: int) -> Mix:
+        """The mix with at most `count` records of each source, a fixed random choice."""
+        chosen = (_ChosenSource(part.source, count) if count < len(part.source) else part.source for part in self.parts)
+        return Mix([replace(part, source=source) for part, source in zip(self.parts, chosen, strict=True)])
 
     def fingerprint(self) -> str:
         """A hash of the content of all records and of their order; not of the weights."""

@@ -22,25 +22,7 @@ export function dataReport(report, task) {
           h("ul.plain.problems", { lang: "en" }, problems.slice(0, PROBLEMS).map(problem)),
         )
       : notice("good", t("data.no_problems")),
-    samples.length > 0 && [
-      h("h3", {}, t("data.samples", { n: samples.length })),
-      h("p.help", {}, t("data.samples_help")),
-      h("p.row", {}, h("mark", {}, t("data.legend_trained")), h("span.untrained", {}, t("data.legend_read"))),
-      h(
-        "div.samples",
-        {},
-        samples.slice(0, FIRST).map((one) => sample(one, report, task)),
-      ),
-      samples.length > FIRST &&
-        details(
-          t("data.more_samples", { n: samples.length - FIRST }),
-          h(
-            "div.samples",
-            {},
-            samples.slice(FIRST).map((one) => sample(one, report, task)),
-          ),
-        ),
-    ],
+    samples.length > 0 && dataSamples(report, task),
     counts && details(t("data.counts"), facts(flat(counts))),
     report.lengths &&
       details(
@@ -54,6 +36,25 @@ export function dataReport(report, task) {
         h("iframe.report", { src: here(report.page), sandbox: "", title: t("data.page"), loading: "lazy" }),
       ),
   );
+}
+
+/** The samples of a report, which are there before all records have been read. */
+export function dataSamples(report, task) {
+  const { samples } = report;
+  const some = (chosen) =>
+    h(
+      "div.samples",
+      {},
+      chosen.map((one) => sample(one, report, task)),
+    );
+  return [
+    h("h3", {}, t("data.samples", { n: samples.length })),
+    h("p.help", {}, t("data.samples_help")),
+    h("p.row", {}, h("mark", {}, t("data.legend_trained")), h("span.untrained", {}, t("data.legend_read"))),
+    some(samples.slice(0, FIRST)),
+    samples.length > FIRST &&
+      details(t("data.more_samples", { n: samples.length - FIRST }), some(samples.slice(FIRST))),
+  ];
 }
 
 function problem({ line, origin, message }) {

@@ -12,9 +12,10 @@ const SECONDS = 1; // between two looks
  * @param {HTMLElement} place is filled
  * @param {string} id of the task
  * @param {string} title what it does, in words
+ * @param {Function} meanwhile is called at each look while it runs
  * @returns the task as it ended; done, failed or cancelled
  */
-export async function followTask(place, id, title, signal) {
+export async function followTask(place, id, title, signal, meanwhile = () => {}) {
   const status = h("div.row", {});
   const bar = h("div", {});
   const log = h("pre.code", { tabindex: "0", role: "region", "aria-label": t("task.log") });
@@ -48,6 +49,7 @@ export async function followTask(place, id, title, signal) {
       if (task.state === "failed") bar.append(failure(task));
       return task;
     }
+    await meanwhile();
     await pause(SECONDS * 1000, signal);
   }
 }

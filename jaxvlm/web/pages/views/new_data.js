@@ -1,11 +1,11 @@
 // The third step: what the model learns from, looked at before it is used.
 
 import { get, post } from "../api.js";
-import { fill, h } from "../dom.js";
+import { add, fill, h } from "../dom.js";
 import { button, details, notice, problemNotice } from "../parts/basic.js";
 import { browse } from "../parts/browse.js";
 import { draftField } from "../parts/options.js";
-import { dataReport } from "../parts/samples.js";
+import { dataReport, dataSamples } from "../parts/samples.js";
 import { followTask } from "../parts/task.js";
 import { t } from "../texts.js";
 
@@ -72,11 +72,18 @@ const forms = () =>
     FORMS.map((form) => h("div", {}, h("dt", {}, t(`data.form.${form}`)), h("dd", {}, h("code", {}, EXAMPLES[form])))),
   );
 
-/** Checks the data of a draft in a process beside the server, and shows what was found. */
+/** Checks the data of a draft in a process of its own, and shows what was found: samples first, if there is much. */
 export async function look(place, { base, stage, values }, signal) {
   try {
     const { task } = await post("data/check", { base, stage, values });
-    const ended = await followTask(place, task, t("data.looking"), signal);
+    const work = h("div", {}),
+      samples = h("div.stack", {});
+    fill(place, work, samples);
+    const ended = await followTask(work, task, t("data.looking"), signal, async () => {
+      if (samples.hasChildNodes()) return;
+      const report = await get("data/report", { task }, signal).catch(() => ({ samples: [] })); // it may just have failed
+      if (report.samples.length > 0) add(samples, dataSamples(report, task));
+    });
     if (ended.state === "cancelled") return;
     const report = await get("data/report", { task }, signal).catch((problem) => {
       if (ended.state === "done") throw problem;
