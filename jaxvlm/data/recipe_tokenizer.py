@@ -14,6 +14,7 @@ from jaxvlm.data.records import Record, RecordError
 from jaxvlm.data.sources.mix import Mix, load_mix
 from jaxvlm.data.text.tokenizer import load_tokenizer, training_texts
 from jaxvlm.errors import UserError, listed
+from jaxvlm.progress import progress_bar
 from jaxvlm.runs import RunFolder
 
 
@@ -75,6 +76,8 @@ def _texts(config: Config) -> Iterator[str]:
 
 def _records(mix: Mix) -> Iterable[Record]:
     """The records that can be read; the index reports the others."""
-    for index in range(len(mix)):
-        with contextlib.suppress(RecordError):
-            yield mix[index]
+    with progress_bar("reading texts for the tokenizer", len(mix), "record") as bar:
+        for index in range(len(mix)):
+            with contextlib.suppress(RecordError):
+                yield mix[index]
+            bar.update()
