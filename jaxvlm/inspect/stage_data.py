@@ -61,7 +61,8 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path, rows: int = 
     """Writes the report of a stage's data into `out`; `result["loses"]` is whether anything would be lost.
 
     Args:
-      rows: first write so many rows, of a random choice of the records that break no rule, as a page and as data.
+      rows: number of rows that are written first, as a page and as data. They are packed from a random choice of the
+        records that break no rule.
     """
     samples, tokenizer = _open(config, stage)
     files = _write_examples(samples, tokenizer, config.seed, rows, out) if rows else ""
@@ -87,7 +88,11 @@ def check_stage_data(config: Config, stage: StageConfig, out: Path, rows: int = 
 
 
 def _write_examples(samples: Samples, tokenizer: Any, seed: int, rows: int, out: Path) -> str:
-    """Writes rows of some records, which takes seconds however many there are; returns what the report says of it."""
+    """Writes rows packed from at most `_CHOICE` records of each source, in seconds for any number of records.
+
+    Returns:
+      The end of the report's list of files.
+    """
     some = copy.copy(samples)
     some.source = samples.source.choice(_CHOICE)
     index = load_index(some)

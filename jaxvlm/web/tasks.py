@@ -70,7 +70,7 @@ class Tasks:
         task = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         folder = self._folder / task
         folder.mkdir(parents=True)
-        entry = {
+        entry: dict[str, Any] = {
             "id": task,
             "kind": kind,
             "about": dict(about),
@@ -80,13 +80,14 @@ class Tasks:
         }
         try:
             arguments = [*(command(folder) if callable(command) else command)]
-            _save(folder, entry | {"command": arguments})
+            entry["command"] = arguments
+            _save(folder, entry)
         except OSError:  # the disk is full, say
             shutil.rmtree(folder, ignore_errors=True)
             raise
         log, end = folder / "log.txt", folder / "exit.json"
         entry["launcher"] = launch(arguments, Path.cwd(), log, end, environment or {}, grace=_GRACE_SECONDS)
-        _save(folder, entry | {"command": arguments})
+        _save(folder, entry)
         return task
 
     def folder(self, task: str) -> Path:
