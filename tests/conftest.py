@@ -32,6 +32,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAXVLM_CACHE"] = tempfile.mkdtemp(prefix="jaxvlm-tests-")
 atexit.register(shutil.rmtree, os.environ["JAXVLM_CACHE"], ignore_errors=True)
 
+gc.disable()  # until all is imported (pytest_collection_finish): a sixth of the collection
+
 NEEDS_TORCH = re.compile(r"^pytestmark = .*pytest\.mark\.torch\b", re.MULTILINE)
 LONGEST = {name: place for place, name in enumerate(("e2e", "planning", "models", "training", "objectives"))}
 
@@ -64,6 +66,7 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config, items):

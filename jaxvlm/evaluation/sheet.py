@@ -19,6 +19,7 @@ from jaxvlm.media import Video
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 
 _COLUMNS, _ROWS = 6, 4
 _CELL, _TEXT, _GAP, _TITLE = 2.2, 0.85, 0.2, 0.5  # inches: side of an image, text below it, space between, title
@@ -47,12 +48,13 @@ def draw_sheet(path: Path, records: Sequence[Record], answers: Sequence[str], ti
     width = max(2, columns) * (_CELL + _GAP) + _GAP
     height = rows * (_CELL + _TEXT) + _TITLE
     figure = plt.figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))  # in inches
+    axes.set_axis_off()
     for place, number in enumerate(chosen):
         row, column = divmod(place, columns)
-        left, bottom = _GAP + column * (_CELL + _GAP), (rows - 1 - row) * (_CELL + _TEXT) + _TEXT
-        axes = figure.add_axes((left / width, bottom / height, _CELL / width, _CELL / height))
-        _draw_cell(axes, records[number], answers[number])
-    figure.text(_GAP / width, 1 - 0.3 / height, title, fontsize=13, weight="bold", va="center")
+        corner = _GAP + column * (_CELL + _GAP), (rows - 1 - row) * (_CELL + _TEXT) + _TEXT
+        _draw_cell(axes, corner, records[number], answers[number])
+    axes.text(_GAP, height - 0.3, title, fontsize=13, weight="bold", va="center")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of scripts the font lacks: a box is drawn for each
         figure.savefig(path, dpi=100)
@@ -64,13 +66,13 @@ def sample(count: int, size: int) -> list[int]:
     return random.Random(0).sample(range(count), min(count, size))
 
 
-def _draw_cell(axes: plt.Axes, record: Record, answer: str) -> None:
+def _draw_cell(axes: plt.Axes, corner: tuple[float, float], record: Record, answer: str) -> None:
+    """Draws a record with the lower left corner of its image at `corner` (inches)."""
     right = is_right(record, answer)
     color = _RIGHT if right else _WRONG
-    axes.imshow(_pixels(record), interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    for side in axes.spines.values():
-        side.set(color=color, linewidth=2)
+    left, bottom = corner
+    axes.imshow(_pixels(record), interpolation="nearest", extent=(left, left + _CELL, bottom, bottom + _CELL))
+    axes.add_patch(Rectangle(corner, _CELL, _CELL, fill=False, edgecolor=color, linewidth=2))
     given = f"{'✓' if right else '✗'} {answer or '(nothing)'}"
     if record.images:
         lines = [(line, 9, "normal", "black") for line in _short(question(record), 2, 33)]
@@ -78,28 +80,21 @@ def _draw_cell(axes: plt.Axes, record: Record, answer: str) -> None:
     else:  # there is room for more
         inside = [(line, 9, "normal", "black") for line in _short(question(record), 5, 31)]
         inside += [(line, 9, "bold", color) for line in _short(given, 6, 27)]
-        _write(axes, inside, (0.04, 1.0))
+        _write(axes, inside, (left + 0.04 * _CELL, bottom + _CELL))
         lines = []
     if not right:
         lines += [
             (line, 9, "normal", _QUIET) for line in _short(f"truth: {truth(record)}", 1 if record.images else 3, 33)
         ]
-    _write(axes, lines, (0, 0))
+    _write(axes, lines, corner)
 
 
 def _write(axes: plt.Axes, lines: Sequence[tuple[str, int, str, str]], corner: tuple[float, float]) -> None:
-    """Writes lines (text, size, weight, colour) downwards from a place of the cell, as a share of its sides."""
+    """Writes lines (text, size, weight, colour) downwards from a corner (inches)."""
     for number, (text, size, weight, shade) in enumerate(lines):
+        offset = (0, -5 - number * _LINE)
         axes.annotate(
-            text,
-            corner,
-            (0, -5 - number * _LINE),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=size,
-            weight=weight,
-            color=shade,
-            va="top",
+            text, corner, offset, textcoords="offset points", fontsize=size, weight=weight, color=shade, va="top"
         )
 
 
