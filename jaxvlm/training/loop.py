@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -94,10 +95,8 @@ def train(
             # A preempted run skips the evaluation: its grace period is for the checkpoint.
             for every, evaluate in evaluations:
                 if every and (step % every == 0 or last) and (last or not stopping):
-                    with k.watch.phase("step", step):
-                        k.writer.flush()  # else the step's time would have the evaluation's in it
                     with k.watch.phase("evaluate", step):
-                        k.writer.evaluation(step, evaluate(state))
+                        k.writer.evaluation(step, functools.partial(evaluate, state))
             if step % stage.checkpoint_every == 0 or last or stopping:
                 with k.watch.phase("step", step):
                     sound = k.nonfinite.check(before=step + 1)  # waits for the step

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,13 @@ class Writer:
     def _open_board(self, step: int) -> SummaryWriter:
         return SummaryWriter(str(self._board_folder), purge_step=step, max_queue=100)
 
-    def evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the results of an evaluation, also above the bar."""
+    def evaluation(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Evaluates and writes the results, also above the bar; no step's time has the evaluation in it."""
         self.flush()
+        scalars = evaluate()
         self.write(step, scalars)
         self._say(f"{self._stage} {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in scalars.items()))
-        self._time = time.perf_counter()  # excludes the evaluation from the next step's rate
+        self._time = time.perf_counter()
 
     def close(self) -> None:
         """Writes pending values and closes the files."""

@@ -7,7 +7,6 @@ import pytest
 from tests.benchmarks.studio import main
 
 
-@pytest.mark.nightly
 def test_prints_finite_numbers(capsys):
     results = main(["--runs", "2", "--lines", "200", "--watch", "0", "--json"])
     assert results["table of runs"].keys() == {"first", "first_cpu", "then", "then_cpu", "kilobytes"}

@@ -49,7 +49,7 @@ def reference(params):
 
 
 # Micro-batches, both mesh axes of weights, and one axis on all devices; the others are mixtures of these.
-GATE = ("2 fsdp x 4 tensor, two micro-batches",)
+GATE = ("8 fsdp", "2 fsdp x 4 tensor, two micro-batches")
 NIGHTLY = [pytest.param(name, marks=pytest.mark.nightly) for name in list(SETUPS)[1:] if name not in GATE]
 
 
