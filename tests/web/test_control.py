@@ -46,7 +46,7 @@ def test_start_stop_resume_finish(studio):
     first, second = (line.partition("|")[0].split() for line in starts(studio))
     assert second == [*first, "--resume-or-start"] and state(studio) == "starting"
     write(studio.root / "run" / "finish", "")
-    wait_for(lambda: state(studio) == "done")
+    wait_for(lambda: state(studio) == "done" and detail(studio, "run")["can"]["resume"])
     assert ask(studio, "run/resume", run="run").status_code == 200  # train finds that nothing is left to do
     wait_for(lambda: len(starts(studio)) == 3 and state(studio) == "done")
     assert starts(studio)[2] == starts(studio)[1]
